@@ -1,0 +1,699 @@
+//! The database, behind traits in the domain's words.
+//!
+//! Nothing outside this folder knows SQL or a dialect; nothing inside it knows HTTP, XML or actors. A dialect is one
+//! folder (`sqlite/`) that implements the traits of this file; [`connect`] picks it by the URL.
+//!
+//! Everything a running server writes goes through one writer that joins what many accounts bring within a few
+//! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
+//! A failure of one caller's part never undoes another's. Readers use connections of their own.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    archive::fact::{ArchiveCommit, Direction, FailureReason, Fetch},
+    identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId, SipUri},
+};
+
+/// What a store could not do, by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The URL names no database this program speaks.
+    #[error("database.url {url:?} is not understood: {problem}")]
+    Url {
+        /// The URL, without its password.
+        url: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// The database cannot be reached or opened just now; the same call may succeed later.
+    #[error("the database does not answer ({operation})")]
+    Unavailable {
+        /// Which call.
+        operation: &'static str,
+        /// What the driver said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The database answered and refused.
+    #[error("the database refused {operation}")]
+    Refused {
+        /// Which call.
+        operation: &'static str,
+        /// What the driver said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// Migrations do not fit this program.
+    #[error("the database schema does not fit this program: {problem}")]
+    Schema {
+        /// What and what to do.
+        problem: String,
+    },
+    /// Another server runs on this SQLite file.
+    #[error("{0}")]
+    InUse(String),
+    /// There is such a row already.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// The account is no longer held under the epoch that the caller presented (G10).
+    #[error("account {0} is held by another node")]
+    Fenced(AccountId),
+    /// The writer has stopped because the program is ending.
+    #[error("the store is closing")]
+    Closing,
+}
+
+/// All that a dialect implements.
+pub trait Store: AccountStore + ArchiveStore + OutboxStore + HistoryStore {}
+impl<T: AccountStore + ArchiveStore + OutboxStore + HistoryStore> Store for T {}
+
+/// How to open a database.
+#[derive(Debug, Clone)]
+pub struct StoreSettings {
+    /// `database.url`.
+    pub url: String,
+    /// `database.max_connections`: readers; the writer has its own.
+    pub max_connections: u32,
+    /// `database.commit_interval_ms`: how long the writer waits for company before it commits.
+    pub commit_interval: Duration,
+    /// `archive.full_text`: keep the full-text index.
+    pub full_text: bool,
+}
+
+/// Whether the caller is the server, which alone may hold the database for writing the archive, or a tool beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// `run`, `demo`: takes the single-server lock of SQLite.
+    Server,
+    /// Every other command.
+    Tool,
+}
+
+// ---------------------------------------------------------------------------------------------- accounts
+
+/// `accounts.auth`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Auth {
+    /// The password grant of the web ticket service.
+    Password,
+    /// The Windows grant, NTLM.
+    Ntlm,
+    /// The Windows grant, Kerberos.
+    Kerberos,
+    /// Azure AD bearer tokens.
+    Aad,
+}
+
+/// What to do with incoming invitations: `relay.invitations`, `accounts.invitations`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InvitationPolicy {
+    /// Join and archive the conversation.
+    Accept,
+    /// Refuse for this endpoint only, so that the person's other clients still ring.
+    Decline,
+    /// Do nothing; the invitation and its text are archived.
+    Ignore,
+}
+
+/// Where an account's password is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// `secret_ref`: `env:NAME` or `file:PATH`.
+    Reference(String),
+    /// `secret_sealed`: sealed with the key of `secrets.key_file`; see [`crate::secrets`].
+    Sealed(Vec<u8>),
+    /// Nothing yet: the account needs attention.
+    Missing,
+}
+
+impl std::fmt::Debug for SecretSource {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Reference(_) => "Reference(..)",
+            Self::Sealed(_) => "Sealed(..)",
+            Self::Missing => "Missing",
+        })
+    }
+}
+
+/// A row of `accounts`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// Row id.
+    pub id: AccountId,
+    /// Unique.
+    pub sip_uri: SipUri,
+    /// What Active Directory takes: `user@ad-domain` or `DOMAIN\user`.
+    pub username: String,
+    /// How it signs in.
+    pub auth: Auth,
+    /// Where the password is.
+    pub secret: SecretSource,
+    /// Name from `me`, once it has signed in.
+    pub display_name: Option<String>,
+    /// Signed in by a running server.
+    pub enabled: bool,
+    /// `None`: as `relay.invitations` says.
+    pub invitations: Option<InvitationPolicy>,
+    /// `None`: as `retention.default_days` says.
+    pub retention_days: Option<i64>,
+    /// Any change of the row moves it forward.
+    pub updated_at: Timestamp,
+}
+
+/// What `account add` and `[[accounts]]` give.
+#[derive(Debug, Clone)]
+pub struct NewAccount {
+    /// Unique.
+    pub sip_uri: SipUri,
+    /// See [`Account::username`].
+    pub username: String,
+    /// How it signs in.
+    pub auth: Auth,
+    /// Where the password is.
+    pub secret: SecretSource,
+    /// `None`: as `relay.invitations` says.
+    pub invitations: Option<InvitationPolicy>,
+}
+
+/// `account_status.state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccountState {
+    /// The actor exists and waits for its turn to sign in.
+    Starting,
+    /// Looking for the server.
+    Discovering,
+    /// Challenge, token, application, availability.
+    SigningIn,
+    /// The event channel is followed.
+    Online,
+    /// Signed in, but the event channel has not completed a round in time.
+    Stalled,
+    /// A temporary failure; `detail` says which and when the next attempt is.
+    BackingOff,
+    /// An operator has to do something; `detail` says what.
+    NeedsAttention,
+    /// Disabled, or the server is not running.
+    Stopped,
+}
+
+impl AccountState {
+    /// As the column `state` spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Discovering => "discovering",
+            Self::SigningIn => "signing_in",
+            Self::Online => "online",
+            Self::Stalled => "stalled",
+            Self::BackingOff => "backing_off",
+            Self::NeedsAttention => "needs_attention",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A row of `account_overview`.
+#[derive(Debug, Clone, Serialize)]
+pub struct AccountOverview {
+    /// SIP URI.
+    pub account: String,
+    /// See [`AccountState`]; `stopped` if it never ran.
+    pub state: String,
+    /// Since when it is in this state.
+    pub since: Option<Timestamp>,
+    /// A sentence.
+    pub detail: Option<String>,
+    /// Messages archived since midnight UTC.
+    pub messages_today: i64,
+    /// Rows waiting in the outbox.
+    pub queued: i64,
+    /// When its event channel last brought something.
+    pub last_event_at: Option<Timestamp>,
+    /// Which node holds it.
+    pub node_id: Option<String>,
+}
+
+/// Accounts and what they are doing. Rows of removed accounts stay for the archive's sake and are not listed.
+#[async_trait]
+pub trait AccountStore: Send + Sync {
+    /// All accounts that are not removed, by URI.
+    async fn accounts(&self) -> Result<Vec<Account>, StoreError>;
+    /// One account, if there is one that is not removed.
+    async fn account(&self, sip_uri: &SipUri) -> Result<Option<Account>, StoreError>;
+    /// Adds an account (or revives a removed one under its old id). [`StoreError::AlreadyExists`] if it is there.
+    async fn add_account(&self, account: &NewAccount) -> Result<AccountId, StoreError>;
+    /// Merges an account declared in the configuration file: adds it, or changes what differs.
+    async fn declare_account(&self, account: &NewAccount) -> Result<AccountId, StoreError>;
+    /// Replaces the password.
+    async fn set_secret(&self, account: AccountId, secret: &SecretSource) -> Result<(), StoreError>;
+    /// Signs in or out for good.
+    async fn set_enabled(&self, account: AccountId, enabled: bool) -> Result<(), StoreError>;
+    /// Takes the account out of service and forgets its password; its archive stays.
+    async fn remove_account(&self, account: AccountId) -> Result<(), StoreError>;
+    /// Notes the name that `me` gave.
+    async fn set_display_name(&self, account: AccountId, name: &str) -> Result<(), StoreError>;
+    /// Publishes what an account is doing in `account_status`.
+    async fn record_state(
+        &self,
+        account: AccountId,
+        state: AccountState,
+        detail: Option<&str>,
+        node: &str,
+    ) -> Result<(), StoreError>;
+    /// Counts a restart in `account_status.restarts`.
+    async fn record_restart(&self, account: AccountId) -> Result<(), StoreError>;
+    /// `account_overview`, by URI; `account` narrows it to one.
+    async fn account_overview(&self, account: Option<&SipUri>) -> Result<Vec<AccountOverview>, StoreError>;
+}
+
+// ---------------------------------------------------------------------------------------------- archive
+
+/// A row of `sessions`: one UCWA application of one account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    /// Row id.
+    pub id: SessionId,
+    /// Absolute address of the application.
+    pub application_href: String,
+    /// The account's lasting endpoint id.
+    pub endpoint_id: String,
+    /// Absolute address to ask next; `None` before the first answer.
+    pub event_cursor: Option<String>,
+}
+
+/// Answer to an [`ArchiveCommit`], given after the transaction is durable.
+#[derive(Debug, Clone, Default)]
+pub struct CommitOutcome {
+    /// What events only linked and must now be fetched, most urgent first.
+    pub fetches: Vec<Fetch>,
+    /// Outbox rows whose outcome these facts settled, so that whoever waits for them can go on.
+    pub settled: Vec<SettledSend>,
+}
+
+/// An outbox row whose outcome became known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettledSend {
+    /// The row.
+    pub outbox: OutboxId,
+    /// Id of the attempt.
+    pub operation_id: OperationId,
+    /// The row's new state.
+    pub state: OutboxState,
+    /// Why, if it failed.
+    pub reason: Option<FailureReason>,
+}
+
+/// A conversation of a session that has not ended, for an account that takes up its work again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenConversation {
+    /// Row id.
+    pub id: ConversationId,
+    /// Identity within the application.
+    pub href: String,
+    /// The one remote party, where there is just one.
+    pub remote_uri: Option<String>,
+    /// More than two people, or a conference.
+    pub multiparty: bool,
+    /// For going on with the thread.
+    pub thread_id: Option<String>,
+}
+
+/// The archive and the event-channel cursor.
+#[async_trait]
+pub trait ArchiveStore: Send + Sync {
+    /// The lasting endpoint id of an account, made at the first call.
+    async fn endpoint_id(&self, account: AccountId) -> Result<String, StoreError>;
+    /// The session that has not ended, if there is one.
+    async fn open_session(&self, account: AccountId) -> Result<Option<Session>, StoreError>;
+    /// Opens a session for an application that was just created. A session that is still open is ended first with
+    /// `reason_for_previous`, which closes its conversations and stays and records a gap.
+    async fn begin_session(
+        &self,
+        account: AccountId,
+        application_href: &str,
+        event_cursor: &str,
+        reason_for_previous: &str,
+    ) -> Result<Session, StoreError>;
+    /// Ends a session with a reason in words, its open conversations and stays with it.
+    async fn end_session(
+        &self,
+        account: AccountId,
+        session: SessionId,
+        reason: &str,
+    ) -> Result<(), StoreError>;
+    /// Notes that the event channels of these sessions are being followed right now, in one statement.
+    async fn record_followed(&self, sessions: &[SessionId], at: Timestamp) -> Result<(), StoreError>;
+    /// Records that the channel was not followed since the session was last followed until `to`, with the reason.
+    async fn record_gap(
+        &self,
+        account: AccountId,
+        session: SessionId,
+        to: Timestamp,
+        reason: &str,
+    ) -> Result<(), StoreError>;
+    /// Stores facts and cursor in one transaction. Applying the same commit again changes nothing (G2).
+    async fn commit(&self, commit: ArchiveCommit) -> Result<CommitOutcome, StoreError>;
+    /// What a session still has to fetch, for an account that takes up its work again.
+    async fn unfetched(&self, account: AccountId, session: SessionId) -> Result<Vec<Fetch>, StoreError>;
+    /// Conversations of a session that have not ended.
+    async fn open_conversations(
+        &self,
+        account: AccountId,
+        session: SessionId,
+    ) -> Result<Vec<OpenConversation>, StoreError>;
+    /// Puts a payload into `event_quarantine` outside any batch.
+    async fn quarantine(
+        &self,
+        account: AccountId,
+        session: Option<SessionId>,
+        reason: &str,
+        payload: &str,
+    ) -> Result<(), StoreError>;
+}
+
+// ---------------------------------------------------------------------------------------------- outbox
+
+/// `outbox.state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutboxState {
+    /// Waits for its turn.
+    Queued,
+    /// Left alone until a user sets it to `queued`.
+    Held,
+    /// An attempt is under way; its operation id is committed.
+    Sending,
+    /// Accepted by the server.
+    Sent,
+    /// The server reported success.
+    Delivered,
+    /// Will not be sent; `last_error` says why.
+    Failed,
+    /// Its `expires_at` passed first.
+    Expired,
+    /// A user withdrew it.
+    Cancelled,
+    /// Nobody can tell whether the server took it.
+    Uncertain,
+}
+
+impl OutboxState {
+    /// Every state, in the order in which a row meets them.
+    pub const ALL: [Self; 9] = [
+        Self::Queued,
+        Self::Held,
+        Self::Sending,
+        Self::Sent,
+        Self::Delivered,
+        Self::Failed,
+        Self::Expired,
+        Self::Cancelled,
+        Self::Uncertain,
+    ];
+
+    /// As the column `state` spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Held => "held",
+            Self::Sending => "sending",
+            Self::Sent => "sent",
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+            Self::Uncertain => "uncertain",
+        }
+    }
+
+    /// Nothing more happens by itself, except that `sent` may become `delivered` or `failed`.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Queued | Self::Held | Self::Sending)
+    }
+}
+
+/// What one attempt sends: a row that was admitted, claimed, and whose fresh operation id is committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimedSend {
+    /// The row.
+    pub outbox: OutboxId,
+    /// The sending account.
+    pub account: AccountId,
+    /// Committed before this is handed out.
+    pub operation_id: OperationId,
+    /// Normalised recipients, in the order given; empty if `conversation` is given without recipients.
+    pub recipients: Vec<SipUri>,
+    /// `conversation_id`, if the user gave it, with its href if it is open in the current session.
+    pub conversation: Option<(ConversationId, Option<String>)>,
+    /// As given.
+    pub body: String,
+    /// `text/plain` or `text/html`.
+    pub content_type: String,
+    /// As given.
+    pub subject: Option<String>,
+    /// `Normal`, `Urgent`, `Emergency`.
+    pub importance: String,
+    /// As given.
+    pub thread_id: Option<String>,
+    /// This attempt's number, from 1.
+    pub attempt: i64,
+    /// The row's own limit or the configured one.
+    pub max_attempts: i64,
+    /// No attempt may start at or after this.
+    pub expires_at: Option<Timestamp>,
+    /// When the row was inserted, for `ucwa_relay_outbox_latency_seconds`.
+    pub created_at: Timestamp,
+}
+
+/// A row that was `sending` when the previous process ended: its outcome has to be settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnsettledSend {
+    /// The attempt, as it was claimed.
+    pub send: ClaimedSend,
+    /// When it was claimed.
+    pub claimed_at: Timestamp,
+}
+
+/// What a user puts into the queue.
+#[derive(Debug, Clone, Default)]
+pub struct NewOutboxRow {
+    /// `account`.
+    pub account: String,
+    /// `recipients`.
+    pub recipients: String,
+    /// `body`.
+    pub body: String,
+    /// `content_type`; `None`: the column's default.
+    pub content_type: Option<String>,
+    /// `subject`.
+    pub subject: Option<String>,
+    /// `importance`; `None`: the column's default.
+    pub importance: Option<String>,
+    /// `idempotency_key`.
+    pub idempotency_key: Option<String>,
+}
+
+/// A row of `outbox` for people.
+#[derive(Debug, Clone, Serialize)]
+pub struct OutboxRow {
+    /// `id`.
+    pub id: OutboxId,
+    /// As given.
+    pub account: String,
+    /// As given.
+    pub recipients: Option<String>,
+    /// As given.
+    pub body: String,
+    /// As given.
+    pub content_type: String,
+    /// As given.
+    pub subject: Option<String>,
+    /// As given.
+    pub importance: String,
+    /// Filled by the service.
+    pub conversation_id: Option<ConversationId>,
+    /// As given.
+    pub priority: i64,
+    /// See [`OutboxState`].
+    pub state: OutboxState,
+    /// Attempts begun.
+    pub attempts: i64,
+    /// Earliest next attempt.
+    pub next_attempt_at: Option<Timestamp>,
+    /// Of the last attempt.
+    pub operation_id: Option<OperationId>,
+    /// Its row in `messages`.
+    pub message_id: Option<MessageId>,
+    /// UCWA's word.
+    pub last_code: Option<String>,
+    /// UCWA's word.
+    pub last_subcode: Option<String>,
+    /// A sentence.
+    pub last_error: Option<String>,
+    /// When it was inserted.
+    pub created_at: Timestamp,
+    /// When the server accepted it.
+    pub sent_at: Option<Timestamp>,
+    /// When it came to its final state.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// A row of `outbox_attempts`.
+#[derive(Debug, Clone, Serialize)]
+pub struct OutboxAttempt {
+    /// From 1.
+    pub attempt: i64,
+    /// Which node made it.
+    pub node: Option<String>,
+    /// When its operation id was committed.
+    pub started_at: Timestamp,
+    /// When its outcome was known.
+    pub finished_at: Option<Timestamp>,
+    /// The row's state after it.
+    pub outcome: Option<String>,
+    /// HTTP status of the answer.
+    pub http_status: Option<i64>,
+    /// UCWA's word.
+    pub code: Option<String>,
+    /// UCWA's word.
+    pub subcode: Option<String>,
+    /// A sentence.
+    pub detail: Option<String>,
+}
+
+/// Which rows of the queue.
+#[derive(Debug, Clone, Default)]
+pub struct OutboxFilter {
+    /// Only of this account.
+    pub account: Option<SipUri>,
+    /// Only in this state.
+    pub state: Option<OutboxState>,
+    /// At most so many, newest first.
+    pub limit: i64,
+}
+
+/// How claims and retries behave; the configuration's section `outbox`.
+#[derive(Debug, Clone)]
+pub struct ClaimSettings {
+    /// Name written to `claimed_by`.
+    pub node: String,
+    /// `outbox.max_attempts` for rows without their own.
+    pub max_attempts: i64,
+    /// Longest body accepted, in bytes.
+    pub max_body_bytes: usize,
+    /// At most so many rows at once.
+    pub limit: i64,
+}
+
+/// The queue.
+#[async_trait]
+pub trait OutboxStore: Send + Sync {
+    /// Returns when rows may be waiting: another process or this one changed the database, or `poll` has passed.
+    async fn outbox_changed(&self, poll: Duration);
+    /// In one transaction: refuses new rows that can never be sent (`failed`) or are late (`expired`), each with a
+    /// sentence; then claims, for every account that is online on this node and every destination that has no attempt
+    /// under way, the first due row by `(priority, id)`, and gives it a fresh operation id. A destination whose first
+    /// row waits for its next attempt is passed over, so that order holds (G6).
+    async fn claim_due(
+        &self,
+        now: Timestamp,
+        settings: &ClaimSettings,
+    ) -> Result<Vec<ClaimedSend>, StoreError>;
+    /// When the earliest row that waits for a time (`send_after`, `next_attempt_at`, `expires_at`) is due.
+    async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError>;
+    /// Rows of an account that are `sending`, for an account that takes up its work again.
+    async fn unsettled_sends(&self, account: AccountId) -> Result<Vec<UnsettledSend>, StoreError>;
+    /// Gives a claimed row back unsent, without counting the attempt (the account went offline before the request).
+    async fn release_claim(&self, outbox: OutboxId, operation_id: &OperationId) -> Result<(), StoreError>;
+    /// Inserts a row as a user would.
+    async fn enqueue(&self, row: &NewOutboxRow) -> Result<OutboxId, StoreError>;
+    /// Rows for people.
+    async fn outbox_rows(&self, filter: &OutboxFilter) -> Result<Vec<OutboxRow>, StoreError>;
+    /// One row with its attempts.
+    async fn outbox_row(&self, id: OutboxId) -> Result<Option<(OutboxRow, Vec<OutboxAttempt>)>, StoreError>;
+    /// A user's change of state: `cancelled` or `held` from `queued` (and `cancelled` from `held`), `queued` from
+    /// `held`, `failed`, `expired` or `uncertain`. `Ok(false)` if the row is not in a state that allows it.
+    async fn set_outbox_state(&self, id: OutboxId, state: OutboxState) -> Result<bool, StoreError>;
+    /// Rows by state, for the overview.
+    async fn outbox_counts(&self) -> Result<BTreeMap<String, i64>, StoreError>;
+}
+
+// ---------------------------------------------------------------------------------------------- history
+
+/// Which messages.
+#[derive(Debug, Clone, Default)]
+pub struct HistoryFilter {
+    /// Only of this account.
+    pub account: Option<SipUri>,
+    /// Only from or to this person.
+    pub with: Option<SipUri>,
+    /// Sent at or after.
+    pub since: Option<Timestamp>,
+    /// Sent before.
+    pub until: Option<Timestamp>,
+    /// Only rows with a larger id, oldest first (for following).
+    pub after: Option<MessageId>,
+    /// At most so many; without `after` the newest ones, in ascending order.
+    pub limit: i64,
+}
+
+/// A row of `message_history`.
+#[derive(Debug, Clone, Serialize)]
+pub struct HistoryRow {
+    /// `message_id`.
+    pub message_id: MessageId,
+    /// SIP URI of the account.
+    pub account: String,
+    /// Server's clock.
+    pub sent_at: Timestamp,
+    /// `incoming` or `outgoing`.
+    pub direction: Direction,
+    /// SIP URI, where known.
+    pub sender: Option<String>,
+    /// Display name, where known.
+    pub sender_name: Option<String>,
+    /// SIP URIs joined by `;`.
+    pub recipients: Option<String>,
+    /// `conversation_id`.
+    pub conversation_id: ConversationId,
+    /// `thread_id`.
+    pub thread_id: Option<String>,
+    /// `subject`.
+    pub subject: Option<String>,
+    /// Plain text.
+    pub body: String,
+    /// `pending`, `delivered`, `failed`.
+    pub status: String,
+    /// `invitation`, `event`, `conversation_log`.
+    pub source: String,
+}
+
+/// Reading the archive.
+#[async_trait]
+pub trait HistoryStore: Send + Sync {
+    /// Messages in ascending order of id.
+    async fn history(&self, filter: &HistoryFilter) -> Result<Vec<HistoryRow>, StoreError>;
+    /// Notes in `access_log` that somebody read message content.
+    async fn record_access(
+        &self,
+        actor: &str,
+        action: &str,
+        account: Option<&SipUri>,
+        query: &str,
+    ) -> Result<(), StoreError>;
+    /// The database answers.
+    async fn ping(&self) -> Result<(), StoreError>;
+    /// Commits what is under way and closes every connection.
+    async fn close(&self);
+}
+
+/// A store that any part of the program can hold.
+pub type SharedStore = Arc<dyn Store>;
