@@ -2,5 +2,7 @@
 //! programs insert into the table `outbox`, over UCWA.
 
 pub mod archive;
+pub mod config;
 pub mod identifiers;
+pub mod secrets;
 pub mod store;
