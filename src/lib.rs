@@ -2,6 +2,7 @@
 //! programs insert into the table `outbox`, over UCWA.
 
 pub mod archive;
+pub mod cli;
 pub mod config;
 pub mod identifiers;
 pub mod secrets;

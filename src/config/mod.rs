@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub(crate) use self::values::parse_duration;
 pub use self::{
     accounts::{DeclaredAccount, PasswordReference},
     admin::AdminSection,

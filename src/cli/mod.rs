@@ -1,0 +1,167 @@
+//! The command line: what people type, and what they get back.
+//!
+//! One command (or family of commands) is one file that holds its options and its work. Commands load the
+//! configuration, open the store as a tool beside the server, and print for people on a terminal, in columns divided by
+//! tabs into a pipe, or as JSON with `--format json`. Results go to stdout; logs, questions and errors go to stderr.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage or configuration error. An error says what happened, to which account or file,
+//! and what to do; its causes follow, one on a line.
+
+mod account;
+mod actor;
+mod decode;
+mod failure;
+mod history;
+mod init;
+mod logging;
+mod open;
+mod outbox;
+mod output;
+mod password;
+mod send;
+mod serve;
+mod when;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+pub use self::serve::{DemoOptions, SimulateOptions};
+use crate::config::Config;
+
+/// Archives every instant message of Skype for Business accounts in SQL and sends the rows you insert, over UCWA.
+#[derive(Debug, Parser)]
+#[command(name = "ucwa-relay", version, max_term_width = 100)]
+pub struct Cli {
+    /// Configuration file [default: ./ucwa-relay.toml, else /etc/ucwa-relay/ucwa-relay.toml]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub config: Option<PathBuf>,
+    /// How logs and errors are written to stderr: text or json
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t = LogFormat::Text,
+        hide_possible_values = true,
+        help_heading = "Global options"
+    )]
+    pub log_format: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// `--log-format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the server: sign in every enabled account, archive what it hears, send the outbox
+    Run,
+    /// See it work: simulator, relay and lively traffic in one process, on loopback
+    Demo(DemoOptions),
+    /// Run only the simulated Skype for Business server
+    Simulate(SimulateOptions),
+    /// Write a commented starter configuration and create the database and the key
+    Init(init::InitOptions),
+    /// Create the database or bring its schema up to date (`run` does so too)
+    Migrate,
+    /// Accounts: list, add, change, remove; a running server picks changes up
+    #[command(subcommand)]
+    Account(account::AccountCommand),
+    /// Queue a message
+    Send(send::SendOptions),
+    /// The queue: list, show, cancel, retry, hold, release
+    #[command(subcommand)]
+    Outbox(outbox::OutboxCommand),
+    /// Read the archive
+    History(history::HistoryOptions),
+    /// Print what the relay understands of an event-channel response, one JSON object per event
+    Decode(decode::DecodeOptions),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// The whole program: parses the arguments of this process, does what they say, reports, and gives the exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let log_format = cli.log_format;
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error, log_format),
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<()> {
+    let Cli { config: path, log_format, command } = cli;
+    match command {
+        Command::Completions { shell } => return completions(shell),
+        Command::Decode(options) => return decode::decode(&options),
+        Command::Demo(options) => {
+            logging::start(&logging::filter_without_configuration(), log_format)?;
+            return serve::demo(options);
+        }
+        Command::Simulate(options) => {
+            logging::start(&logging::filter_without_configuration(), log_format)?;
+            return serve::simulate(options);
+        }
+        Command::Init(options) => {
+            logging::start(&logging::filter_without_configuration(), log_format)?;
+            return with_runtime(init::init(&options, path));
+        }
+        _ => (),
+    }
+    let config = Config::load(path.as_deref())?;
+    if matches!(command, Command::Run) {
+        logging::start(&config.telemetry.log, log_format)?;
+        return serve::run(config);
+    }
+    logging::start(logging::filter_for_tools(&config), log_format)?;
+    with_runtime(async {
+        match command {
+            Command::Migrate => init::migrate(&config).await,
+            Command::Account(command) => account::account(&config, command).await,
+            Command::Send(options) => send::send(&config, options).await,
+            Command::Outbox(command) => outbox::outbox(&config, command).await,
+            Command::History(options) => history::history(&config, options).await,
+            Command::Run
+            | Command::Demo(_)
+            | Command::Simulate(_)
+            | Command::Init(_)
+            | Command::Decode(_)
+            | Command::Completions { .. } => unreachable!("was dealt with before the configuration was read"),
+        }
+    })
+}
+
+/// Tools need a reactor for the database, but not one thread per processor.
+fn with_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+fn completions(shell: Shell) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "ucwa-relay", &mut script);
+    output::bytes(&script)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

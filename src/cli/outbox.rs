@@ -1,0 +1,314 @@
+//! `outbox`: looking into the queue, and the changes of state that users may make.
+
+use anyhow::{anyhow, bail};
+use clap::{Args, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
+use serde::Serialize;
+
+use super::{
+    actor,
+    open::{IfMissing, with_store},
+    output::{self, Format, Table, optional_time, time},
+};
+use crate::{
+    config::Config,
+    identifiers::{OutboxId, SipUri},
+    store::{OutboxAttempt, OutboxFilter, OutboxRow, OutboxState, Store},
+};
+
+/// `outbox ...`.
+#[derive(Debug, Subcommand)]
+pub enum OutboxCommand {
+    /// Rows of the queue, newest first
+    List(ListOptions),
+    /// All about one row, with its attempts
+    Show {
+        /// Row
+        #[arg(value_name = "ID", value_parser = outbox_id)]
+        id: OutboxId,
+        /// How to print: table or json
+        #[arg(long, value_enum, default_value_t = Format::Table, hide_possible_values = true)]
+        format: Format,
+    },
+    /// Withdraw rows that are queued or held
+    Cancel(Rows),
+    /// Queue rows again that failed, expired or are uncertain
+    Retry(Rows),
+    /// Leave queued rows alone until they are released
+    Hold(Rows),
+    /// Let held rows go on
+    Release(Rows),
+}
+
+/// `outbox list`.
+#[derive(Debug, Args)]
+pub struct ListOptions {
+    /// Only of this account
+    #[arg(long, value_name = "URI")]
+    account: Option<SipUri>,
+    /// Only in this state
+    #[arg(long, value_parser = state_parser())]
+    state: Option<OutboxState>,
+    /// At most so many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..))]
+    limit: i64,
+    /// How to print: table or json
+    #[arg(long, value_enum, default_value_t = Format::Table, hide_possible_values = true)]
+    format: Format,
+}
+
+/// Which rows.
+#[derive(Debug, Args)]
+pub struct Rows {
+    /// Rows
+    #[arg(value_name = "ID", required = true, value_parser = outbox_id)]
+    ids: Vec<OutboxId>,
+}
+
+fn outbox_id(text: &str) -> Result<OutboxId, std::num::ParseIntError> {
+    text.parse().map(OutboxId)
+}
+
+fn state_parser() -> impl TypedValueParser<Value = OutboxState> {
+    PossibleValuesParser::new(OutboxState::ALL.map(OutboxState::as_str)).map(|word| {
+        let known = OutboxState::ALL.into_iter().find(|state| state.as_str() == word);
+        known.expect("clap lets only the words of these states through")
+    })
+}
+
+/// A change of state that users may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Cancel,
+    Retry,
+    Hold,
+    Release,
+}
+
+impl Change {
+    fn new_state(self) -> OutboxState {
+        match self {
+            Self::Cancel => OutboxState::Cancelled,
+            Self::Hold => OutboxState::Held,
+            Self::Retry | Self::Release => OutboxState::Queued,
+        }
+    }
+
+    fn done(self) -> &'static str {
+        match self {
+            Self::Cancel => "cancelled",
+            Self::Retry => "queued again",
+            Self::Hold => "held",
+            Self::Release => "released",
+        }
+    }
+
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Cancel => "cancelled",
+            Self::Retry => "retried",
+            Self::Hold => "held",
+            Self::Release => "released",
+        }
+    }
+
+    /// Why a row in this state does not allow the change; `None` if it does.
+    fn objection(self, state: OutboxState) -> Option<&'static str> {
+        use OutboxState::{Cancelled, Delivered, Expired, Failed, Held, Queued, Sending, Sent, Uncertain};
+        match (self, state) {
+            (Self::Cancel, Queued | Held)
+            | (Self::Hold, Queued)
+            | (Self::Release, Held)
+            | (Self::Retry, Failed | Expired | Uncertain) => None,
+            (Self::Cancel | Self::Hold | Self::Retry, Sending) => Some("its request is already under way"),
+            (_, Sent | Delivered) => Some("the server has it already"),
+            (_, Cancelled) => Some("it was withdrawn; queue the message anew"),
+            (Self::Cancel, Uncertain) => Some("the server may have it already"),
+            (Self::Cancel, Failed | Expired) => Some("it will not be sent anyway"),
+            (Self::Retry, Held) => Some("let it go on with `ucwa-relay outbox release`"),
+            (Self::Hold, Held) => Some("there is nothing to do"),
+            (Self::Hold | Self::Release, Failed | Expired | Uncertain) => {
+                Some("queue it again with `ucwa-relay outbox retry`")
+            }
+            (Self::Retry | Self::Release, Queued) | (Self::Release, Sending) => {
+                Some("there is nothing to wait for")
+            }
+        }
+    }
+}
+
+/// Does what `outbox ...` says.
+pub(super) async fn outbox(config: &Config, command: OutboxCommand) -> anyhow::Result<()> {
+    with_store(config, IfMissing::Refuse, async |store| match command {
+        OutboxCommand::List(options) => list(store, options).await,
+        OutboxCommand::Show { id, format } => show(store, id, format).await,
+        OutboxCommand::Cancel(rows) => change(store, &rows.ids, Change::Cancel).await,
+        OutboxCommand::Retry(rows) => change(store, &rows.ids, Change::Retry).await,
+        OutboxCommand::Hold(rows) => change(store, &rows.ids, Change::Hold).await,
+        OutboxCommand::Release(rows) => change(store, &rows.ids, Change::Release).await,
+    })
+    .await
+}
+
+async fn list(store: &dyn Store, options: ListOptions) -> anyhow::Result<()> {
+    let ListOptions { account, state, limit, format } = options;
+    if format == Format::Json {
+        // Only this form shows what was written; the table does not.
+        store.record_access(&actor::name(), "outbox list", account.as_ref(), "").await?;
+    }
+    let rows = store.outbox_rows(&OutboxFilter { account, state, limit }).await?;
+    if format == Format::Json {
+        return output::json_array(&rows);
+    }
+    let mut table = Table::new([
+        "id",
+        "state",
+        "account",
+        "recipients",
+        "created",
+        "attempts",
+        "next attempt",
+        "last error",
+    ]);
+    for row in rows {
+        table.row([
+            row.id.to_string(),
+            row.state.as_str().into(),
+            row.account,
+            recipients(row.recipients, row.conversation_id),
+            time(row.created_at),
+            row.attempts.to_string(),
+            if row.state == OutboxState::Queued { optional_time(row.next_attempt_at) } else { String::new() },
+            row.last_error.unwrap_or_default(),
+        ]);
+    }
+    table.print("no such rows in the outbox")
+}
+
+fn recipients(given: Option<String>, conversation: Option<crate::identifiers::ConversationId>) -> String {
+    given
+        .filter(|recipients| !recipients.is_empty())
+        .or_else(|| conversation.map(|id| format!("conversation {id}")))
+        .unwrap_or_default()
+}
+
+/// What `outbox show --format json` prints.
+#[derive(Debug, Serialize)]
+struct Story {
+    #[serde(flatten)]
+    row: OutboxRow,
+    attempt_log: Vec<OutboxAttempt>,
+}
+
+async fn show(store: &dyn Store, id: OutboxId, format: Format) -> anyhow::Result<()> {
+    store.record_access(&actor::name(), "outbox show", None, &format!("id={id}")).await?;
+    let (row, attempts) = existing(store, id).await?;
+    if format == Format::Json {
+        return output::json_line(&Story { row, attempt_log: attempts });
+    }
+    let mut table = Table::new(["property", "value"]);
+    for (name, value) in [
+        ("id", row.id.to_string()),
+        ("state", row.state.as_str().into()),
+        ("account", row.account),
+        ("recipients", row.recipients.unwrap_or_default()),
+        ("conversation", row.conversation_id.map(|id| id.to_string()).unwrap_or_default()),
+        ("subject", row.subject.unwrap_or_default()),
+        ("importance", row.importance),
+        ("content type", row.content_type),
+        ("body", row.body),
+        ("priority", row.priority.to_string()),
+        ("created", time(row.created_at)),
+        ("next attempt", optional_time(row.next_attempt_at)),
+        ("sent", optional_time(row.sent_at)),
+        ("finished", optional_time(row.finished_at)),
+        ("message", row.message_id.map(|id| id.to_string()).unwrap_or_default()),
+        ("last code", [row.last_code, row.last_subcode].into_iter().flatten().collect::<Vec<_>>().join(" ")),
+        ("last error", row.last_error.unwrap_or_default()),
+    ] {
+        if !value.is_empty() {
+            table.row([name.to_owned(), value]);
+        }
+    }
+    table.print("")?;
+    if attempts.is_empty() {
+        return Ok(());
+    }
+    output::line("")?;
+    let mut table =
+        Table::new(["attempt", "node", "started", "finished", "outcome", "http", "code", "detail"]);
+    for attempt in attempts {
+        table.row([
+            attempt.attempt.to_string(),
+            attempt.node.unwrap_or_default(),
+            time(attempt.started_at),
+            optional_time(attempt.finished_at),
+            attempt.outcome.unwrap_or_default(),
+            attempt.http_status.map(|status| status.to_string()).unwrap_or_default(),
+            [attempt.code, attempt.subcode].into_iter().flatten().collect::<Vec<_>>().join(" "),
+            attempt.detail.unwrap_or_default(),
+        ]);
+    }
+    table.print("")
+}
+
+async fn existing(store: &dyn Store, id: OutboxId) -> anyhow::Result<(OutboxRow, Vec<OutboxAttempt>)> {
+    store.outbox_row(id).await?.ok_or_else(|| {
+        anyhow!("there is no row {id} in the outbox; `ucwa-relay outbox list` shows the newest")
+    })
+}
+
+/// Changes each row that allows it and says what became of each.
+async fn change(store: &dyn Store, ids: &[OutboxId], change: Change) -> anyhow::Result<()> {
+    let mut refusals = Vec::new();
+    for &id in ids {
+        match change_one(store, id, change).await {
+            Ok(()) => output::line(&format!("row {id} is {}", change.done()))?,
+            Err(error) => refusals.push(error),
+        }
+    }
+    let Some(last) = refusals.pop() else { return Ok(()) };
+    for refusal in refusals {
+        eprintln!("error: {refusal:#}");
+    }
+    Err(last)
+}
+
+async fn change_one(store: &dyn Store, id: OutboxId, change: Change) -> anyhow::Result<()> {
+    let (row, _) = existing(store, id).await?;
+    if let Some(objection) = change.objection(row.state) {
+        bail!("row {id} is {} and cannot be {}: {objection}", row.state.as_str(), change.verb());
+    }
+    if !store.set_outbox_state(id, change.new_state()).await? {
+        let state = existing(store, id).await?.0.state;
+        bail!("row {id} has just become {} and cannot be {} any more", state.as_str(), change.verb());
+    }
+    if row.state == OutboxState::Uncertain {
+        eprintln!("the server may have taken row {id} before: it may arrive twice");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the contract lets users change, and nothing else.
+    #[test]
+    fn only_the_changes_of_the_contract_are_allowed() {
+        use OutboxState::{Expired, Failed, Held, Queued, Uncertain};
+        for (change, allowed) in [
+            (Change::Cancel, &[Queued, Held][..]),
+            (Change::Hold, &[Queued]),
+            (Change::Release, &[Held]),
+            (Change::Retry, &[Failed, Expired, Uncertain]),
+        ] {
+            for state in OutboxState::ALL {
+                assert_eq!(
+                    change.objection(state).is_none(),
+                    allowed.contains(&state),
+                    "{change:?} {state:?}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What commands print to stdout: tables for a terminal, the same columns divided by tabs for a pipe, JSON for programs.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::ValueEnum;
+use comfy_table::{ContentArrangement, presets};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::failure::OutputClosed;
+
+/// `--format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people; into a pipe: one line a row, columns divided by tabs
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Writes to stdout. A reader that went away ends the command without a word.
+pub(super) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(OutputClosed.into()),
+        written => Ok(written?),
+    }
+}
+
+/// Writes one line to stdout.
+pub(super) fn line(text: &str) -> anyhow::Result<()> {
+    bytes(format!("{text}\n").as_bytes())
+}
+
+/// Writes one JSON object on a line of its own.
+pub(super) fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    line(&serde_json::to_string(value)?)
+}
+
+/// Writes a JSON array, one element a line.
+pub(super) fn json_array<T: Serialize>(values: &[T]) -> anyhow::Result<()> {
+    let elements: Vec<String> = values.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+    if elements.is_empty() { line("[]") } else { line(&format!("[\n{}\n]", elements.join(",\n"))) }
+}
+
+/// Rows under a heading.
+#[derive(Debug)]
+pub(super) struct Table {
+    heading: Vec<&'static str>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(super) fn new(heading: impl Into<Vec<&'static str>>) -> Self {
+        Self { heading: heading.into(), rows: Vec::new() }
+    }
+
+    pub(super) fn row(&mut self, cells: impl Into<Vec<String>>) {
+        self.rows.push(cells.into());
+    }
+
+    /// Writes the table; on a terminal, `nothing` if there are no rows.
+    pub(super) fn print(self, nothing: &str) -> anyhow::Result<()> {
+        if !io::stdout().is_terminal() {
+            return bytes(self.with_tabs().as_bytes());
+        }
+        if self.rows.is_empty() {
+            return line(nothing);
+        }
+        let mut table = comfy_table::Table::new();
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_header(self.heading);
+        for row in self.rows {
+            table.add_row(row.into_iter().map(|cell| harmless(&cell)));
+        }
+        line(&table.to_string())
+    }
+
+    fn with_tabs(&self) -> String {
+        let mut text = self.heading.join("\t") + "\n";
+        for row in &self.rows {
+            let cells: Vec<String> = row.iter().map(|cell| on_one_line(cell)).collect();
+            text.push_str(&cells.join("\t"));
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Without characters that would control the terminal: what others wrote is shown, not obeyed.
+pub(super) fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+}
+
+/// Harmless, and without line ends and tabs.
+pub(super) fn on_one_line(text: &str) -> String {
+    harmless(&text.replace("\r\n", " ").replace(['\n', '\r', '\t'], " "))
+}
+
+/// `2026-03-01 12:00:05Z`.
+pub(super) fn time(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
+}
+
+/// A time, or nothing.
+pub(super) fn optional_time(at: Option<Timestamp>) -> String {
+    at.map(time).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_stays_on_its_line_in_a_pipe() {
+        let mut table = Table::new(["id", "body"]);
+        table.row(["1".into(), "two\r\nlines\tand \u{1b}[31mred".into()]);
+        assert_eq!(table.with_tabs(), "id\tbody\n1\ttwo lines and \u{fffd}[31mred\n");
+    }
+
+    #[test]
+    fn times_are_utc() {
+        assert_eq!(time("2026-03-01T12:00:05.678+02:00".parse().unwrap()), "2026-03-01 10:00:05Z");
+    }
+}

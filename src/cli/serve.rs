@@ -1,0 +1,83 @@
+//! `run`, `demo` and `simulate`: the commands that stay. Only their options are here, not their work.
+
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
+
+use anyhow::anyhow;
+use clap::Args;
+
+use crate::config::{Config, parse_duration};
+
+/// `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoOptions {
+    /// Accounts to sign in
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub accounts: NonZeroU32,
+    /// End by itself after so long (20s, 5m) [default: when interrupted]
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+    /// Messages a second, all accounts and both directions together
+    #[arg(long, value_name = "R", default_value_t = 5.0, value_parser = rate)]
+    pub rate: f64,
+    /// Database to use [default: a new SQLite file in the working directory]
+    #[arg(long, value_name = "URL")]
+    pub database: Option<String>,
+}
+
+/// `simulate`.
+#[derive(Debug, Clone, Args)]
+pub struct SimulateOptions {
+    /// Where the simulated server answers
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8480")]
+    pub listen: SocketAddr,
+    /// Where the simulator is steered and its ledger is read [default: nowhere]
+    #[arg(long, value_name = "ADDR")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Accounts it knows: user1@DOMAIN, user2@DOMAIN, ...
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub accounts: NonZeroU32,
+    /// Their SIP domain
+    #[arg(long, default_value = "sim.example")]
+    pub domain: String,
+    /// Their password; it protects nothing
+    #[arg(long, default_value = "simulated")]
+    pub password: String,
+    /// Messages a second that its correspondents write, all together
+    #[arg(long, value_name = "R", default_value_t = 0.0, value_parser = rate)]
+    pub rate: f64,
+    /// Makes what its correspondents do repeatable
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// How long its tokens last
+    #[arg(long, value_name = "DURATION", default_value = "8h", value_parser = parse_duration)]
+    pub token_lifetime: Duration,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if (0.0..=100_000.0).contains(&rate) => Ok(rate),
+        _ => Err("write a number of messages a second, like 5 or 0.5".into()),
+    }
+}
+
+/// The server, until it is told to stop.
+pub(super) fn run(config: Config) -> anyhow::Result<()> {
+    config.verify_secrets()?;
+    for (key, waits_for) in config.without_effect() {
+        tracing::warn!(key, "{key} has no effect in this version: it waits for {waits_for}");
+    }
+    drop(config);
+    Err(anyhow!("`run` is not part of this build"))
+}
+
+/// Simulator and relay together.
+pub(super) fn demo(options: DemoOptions) -> anyhow::Result<()> {
+    drop(options);
+    Err(anyhow!("`demo` is not part of this build"))
+}
+
+/// The simulator alone.
+pub(super) fn simulate(options: SimulateOptions) -> anyhow::Result<()> {
+    drop(options);
+    Err(anyhow!("`simulate` is not part of this build"))
+}
