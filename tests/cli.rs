@@ -1,0 +1,439 @@
+//! The built program as people meet it: what it prints, where, and with which exit code.
+
+use std::{
+    io::Write,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+/// A folder of its own in which the program runs.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+#[derive(Debug)]
+struct Outcome {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Outcome {
+    #[track_caller]
+    fn succeeded(self) -> Self {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self
+    }
+
+    /// Ended with `code` and said on stderr all of `words`, and nothing that only programmers read.
+    #[track_caller]
+    fn failed(self, code: i32, words: &[&str]) -> Self {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        for part in words {
+            assert!(self.stderr.contains(part), "without {part:?}: {self:?}");
+        }
+        for part in ["panicked", "Some(", "Err(", "Error {"] {
+            assert!(!self.stderr.contains(part), "{part:?}: {self:?}");
+        }
+        self
+    }
+
+    #[track_caller]
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    #[track_caller]
+    fn json_lines(&self) -> Vec<Value> {
+        self.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+impl Place {
+    fn empty() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// With a configuration and an empty database.
+    fn initialised() -> Self {
+        let place = Self::empty();
+        place.run(&["init"]).succeeded();
+        place
+    }
+
+    /// With two accounts.
+    fn with_accounts() -> Self {
+        let place = Self::initialised();
+        for account in ["alice@contoso.com", "bob@contoso.com"] {
+            place
+                .run_with(&["account", "add", account, "--password-stdin"], "geheim-4711\n", &[])
+                .succeeded();
+        }
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        std::fs::write(self.path(name), text).unwrap();
+        self.path(name)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Outcome {
+        self.run_with(arguments, "", &[])
+    }
+
+    fn run_with(&self, arguments: &[&str], stdin: &str, variables: &[(&str, &str)]) -> Outcome {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ucwa-relay"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("UCWA_RELAY") {
+                command.env_remove(name);
+            }
+        }
+        let mut child = command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .envs(variables.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // A program that refuses its arguments does not read.
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        Outcome {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+#[test]
+fn usage_errors_end_with_2_and_help_with_0() {
+    let place = Place::empty();
+    let help = place.run(&["--help"]).succeeded();
+    for command in
+        ["run", "demo", "simulate", "init", "migrate", "account", "send", "outbox", "history", "decode"]
+    {
+        assert!(help.stdout.contains(&format!("\n  {command} ")), "{command}: {help:?}");
+    }
+    place.run(&["--version"]).succeeded();
+    place.run(&[]).failed(2, &["Usage"]);
+    place.run(&["acount"]).failed(2, &["account"]);
+    place.run(&["account", "add", "alice"]).failed(2, &["is not a SIP address", "sip:alice@contoso.com"]);
+    place.run(&["outbox", "show", "first"]).failed(2, &["<ID>"]);
+    place.run(&["history", "--since", "someday"]).failed(2, &["--since", "2026-03-01"]);
+    place.run(&["send", "--from", "a@b.c", "--to", "b@b.c", "  "]).failed(2, &["the text is empty"]);
+}
+
+#[test]
+fn configuration_errors_end_with_2_and_name_file_key_and_remedy() {
+    let place = Place::empty();
+    place.run(&["--config", "none.toml", "account", "list"]).failed(2, &["none.toml", "ucwa-relay init"]);
+
+    place.write("ucwa-relay.toml", "[server]\npol_timeout = '3m'\n");
+    let words = ["ucwa-relay.toml", "server.pol_timeout", "did you mean poll_timeout?"];
+    place.run(&["account", "list"]).failed(2, &words);
+
+    let plain = "[[accounts]]\nsip_uri = 'a@x.y'\npassword = 'geheim-4711'\n";
+    let plain = place.write("other.toml", plain).display().to_string();
+    let refused =
+        place.run(&["--config", &plain, "run"]).failed(2, &["other.toml", "accounts[0].password", "env = "]);
+    assert!(!refused.stderr.contains("geheim"), "{refused:?}");
+
+    place.write("ucwa-relay.toml", "");
+    let variable = ("UCWA_RELAY__OUTBOX__POLL_MS", "often");
+    place.run_with(&["account", "list"], "", &[variable]).failed(2, &[variable.0, "outbox.poll_ms"]);
+
+    place.write(
+        "ucwa-relay.toml",
+        "[[accounts]]\nsip_uri = 'a@x.y'\npassword = { env = 'UCWA_RELAY_TEST_UNSET' }\n",
+    );
+    place.run(&["run"]).failed(2, &["ucwa-relay.toml", "accounts[0].password", "UCWA_RELAY_TEST_UNSET"]);
+}
+
+#[test]
+fn errors_can_be_read_by_programs() {
+    let outcome = Place::empty().run(&["--log-format", "json", "--config", "none.toml", "account", "list"]);
+    assert_eq!(outcome.code, Some(2));
+    let error: Value = serde_json::from_str(outcome.stderr.trim()).unwrap();
+    assert!(error["error"].as_str().unwrap().contains("none.toml"), "{error}");
+}
+
+#[test]
+fn completions_need_no_configuration() {
+    let place = Place::empty();
+    place.write("ucwa-relay.toml", "broken = ");
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = place.run(&["completions", shell]).succeeded().stdout;
+        assert!(script.contains("ucwa-relay") && script.contains("set-password"), "{shell}");
+    }
+}
+
+const RESPONSE: &str = r#"<?xml version="1.0" encoding="utf-8"?>
+<events href="/ucwa/oauth/v1/applications/7/events?ack=3" xmlns="http://schemas.microsoft.com/rtc/2012/03/ucwa">
+  <link rel="next" href="/ucwa/oauth/v1/applications/7/events?ack=4" />
+  <sender rel="conversation" href="/ucwa/oauth/v1/applications/7/communication/conversations/c1">
+    <completed rel="message" href="/ucwa/oauth/v1/applications/7/communication/conversations/c1/messaging/messages/1" status="Success">
+      <resource rel="message" href="/ucwa/oauth/v1/applications/7/communication/conversations/c1/messaging/messages/1">
+        <link rel="plainMessage" href="data:text/plain;charset=utf-8,Tea+at+four%3f" />
+        <property name="direction">Incoming</property>
+        <property name="timeStamp">2026-03-01T12:00:05.123Z</property>
+      </resource>
+    </completed>
+  </sender>
+  <sender rel="communication" href="/ucwa/oauth/v1/applications/7/communication">
+    <deleted rel="conversation" href="/ucwa/oauth/v1/applications/7/communication/conversations/c1" />
+  </sender>
+</events>
+"#;
+
+#[test]
+fn decode_prints_one_object_for_each_event_in_order() {
+    let place = Place::empty();
+    let file = place.write("response.xml", RESPONSE).display().to_string();
+    let from_file = place.run(&["decode", &file]).succeeded();
+    let from_stdin = place.run_with(&["decode"], RESPONSE, &[]).succeeded();
+    assert_eq!(from_file.stdout, from_stdin.stdout);
+
+    let events = from_file.json_lines();
+    assert_eq!(events.len(), 2, "{events:?}");
+    assert_eq!((&events[0]["type"], &events[0]["rel"]), (&"completed".into(), &"message".into()));
+    assert_eq!(events[0]["status"], "Success");
+    assert!(events[0].to_string().contains("Tea at four?"), "{}", events[0]);
+    assert_eq!((&events[1]["type"], &events[1]["rel"]), (&"deleted".into(), &"conversation".into()));
+    assert!(events[1]["href"].as_str().unwrap().ends_with("/conversations/c1"));
+
+    place.run(&["decode", "none.xml"]).failed(1, &["none.xml"]);
+    place.run_with(&["decode"], "<events", &[]).failed(1, &["stdin is no event-channel response"]);
+}
+
+#[test]
+fn init_makes_a_place_to_start_from_and_overwrites_nothing() {
+    let place = Place::empty();
+    let told = place.run(&["init"]).succeeded();
+    for name in ["ucwa-relay.toml", "ucwa-relay.db", "ucwa-relay.key"] {
+        assert!(place.path(name).exists(), "{name}");
+        assert!(told.stdout.contains(name), "{told:?}");
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(place.path("ucwa-relay.key")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    place.run(&["init"]).failed(2, &["ucwa-relay.toml is there already"]);
+    place.run(&["migrate"]).succeeded();
+
+    let refused = place.run(&["--config", "b.toml", "init", "--database", "mysql://h/d"]);
+    refused.failed(2, &["b.toml", "database.url"]);
+    assert!(!place.path("b.toml").exists());
+}
+
+#[test]
+fn tools_that_read_make_no_database() {
+    let place = Place::empty();
+    for arguments in [&["account", "list"][..], &["outbox", "list"], &["history"]] {
+        place.run(arguments).failed(1, &["there is no database", "ucwa-relay.db", "ucwa-relay init"]);
+    }
+    assert!(!place.path("ucwa-relay.db").exists());
+}
+
+#[test]
+fn an_account_is_added_changed_and_removed() {
+    let place = Place::initialised();
+    let add = ["account", "add", "SIP:Alice@Contoso.com", "--username", r"CONTOSO\alice", "--password-stdin"];
+    place.run_with(&add, "geheim-4711\n", &[]).succeeded();
+    place.run_with(&add, "geheim-4711\n", &[]).failed(1, &["sip:alice@contoso.com is there already"]);
+    let file = place.write("password", "geheim-4711\n").display().to_string();
+    place
+        .run(&["account", "add", "bob@contoso.com", "--password-file", &file, "--invitations", "decline"])
+        .succeeded();
+    place
+        .run(&[
+            "account",
+            "add",
+            "eve@contoso.com",
+            "--password-ref",
+            &format!("file:{file}"),
+            "--auth",
+            "ntlm",
+        ])
+        .succeeded();
+
+    let list = place.run(&["account", "list", "--format", "json"]).succeeded().json();
+    let told: Vec<[&str; 4]> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| ["account", "username", "auth", "state"].map(|name| row[name].as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ["sip:alice@contoso.com", r"CONTOSO\alice", "password", "stopped"],
+            ["sip:bob@contoso.com", "bob@contoso.com", "password", "stopped"],
+            ["sip:eve@contoso.com", "eve@contoso.com", "ntlm", "stopped"],
+        ]
+    );
+    assert_eq!((&list[0]["password"], &list[0]["enabled"]), (&"sealed".into(), &true.into()));
+    assert_eq!(list[1]["invitations"], "decline");
+    assert_eq!(list[2]["password"], format!("file:{file}"));
+
+    place.run(&["account", "disable", "alice@contoso.com"]).succeeded();
+    let shown = place.run(&["account", "show", "alice@contoso.com", "--format", "json"]).succeeded().json();
+    assert_eq!(shown["enabled"], false);
+    place.run(&["account", "enable", "alice@contoso.com"]).succeeded();
+    place
+        .run(&["account", "set-password", "alice@contoso.com", "--password-env", "ALICE_PASSWORD"])
+        .succeeded();
+    let shown = place.run(&["account", "show", "alice@contoso.com"]).succeeded().stdout;
+    assert!(shown.contains("enabled\tyes\n") && shown.contains("password\tenv:ALICE_PASSWORD\n"), "{shown}");
+
+    place.run(&["account", "remove", "alice@contoso.com"]).succeeded();
+    place
+        .run(&["account", "show", "alice@contoso.com"])
+        .failed(1, &["no account sip:alice@contoso.com", "account list"]);
+    let left = place.run(&["account", "list"]).succeeded().stdout;
+    assert!(!left.contains("alice") && left.lines().count() == 3, "{left}");
+}
+
+#[test]
+fn a_password_is_never_an_argument_and_never_shown() {
+    let place = Place::initialised();
+    let add = |more: &[&str], stdin: &str| {
+        place.run_with(&[&["account", "add", "alice@contoso.com"], more].concat(), stdin, &[])
+    };
+    add(&["--password", "geheim-4711"], "").failed(2, &["--password"]);
+    add(&[], "").failed(2, &["--password-stdin", "--password-file"]);
+    add(&["--password-stdin", "--password-env", "X"], "").failed(2, &["cannot be used with"]);
+    add(&["--password-stdin"], "\n").failed(1, &["the password in stdin is empty"]);
+    add(&["--password-stdin"], "geheim-4711\nmore\n").failed(1, &["more than one line"]);
+    add(&["--password-ref", "geheim-4711"], "").failed(2, &["env:NAME or file:PATH"]);
+    add(&["--password-file", "none"], "").failed(1, &["none"]);
+    assert_eq!(place.run(&["account", "list", "--format", "json"]).succeeded().json(), Value::Array(vec![]));
+
+    add(&["--password-stdin"], "geheim-4711\n").succeeded();
+    for name in ["ucwa-relay.db", "ucwa-relay.db-wal"] {
+        let bytes = std::fs::read(place.path(name)).unwrap_or_default();
+        assert!(!bytes.windows(6).any(|window| window == b"geheim"), "{name} holds the password in clear");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_key_that_others_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::initialised();
+    std::fs::set_permissions(place.path("ucwa-relay.key"), PermissionsExt::from_mode(0o644)).unwrap();
+    let add = ["account", "add", "alice@contoso.com", "--password-stdin"];
+    place
+        .run_with(&add, "geheim-4711", &[])
+        .failed(1, &["sip:alice@contoso.com", "ucwa-relay.key", "chmod 600"]);
+}
+
+#[test]
+fn a_row_is_queued_held_released_and_cancelled() {
+    let place = Place::with_accounts();
+    let send = ["send", "--from", "alice@contoso.com", "--to", "Carol@Contoso.com,dave@contoso.com"];
+    let queued =
+        place.run(&[&send[..], &["--subject", "Tea", "--format", "json", "at four?"]].concat()).succeeded();
+    let id = queued.json()["id"].as_i64().unwrap();
+    assert_eq!(queued.json()["state"], "queued");
+    let id = id.to_string();
+
+    let row = place.run(&["outbox", "show", &id, "--format", "json"]).succeeded().json();
+    for (name, value) in [
+        ("account", "sip:alice@contoso.com"),
+        ("recipients", "sip:carol@contoso.com;sip:dave@contoso.com"),
+        ("body", "at four?"),
+        ("content_type", "text/plain"),
+        ("subject", "Tea"),
+        ("importance", "Normal"),
+        ("state", "queued"),
+    ] {
+        assert_eq!(row[name], value, "{name}");
+    }
+
+    place.run(&["outbox", "retry", &id]).failed(1, &["is queued and cannot be retried"]);
+    place.run(&["outbox", "hold", &id]).succeeded();
+    place.run(&["outbox", "retry", &id]).failed(1, &["is held", "outbox release"]);
+    place.run(&["outbox", "release", &id]).succeeded();
+    place.run(&["outbox", "cancel", &id]).succeeded();
+    place
+        .run(&["outbox", "cancel", &id])
+        .failed(1, &[&format!("row {id} is cancelled and cannot be cancelled")]);
+    place.run(&["outbox", "cancel", "4711"]).failed(1, &["there is no row 4711"]);
+
+    let list = place.run(&["outbox", "list"]).succeeded().stdout;
+    assert!(
+        list.lines().nth(1).unwrap().starts_with(&format!("{id}\tcancelled\tsip:alice@contoso.com\t")),
+        "{list}"
+    );
+    let of_bob =
+        place.run(&["outbox", "list", "--account", "bob@contoso.com", "--format", "json"]).succeeded().json();
+    assert_eq!(of_bob, Value::Array(vec![]));
+    assert_eq!(place.run(&["outbox", "list", "--state", "queued"]).succeeded().stdout.lines().count(), 1);
+}
+
+#[test]
+fn several_rows_are_changed_as_far_as_they_allow_it() {
+    let place = Place::with_accounts();
+    let send = |text: &str| {
+        let arguments =
+            ["send", "--from", "alice@contoso.com", "--to", "bob@contoso.com", "--format", "json"];
+        place.run_with(&arguments, text, &[]).succeeded().json()["id"].to_string()
+    };
+    let (first, second) = (send("one"), send("two"));
+    place.run(&["outbox", "hold", &second]).succeeded();
+    let outcome = place.run(&["outbox", "release", &first, &second, "4711"]);
+    let outcome = outcome.failed(1, &[&format!("row {first} is queued"), "there is no row 4711"]);
+    assert_eq!(outcome.stdout, format!("row {second} is released\n"));
+}
+
+#[test]
+fn sending_needs_an_account_and_a_key_is_used_once() {
+    let place = Place::with_accounts();
+    let send = |from: &str, more: &[&str]| {
+        place.run(&[&["send", "--from", from, "--to", "bob@contoso.com", "hello"], more].concat())
+    };
+    send("nobody@contoso.com", &[]).failed(1, &["no account sip:nobody@contoso.com"]);
+    send("alice@contoso.com", &["--idempotency-key", "k1"]).succeeded();
+    send("alice@contoso.com", &["--idempotency-key", "k1"]).failed(1, &["cannot queue the message"]);
+    send("alice@contoso.com", &["--wait", "--timeout", "300ms"]).failed(1, &["is still queued"]);
+}
+
+#[test]
+fn reading_an_empty_archive_is_no_error_and_is_noted() {
+    let place = Place::with_accounts();
+    let json = ["history", "--account", "alice@contoso.com", "--since", "2h", "--format", "json"];
+    assert_eq!(place.run(&json).succeeded().json(), Value::Array(vec![]));
+    assert_eq!(place.run(&["history", "--with", "bob@contoso.com"]).succeeded().stdout.lines().count(), 1);
+    place
+        .run(&["history", "--since", "2026-03-02", "--until", "2026-03-01"])
+        .failed(2, &["--since", "--until"]);
+
+    let noted = access_log(&place);
+    assert_eq!(noted.len(), 2, "{noted:?}");
+    let (actor, action, account, query) = &noted[0];
+    assert!(!actor.is_empty());
+    assert_eq!((action.as_str(), account.as_deref()), ("history", Some("sip:alice@contoso.com")));
+    assert!(query.contains("since="), "{query}");
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn access_log(place: &Place) -> Vec<(String, String, Option<String>, String)> {
+    use sqlx::{Connection, SqliteConnection};
+    let url = format!("sqlite://{}", place.path("ucwa-relay.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query_as("SELECT actor, action, account, query FROM access_log ORDER BY id")
+        .fetch_all(&mut connection)
+        .await
+        .unwrap()
+}
