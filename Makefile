@@ -1,0 +1,48 @@
+# `make` lists what there is to make.
+
+CARGO ?= cargo
+# Warnings are for reading while one writes; here they fail.
+export RUSTDOCFLAGS = -D warnings
+
+.PHONY: help test tools fmt clippy unit doc deny bench demo
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: tools fmt clippy unit doc deny ## Everything that must hold before a commit
+
+tools: ## Install what the checks need, if it is missing
+	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: see https://rustup.rs, then run make again" >&2; exit 1; }
+	@$(CARGO) fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
+	@command -v cc >/dev/null || { echo "a C compiler is missing (SQLite and ring are built with it): apt-get install gcc libc6-dev" >&2; exit 1; }
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+unit:
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		echo "$(CARGO) nextest run --locked"; $(CARGO) nextest run --locked; \
+	else \
+		echo "$(CARGO) test --locked --lib --bins --tests"; $(CARGO) test --locked --lib --bins --tests; \
+	fi
+	$(CARGO) test --locked --doc
+
+doc:
+	$(CARGO) doc --locked --no-deps --document-private-items
+
+deny: ## Licences, bans and sources of what we depend on
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny --locked --offline check licenses bans sources; \
+	else \
+		echo "cargo-deny is not installed: licences and sources of dependencies were NOT checked (cargo install --locked cargo-deny)"; \
+	fi
+
+bench: ## The benchmarks
+	$(CARGO) bench --locked
+
+demo: ## See it work: simulator, relay and lively traffic on loopback
+	$(CARGO) run --locked --release -- demo
