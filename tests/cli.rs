@@ -1,5 +1,7 @@
 //! The built program as people meet it: what it prints, where, and with which exit code.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::{
     io::Write,
     path::PathBuf,

@@ -300,7 +300,7 @@ async fn show(store: &dyn Store, account: &SipUri, format: Format) -> anyhow::Re
         ("last event", optional_time(line.last_event_at)),
         ("node", line.node_id.clone().unwrap_or_default()),
     ] {
-        table.row([name.to_owned(), value]);
+        table.property(name, value);
     }
     table.print("")
 }

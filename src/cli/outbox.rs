@@ -225,9 +225,7 @@ async fn show(store: &dyn Store, id: OutboxId, format: Format) -> anyhow::Result
         ("last code", [row.last_code, row.last_subcode].into_iter().flatten().collect::<Vec<_>>().join(" ")),
         ("last error", row.last_error.unwrap_or_default()),
     ] {
-        if !value.is_empty() {
-            table.row([name.to_owned(), value]);
-        }
+        table.property(name, value);
     }
     table.print("")?;
     if attempts.is_empty() {

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
-use comfy_table::{ContentArrangement, presets};
+use comfy_table::{ContentArrangement, LineStyle, TableStyle};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -17,6 +17,10 @@ pub enum Format {
     /// For programs
     Json,
 }
+
+/// No more ink than it takes to tell the heading from the rows.
+const LINE_BELOW_HEADING: TableStyle =
+    TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
 /// Writes to stdout. A reader that went away ends the command without a word.
 pub(super) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
@@ -59,6 +63,13 @@ impl Table {
         self.rows.push(cells.into());
     }
 
+    /// Adds a row with the name and value of a property, unless the value is empty.
+    pub(super) fn property(&mut self, name: &str, value: String) {
+        if !value.is_empty() {
+            self.row([name.to_owned(), value]);
+        }
+    }
+
     /// Writes the table; on a terminal, `nothing` if there are no rows.
     pub(super) fn print(self, nothing: &str) -> anyhow::Result<()> {
         if !io::stdout().is_terminal() {
@@ -68,7 +79,7 @@ impl Table {
             return line(nothing);
         }
         let mut table = comfy_table::Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+        table.load_style(LINE_BELOW_HEADING).set_content_arrangement(ContentArrangement::Dynamic);
         table.set_header(self.heading);
         for row in self.rows {
             table.add_row(row.into_iter().map(|cell| harmless(&cell)));
@@ -97,9 +108,9 @@ pub(super) fn on_one_line(text: &str) -> String {
     harmless(&text.replace("\r\n", " ").replace(['\n', '\r', '\t'], " "))
 }
 
-/// `2026-03-01 12:00:05Z`.
+/// `2026-03-01T12:00:05Z`, which `--since` takes too.
 pub(super) fn time(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// A time, or nothing.
@@ -120,6 +131,6 @@ mod tests {
 
     #[test]
     fn times_are_utc() {
-        assert_eq!(time("2026-03-01T12:00:05.678+02:00".parse().unwrap()), "2026-03-01 10:00:05Z");
+        assert_eq!(time("2026-03-01T12:00:05.678+02:00".parse().unwrap()), "2026-03-01T10:00:05Z");
     }
 }

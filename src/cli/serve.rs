@@ -1,6 +1,6 @@
 //! `run`, `demo` and `simulate`: the commands that stay. Only their options are here, not their work.
 
-use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
 
 use anyhow::anyhow;
 use clap::Args;
@@ -12,7 +12,7 @@ use crate::config::{Config, parse_duration};
 pub struct DemoOptions {
     /// Accounts to sign in
     #[arg(long, value_name = "N", default_value = "5")]
-    pub accounts: NonZeroU32,
+    pub accounts: NonZeroUsize,
     /// End by itself after so long (20s, 5m) [default: when interrupted]
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
     pub duration: Option<Duration>,
@@ -33,21 +33,21 @@ pub struct SimulateOptions {
     /// Where the simulator is steered and its ledger is read [default: nowhere]
     #[arg(long, value_name = "ADDR")]
     pub admin_listen: Option<SocketAddr>,
-    /// Accounts it knows: user1@DOMAIN, user2@DOMAIN, ...
-    #[arg(long, value_name = "N", default_value = "5")]
-    pub accounts: NonZeroU32,
+    /// Accounts it knows: user0001@DOMAIN, user0002@DOMAIN, ...
+    #[arg(long, value_name = "N", default_value = "10")]
+    pub accounts: NonZeroUsize,
     /// Their SIP domain
-    #[arg(long, default_value = "sim.example")]
+    #[arg(long, default_value = "contoso.example")]
     pub domain: String,
     /// Their password; it protects nothing
     #[arg(long, default_value = "simulated")]
     pub password: String,
-    /// Messages a second that its correspondents write, all together
+    /// Messages a second that its correspondents write, all together; 0 leaves them silent
     #[arg(long, value_name = "R", default_value_t = 0.0, value_parser = rate)]
     pub rate: f64,
-    /// Makes what its correspondents do repeatable
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
+    /// Where all chance begins: the same seed makes the same correspondents
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
     /// How long its tokens last
     #[arg(long, value_name = "DURATION", default_value = "8h", value_parser = parse_duration)]
     pub token_lifetime: Duration,
