@@ -1,9 +1,10 @@
-//! ucwa-relay keeps every instant message of many Skype for Business accounts in SQL and sends the rows that
-//! programs insert into the table `outbox`, over UCWA.
+//! ucwa-relay.
 
 pub mod archive;
 pub mod cli;
 pub mod config;
 pub mod identifiers;
 pub mod secrets;
+pub mod simulator;
 pub mod store;
+pub mod ucwa;

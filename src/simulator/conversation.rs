@@ -1,0 +1,1644 @@
+//! Conversations: the truth that their members share, and the requests that change it.
+//!
+//! A [`Conversation`] has a seat for each member: an application's view of it (a [`Leg`]) or a scripted
+//! correspondent. While somebody is being called there is a [`Call`]; it ends by acceptance or by a reason. What
+//! happens is written into every application's leg and channel while the conversation's own lock is held, so all
+//! members see one order. Applications are locked one at a time, inside the conversation's lock.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use hyper::{Method, StatusCode, header};
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::{
+    application::{Application, ApplicationState, display_name},
+    correspondent::{self, PickUp, Script},
+    event_channel::{Delivery, Event, EventKind, Status},
+    ledger::{IncomingEntry, IncomingState, MessageKind, OutgoingEntry, OutgoingState},
+    leg::{Direction, Invitation, Leg, Member, Message, participant_resource},
+    payload::{Failure, Input, Link, Reason, Resource, decode_data_uri},
+    server::{Exchange, Outcome, Reply, Server, created, no_content},
+};
+
+/// How long after an answer the events that belong to it come, unless they come before it.
+const EVENTS_AFTER_ANSWER: Duration = Duration::from_millis(5);
+/// How long an answer is held back when its events come first.
+const ANSWER_AFTER_EVENTS: Duration = Duration::from_millis(40);
+
+pub(crate) const DECLINED: Reason =
+    Reason { code: "RemoteFailure", subcode: "Declined", message: "Your invitation was declined." };
+const DECLINED_HERE: Reason =
+    Reason { code: "LocalFailure", subcode: "Declined", message: "The invitation was declined." };
+pub(crate) const TIMEOUT: Reason =
+    Reason { code: "RemoteFailure", subcode: "Timeout", message: "Nobody answered in time." };
+const MISSED: Reason =
+    Reason { code: "LocalFailure", subcode: "Missed", message: "The invitation was missed." };
+pub(crate) const CANCELED: Reason =
+    Reason { code: "RemoteFailure", subcode: "Canceled", message: "The invitation was withdrawn." };
+const CANCELED_HERE: Reason =
+    Reason { code: "LocalFailure", subcode: "Canceled", message: "The invitation was withdrawn." };
+const UNAVAILABLE: Reason =
+    Reason { code: "RemoteFailure", subcode: "Unavailable", message: "The person is not signed in." };
+const ENDED: Reason =
+    Reason { code: "Informational", subcode: "Ended", message: "The conversation has ended." };
+
+/// What somebody writes: plain, HTML, or both.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Text {
+    pub(crate) plain: Option<String>,
+    pub(crate) html: Option<String>,
+}
+
+impl Text {
+    /// What a reader takes of it; a reader of plain text is given the HTML stripped of its tags.
+    fn read_by(&self, html: bool) -> Self {
+        match (&self.plain, &self.html) {
+            (plain, Some(markup)) if !html => {
+                Self { plain: plain.clone().or_else(|| Some(without_tags(markup))), html: None }
+            }
+            _ => self.clone(),
+        }
+    }
+}
+
+fn without_tags(html: &str) -> String {
+    let mut text = String::new();
+    let mut inside = false;
+    for character in html.chars() {
+        match character {
+            '<' => inside = true,
+            '>' => inside = false,
+            other if !inside => text.push(other),
+            _ => {}
+        }
+    }
+    text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&amp;", "&")
+}
+
+/// How far a conversation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConversationPhase {
+    /// Nobody has accepted yet.
+    Ringing,
+    /// At least two members are in it.
+    Connected,
+    /// It is over.
+    Ended,
+}
+
+#[derive(Clone)]
+pub(crate) enum Place {
+    /// Called, and not reached yet.
+    Nowhere,
+    Application {
+        application: Arc<Application>,
+        leg: String,
+    },
+    Script(Script),
+}
+
+#[derive(Clone)]
+pub(crate) struct Seat {
+    pub(crate) uri: String,
+    pub(crate) name: String,
+    pub(crate) place: Place,
+    pub(crate) present: bool,
+}
+
+/// Somebody being called into the conversation.
+pub(crate) struct Call {
+    pub(crate) number: u64,
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+    pub(crate) text: Option<Text>,
+    pub(crate) incoming: Option<u64>,
+    pub(crate) outgoing: Option<u64>,
+    pub(crate) caller_invitation: Option<String>,
+    pub(crate) callee_invitation: Option<String>,
+    /// Whether the caller's side has been told that it began.
+    announced: bool,
+}
+
+/// What changes in a conversation.
+pub(crate) struct Hub {
+    pub(crate) thread_id: String,
+    pub(crate) subject: String,
+    pub(crate) importance: String,
+    pub(crate) seats: Vec<Seat>,
+    pub(crate) calls: Vec<Call>,
+    last_call: u64,
+    /// Whether more than two have been in it.
+    pub(crate) conference: bool,
+    /// Whether messaging is closed while the conversation goes on.
+    messaging_closed: bool,
+}
+
+/// See the module.
+pub(crate) struct Conversation {
+    pub(crate) id: String,
+    hub: Mutex<Hub>,
+    pub(crate) phase: watch::Sender<ConversationPhase>,
+}
+
+/// Tells the writer of a message what became of it, once all its readers have it or have not.
+#[derive(Debug)]
+struct Tracker {
+    application: Arc<Application>,
+    leg: String,
+    number: u64,
+    serial: u64,
+    remaining: AtomicUsize,
+    failed: Mutex<Vec<String>>,
+    early: bool,
+}
+
+/// One reader's part of a [`Tracker`].
+#[derive(Debug, Clone)]
+pub(crate) struct Receipt {
+    tracker: Arc<Tracker>,
+    reader: String,
+}
+
+impl std::fmt::Debug for Application {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_tuple("Application").field(&self.id).finish()
+    }
+}
+
+impl Receipt {
+    /// The reader has the message, or never will. Not to be called under an application's lock.
+    pub(crate) fn settle(self, server: &Arc<Server>, fetched: bool) {
+        let Self { tracker, reader } = self;
+        if !fetched {
+            tracker.failed.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+        }
+        if tracker.remaining.fetch_sub(1, SeqCst) != 1 {
+            return;
+        }
+        if tracker.early {
+            tracker.complete(server);
+        } else {
+            server.timers.after(EVENTS_AFTER_ANSWER, move |server| tracker.complete(server));
+        }
+    }
+}
+
+impl Tracker {
+    fn complete(&self, server: &Arc<Server>) {
+        let failed = std::mem::take(&mut *self.failed.lock().unwrap_or_else(PoisonError::into_inner));
+        server.ledger.settle_outgoing(self.serial, (!failed.is_empty()).then_some("Timeout"));
+        let mut state = self.application.lock();
+        let Some(leg) = state.legs.get_mut(&self.leg) else { return };
+        let members: Vec<Member> = failed.iter().filter_map(|uri| leg.member(uri)).cloned().collect();
+        let Some(message) = leg.messages.iter_mut().find(|message| message.number == self.number) else {
+            return;
+        };
+        message.status = if failed.is_empty() { "Succeeded" } else { "Failed" };
+        message.failed = members;
+        let mut told = message.clone();
+        // Captured events name no operation; the reference says that they do.
+        if server.dice.chance(0.5) {
+            told.operation_id = None;
+        }
+        told.plain = None;
+        told.html = None;
+        let leg = &*leg;
+        if leg.ended {
+            return;
+        }
+        let status = if failed.is_empty() { Status::Success } else { Status::Failure };
+        let mut event =
+            leg.message_event(&self.application, EventKind::Completed, self.number).status(status);
+        if status == Status::Failure {
+            event = event.reason(Some(TIMEOUT));
+        }
+        let resource = leg.message_resource(server, &self.application, &told, false);
+        let event = maybe_embedded(server, event, resource);
+        state.channel.push(event);
+    }
+}
+
+/// Embeds the resource in most events; the others only link it.
+fn maybe_embedded(server: &Server, event: Event, resource: Resource) -> Event {
+    if server.dice.chance(server.settings.link_only_share) { event } else { event.resource(resource) }
+}
+
+impl Conversation {
+    pub(crate) fn hub(&self) -> MutexGuard<'_, Hub> {
+        self.hub.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn phase(&self) -> ConversationPhase {
+        *self.phase.borrow()
+    }
+
+    /// A new conversation with its first member in it.
+    fn open(
+        server: &Server,
+        first: Seat,
+        thread_id: String,
+        subject: String,
+        importance: String,
+    ) -> Arc<Self> {
+        let hub = Hub {
+            thread_id,
+            subject,
+            importance,
+            seats: vec![first],
+            calls: Vec::new(),
+            last_call: 0,
+            conference: false,
+            messaging_closed: false,
+        };
+        let phase = watch::Sender::new(ConversationPhase::Ringing);
+        let conversation = Arc::new(Self { id: server.dice.hex(), hub: Mutex::new(hub), phase });
+        let mut conversations = server.conversations.write().unwrap_or_else(PoisonError::into_inner);
+        conversations.insert(conversation.id.clone(), Arc::clone(&conversation));
+        drop(conversations);
+        conversation
+    }
+}
+
+impl Hub {
+    /// Takes a seat for `uri`, or finds the one that it had.
+    pub(crate) fn seat_of(&mut self, uri: &str) -> usize {
+        if let Some(index) = self.seats.iter().position(|seat| seat.uri == uri) {
+            return index;
+        }
+        let name = display_name(uri);
+        self.seats.push(Seat { uri: uri.to_owned(), name, place: Place::Nowhere, present: false });
+        self.seats.len() - 1
+    }
+
+    fn seat_of_application(&self, application: &Arc<Application>) -> Option<usize> {
+        self.seats.iter().position(
+            |seat| matches!(&seat.place, Place::Application { application: other, .. } if Arc::ptr_eq(other, application)),
+        )
+    }
+
+    pub(crate) fn begin_call(&mut self, from: usize, to: usize, text: Option<Text>) -> &mut Call {
+        self.last_call += 1;
+        let index = self.calls.len();
+        self.calls.push(Call {
+            number: self.last_call,
+            from,
+            to,
+            text,
+            incoming: None,
+            outgoing: None,
+            caller_invitation: None,
+            callee_invitation: None,
+            announced: false,
+        });
+        &mut self.calls[index]
+    }
+
+    fn take_call(&mut self, number: u64) -> Option<Call> {
+        let index = self.calls.iter().position(|call| call.number == number)?;
+        Some(self.calls.remove(index))
+    }
+
+    fn member(&self, server: &Server, seat: usize) -> Member {
+        let Seat { uri, name, .. } = &self.seats[seat];
+        let title = if server.dice.chance(0.25) { String::new() } else { name.clone() };
+        Member { uri: uri.clone(), name: name.clone(), title, present: true }
+    }
+
+    /// Everybody but `seat` who is there.
+    fn others_present(&self, seat: usize) -> Vec<usize> {
+        (0..self.seats.len()).filter(|index| *index != seat && self.seats[*index].present).collect()
+    }
+}
+
+// ---- Calling somebody ----
+
+/// Starts a conversation on behalf of a scripted correspondent. Gives nothing if the account takes no messages.
+pub(crate) fn call_from_script(
+    server: &Arc<Server>,
+    from: &str,
+    to: &str,
+    text: Option<Text>,
+    subject: &str,
+) -> Option<Arc<Conversation>> {
+    server.accounts.get(to)?.reachable()?;
+    let script = Script::of(from);
+    let first =
+        Seat { uri: from.to_owned(), name: display_name(from), place: Place::Script(script), present: true };
+    // Thread ids of desktop clients are base64, with all its special characters.
+    let thread_id = format!("Ac{}+/==", &server.dice.hex()[..24]);
+    let conversation = Conversation::open(server, first, thread_id, subject.to_owned(), "Normal".to_owned());
+    let number = {
+        let mut hub = conversation.hub();
+        let callee = hub.seat_of(to);
+        hub.begin_call(0, callee, text).number
+    };
+    ring(server, &conversation, number);
+    Some(conversation)
+}
+
+/// What an application asked for when it calls.
+pub(crate) struct Invite {
+    pub(crate) rel: &'static str,
+    pub(crate) operation_id: Option<String>,
+    pub(crate) to: String,
+    pub(crate) text: Option<Text>,
+}
+
+/// Puts a call by an application in place; its events come when it is [`announce`]d. Gives the call's number and
+/// the invitation's address.
+pub(crate) fn place_call(
+    server: &Arc<Server>,
+    conversation: &Arc<Conversation>,
+    hub: &mut Hub,
+    from: usize,
+    invite: Invite,
+) -> Result<(u64, String), Failure> {
+    let Place::Application { application, leg: leg_id } = hub.seats[from].place.clone() else {
+        return Err(Failure::conversation_not_found());
+    };
+    let to = hub.seat_of(&invite.to);
+    let invitation_id = server.dice.hex();
+    let kind = MessageKind::Invitation;
+    let outgoing = invite.text.as_ref().map(|text| {
+        let (content_type, text) = match (&text.plain, &text.html) {
+            (None, Some(html)) => ("text/html", html.clone()),
+            (plain, _) => ("text/plain", plain.clone().unwrap_or_default()),
+        };
+        server.ledger.add_outgoing(OutgoingEntry {
+            serial: 0,
+            account: application.account.uri.clone(),
+            to: vec![invite.to.clone()],
+            conversation: conversation.id.clone(),
+            thread_id: hub.thread_id.clone(),
+            application: application.id.clone(),
+            operation_id: invite.operation_id.clone(),
+            text,
+            content_type: content_type.to_owned(),
+            time: Timestamp::now(),
+            kind,
+            state: OutgoingState::Accepted,
+            failure: None,
+        })
+    });
+    let (thread_id, subject, importance) =
+        (hub.thread_id.clone(), hub.subject.clone(), hub.importance.clone());
+    let own = &hub.seats[from];
+    let from_member =
+        Member { uri: own.uri.clone(), name: own.name.clone(), title: own.name.clone(), present: true };
+    let call = hub.begin_call(from, to, invite.text);
+    call.outgoing = outgoing;
+    call.caller_invitation = Some(invitation_id.clone());
+    let number = call.number;
+    let invitation = Invitation {
+        rel: invite.rel,
+        id: invitation_id.clone(),
+        direction: Direction::Outgoing,
+        state: "Connecting",
+        leg: leg_id,
+        call: number,
+        operation_id: invite.operation_id,
+        thread_id,
+        subject,
+        importance,
+        message: None,
+        from: from_member,
+        to: invite.to,
+        accepted_by: None,
+    };
+    let href = invitation.href(&application);
+    application.lock().invitations.insert(invitation_id, invitation);
+    Ok((number, href))
+}
+
+/// Tells the calling application that its call has begun, and lets the callee be called.
+fn announce(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64, new_conversation: bool) {
+    {
+        let mut hub = conversation.hub();
+        let Some(call) = hub.calls.iter_mut().find(|call| call.number == number) else { return };
+        call.announced = true;
+        let (from, invitation) = (call.from, call.caller_invitation.clone());
+        if let Place::Application { application, leg } = &hub.seats[from].place {
+            let mut state = application.lock();
+            let state = &mut *state;
+            if let Some(leg) = state.legs.get(leg)
+                && let Some(invitation) = invitation.and_then(|id| state.invitations.get(&id))
+            {
+                let started = invitation.event(application, EventKind::Started, None);
+                let started = maybe_embedded(server, started, invitation.resource(application, state, true));
+                let mut events = vec![started];
+                if new_conversation {
+                    let added = leg.conversation_event(application, EventKind::Added);
+                    events.push(maybe_embedded(server, added, leg.conversation_resource(application)));
+                    events.push(leg.local_participant_event(application));
+                }
+                if invitation.rel == "messagingInvitation" {
+                    let messaging = leg.messaging_event(application);
+                    events.push(maybe_embedded(server, messaging, leg.messaging_resource(application)));
+                }
+                for event in events {
+                    state.channel.push(event);
+                }
+            }
+        }
+    }
+    ring(server, conversation, number);
+}
+
+/// Lets the callee of a call know of it, or settles at once that it cannot.
+fn ring(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) {
+    let uri = {
+        let hub = conversation.hub();
+        let Some(call) = hub.calls.iter().find(|call| call.number == number) else { return };
+        hub.seats[call.to].uri.clone()
+    };
+    let this = Arc::clone(conversation);
+    let ring_time = server.settings.ring_time;
+    if let Some(account) = server.accounts.get(&uri) {
+        let Some(application) = account.reachable() else {
+            let delay = server.settings.answer_delay.0;
+            server
+                .timers
+                .after_scripted(delay, move |server| fail(server, &this, number, UNAVAILABLE, MISSED));
+            return;
+        };
+        if present_call(server, conversation, number, &application) {
+            server.timers.after(ring_time, move |server| fail(server, &this, number, TIMEOUT, MISSED));
+        } else {
+            fail(server, conversation, number, UNAVAILABLE, MISSED);
+        }
+        return;
+    }
+    let script = Script::of(&uri);
+    {
+        let mut hub = conversation.hub();
+        let seat = hub.seat_of(&uri);
+        hub.seats[seat].place = Place::Script(script);
+    }
+    let (least, most) = server.settings.answer_delay;
+    let delay = server.dice.between(least, most);
+    match script.pick_up() {
+        PickUp::Accept => {
+            server.timers.after_scripted(delay, move |server| {
+                accept(server, &this, number);
+            });
+        }
+        PickUp::Refuse(reason) => {
+            server.timers.after_scripted(delay, move |server| fail(server, &this, number, reason, MISSED));
+        }
+        PickUp::LetItRing => {
+            server
+                .timers
+                .after_scripted(ring_time, move |server| fail(server, &this, number, TIMEOUT, MISSED));
+        }
+    }
+}
+
+/// Puts an incoming call in front of an application. False if the application has just ended.
+fn present_call(
+    server: &Arc<Server>,
+    conversation: &Arc<Conversation>,
+    number: u64,
+    application: &Arc<Application>,
+) -> bool {
+    let mut hub = conversation.hub();
+    let hub = &mut *hub;
+    let Some(call) = hub.calls.iter().find(|call| call.number == number) else { return true };
+    let (from, to) = (call.from, call.to);
+    let caller = Member { title: hub.seats[from].name.clone(), ..hub.member(server, from) };
+    let mut state = application.lock();
+    let state = &mut *state;
+    if state.alive().is_err() {
+        return false;
+    }
+    let known = match &hub.seats[to].place {
+        Place::Application { application: seated, leg } if Arc::ptr_eq(seated, application) => {
+            state.legs.get(leg).filter(|leg| !leg.ended).map(|_| leg.clone())
+        }
+        _ => None,
+    };
+    let new_conversation = known.is_none();
+    let leg_id = known.unwrap_or_else(|| super::application::uuid_of(server));
+    if new_conversation {
+        let mut leg = new_leg(conversation, hub, leg_id.clone(), "Incoming");
+        let others = (0..hub.seats.len()).filter(|index| *index != to && hub.seats[*index].present);
+        leg.members = others.map(|index| hub.member(server, index)).collect();
+        state.legs.insert(leg_id.clone(), leg);
+        hub.seats[to].place =
+            Place::Application { application: Arc::clone(application), leg: leg_id.clone() };
+    } else if let Some(leg) = state.legs.get_mut(&leg_id) {
+        leg.messaging = "Connecting";
+    }
+    let Some(call) = hub.calls.iter_mut().find(|call| call.number == number) else { return true };
+    let text = call.text.as_ref().map(|text| text.read_by(state.reads_html()));
+    let message = text.as_ref().and_then(|text| text.as_data_uri(server));
+    let invitation = Invitation {
+        rel: "messagingInvitation",
+        id: server.dice.hex(),
+        direction: Direction::Incoming,
+        state: "Connecting",
+        leg: leg_id.clone(),
+        call: number,
+        operation_id: None,
+        thread_id: hub.thread_id.clone(),
+        subject: hub.subject.clone(),
+        importance: hub.importance.clone(),
+        message,
+        from: caller.clone(),
+        to: application.account.uri.clone(),
+        accepted_by: None,
+    };
+    call.incoming = text.map(|text| {
+        // An invitation shows one of the two texts only.
+        let html = text.html.filter(|_| text.plain.is_none());
+        server.ledger.add_incoming(IncomingEntry {
+            serial: 0,
+            account: application.account.uri.clone(),
+            correspondent: caller.uri.clone(),
+            conversation: conversation.id.clone(),
+            thread_id: hub.thread_id.clone(),
+            application: application.id.clone(),
+            text: text.plain,
+            html,
+            time: Timestamp::now(),
+            kind: MessageKind::Invitation,
+            state: IncomingState::Pending,
+            package_acknowledged: false,
+        })
+    });
+    call.callee_invitation = Some(invitation.id.clone());
+    let mut started = invitation.event(application, EventKind::Started, None);
+    if let Some(serial) = call.incoming {
+        started = started.delivery(Delivery { serial, receipt: None, expires: false });
+    }
+    let started = maybe_embedded(server, started, invitation.resource(application, state, true));
+    let mut events = vec![started];
+    if new_conversation && let Some(leg) = state.legs.get(&leg_id) {
+        let added = leg.conversation_event(application, EventKind::Added);
+        let added = maybe_embedded(server, added, leg.conversation_resource(application));
+        // Either order was seen.
+        events.insert(usize::from(server.dice.chance(0.8)), added);
+        events.push(leg.local_participant_event(application));
+        for member in &leg.members {
+            let event = leg.participant_event(application, EventKind::Added, member);
+            let resource = participant_resource(application, &leg.id, &member.uri, &member.name);
+            events.push(if server.dice.chance(0.8) { event } else { event.resource(resource) });
+        }
+    }
+    if server.dice.chance(0.3) {
+        let updated = invitation.event(application, EventKind::Updated, None);
+        events.push(updated.resource(invitation.resource(application, state, false)));
+    }
+    state.invitations.insert(invitation.id.clone(), invitation);
+    for event in events {
+        state.channel.push(event);
+    }
+    true
+}
+
+pub(crate) fn new_leg(conversation: &Arc<Conversation>, hub: &Hub, id: String, state: &'static str) -> Leg {
+    Leg {
+        conversation: Arc::clone(conversation),
+        id,
+        state,
+        thread_id: hub.thread_id.clone(),
+        subject: hub.subject.clone(),
+        importance: hub.importance.clone(),
+        messaging: "Connecting",
+        generation: 0,
+        html: false,
+        members: Vec::new(),
+        messages: VecDeque::new(),
+        // Servers number messages from 2.
+        last_message: 1,
+        ended: false,
+    }
+}
+
+/// The callee of a call accepts it. False if the call is over already.
+fn accept(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) -> bool {
+    let mut guard = conversation.hub();
+    let hub = &mut *guard;
+    if hub
+        .calls
+        .iter()
+        .any(|call| call.number == number && call.caller_invitation.is_some() && !call.announced)
+    {
+        return false;
+    }
+    let Some(call) = hub.take_call(number) else { return false };
+    hub.seats[call.to].present = true;
+    hub.messaging_closed = false;
+    let adds_participant = hub.seats.iter().filter(|seat| seat.present).count() > 2;
+    if adds_participant {
+        hub.conference = true;
+    }
+    conversation.phase.send_replace(ConversationPhase::Connected);
+    let html = (0..hub.seats.len()).filter(|index| hub.seats[*index].present).all(|index| {
+        match &hub.seats[index].place {
+            Place::Application { application, .. } => application.lock().reads_html(),
+            Place::Script(script) => script.reads_html(),
+            Place::Nowhere => true,
+        }
+    });
+    let joiner = hub.member(server, call.to);
+    if let Some(serial) = call.outgoing {
+        server.ledger.settle_outgoing(serial, None);
+    }
+    for index in 0..hub.seats.len() {
+        let Seat { place, present, .. } = &hub.seats[index];
+        if let (true, Place::Application { application, leg }) = (present, place) {
+            let role = if index == call.to {
+                Role::Callee
+            } else if index == call.from {
+                Role::Caller
+            } else {
+                Role::Bystander
+            };
+            connect_leg(server, application, leg, role, &call, &joiner, hub.conference, html);
+        }
+    }
+    if let (Some(text), Place::Application { application, leg }) =
+        (&call.text, hub.seats[call.to].place.clone())
+    {
+        let writer = hub.member(server, call.from);
+        repeat_first_message(server, &application, &leg, &writer, text, call.incoming);
+    }
+    let (callee, text) = (call.to, call.text);
+    let scripts: Vec<(usize, Script)> = hub
+        .seats
+        .iter()
+        .enumerate()
+        .filter_map(|(index, seat)| match &seat.place {
+            Place::Script(script) if seat.present => Some((index, *script)),
+            _ => None,
+        })
+        .collect();
+    drop(guard);
+    for (index, script) in scripts {
+        if index == callee
+            && let Some(text) = &text
+        {
+            correspondent::react(server, conversation, index, script, text);
+        }
+    }
+    true
+}
+
+/// What an application has to do with a call that is accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Caller,
+    Callee,
+    Bystander,
+}
+
+/// Shows one application that a call was accepted and who has joined.
+#[expect(clippy::too_many_arguments, reason = "each is a fact about one acceptance, and there is one caller")]
+fn connect_leg(
+    server: &Arc<Server>,
+    application: &Arc<Application>,
+    leg: &str,
+    role: Role,
+    call: &Call,
+    joiner: &Member,
+    conference: bool,
+    html: bool,
+) {
+    let mut state = application.lock();
+    let state = &mut *state;
+    let Some(leg) = state.legs.get_mut(leg) else { return };
+    let mut events = Vec::new();
+    let returns = leg.state == "Connected" || leg.state == "Conferenced";
+    if conference && leg.state == "Connected" {
+        // The two-party messaging is taken down and built anew in the conference.
+        leg.messaging = "Disconnected";
+        events.push(leg.messaging_event(application).resource(leg.messaging_resource(application)));
+        leg.state = "Conferencing";
+        let conferencing = leg.conversation_event(application, EventKind::Updated);
+        events.push(conferencing.resource(leg.conversation_resource(application)));
+        leg.generation += 1;
+    }
+    leg.state = if conference { "Conferenced" } else { "Connected" };
+    leg.messaging = "Connected";
+    leg.html = html;
+    if role != Role::Callee && leg.member(&joiner.uri).is_none_or(|member| !member.present) {
+        leg.members.retain(|member| member.uri != joiner.uri);
+        leg.members.push(joiner.clone());
+        let added = leg.participant_event(application, EventKind::Added, joiner);
+        let resource = participant_resource(application, &leg.id, &joiner.uri, &joiner.name);
+        events.push(if server.dice.chance(0.8) { added } else { added.resource(resource) });
+    }
+    let conversation = leg.conversation_event(application, EventKind::Updated);
+    let conversation = maybe_embedded(server, conversation, leg.conversation_resource(application));
+    let messaging = leg.messaging_event(application);
+    let messaging = maybe_embedded(server, messaging, leg.messaging_resource(application));
+    if role == Role::Callee {
+        events.extend([messaging, conversation]);
+    } else {
+        events.extend([conversation, messaging]);
+    }
+    if !returns {
+        events.extend(leg.participant_messaging_events(application));
+        if let Some(member) = leg.members.iter().find(|member| member.present) {
+            events.push(leg.participant_event(application, EventKind::Updated, member));
+        }
+    }
+    let own = match role {
+        Role::Callee => call.callee_invitation.as_ref(),
+        Role::Caller => call.caller_invitation.as_ref(),
+        Role::Bystander => None,
+    };
+    if let Some(invitation) = own.and_then(|id| state.invitations.get_mut(id)) {
+        invitation.state = "Connected";
+        if invitation.direction == Direction::Outgoing {
+            invitation.accepted_by = Some(joiner.clone());
+        }
+    }
+    if let Some(invitation) = own.and_then(|id| state.invitations.get(id)) {
+        let completed = invitation.event(application, EventKind::Completed, None).status(Status::Success);
+        let completed = maybe_embedded(server, completed, invitation.resource(application, state, false));
+        // Either order of acceptance and open messaging was seen.
+        let first =
+            invitation.rel == "messagingInvitation" && role == Role::Caller && server.dice.chance(0.3);
+        events.insert(if first { 0 } else { events.len() }, completed);
+    }
+    for event in events {
+        state.channel.push(event);
+    }
+}
+
+/// The text of an accepted invitation comes again as the conversation's first message: the same ledger entry.
+fn repeat_first_message(
+    server: &Arc<Server>,
+    application: &Arc<Application>,
+    leg: &str,
+    writer: &Member,
+    text: &Text,
+    serial: Option<u64>,
+) {
+    let mut state = application.lock();
+    let text = text.read_by(state.reads_html());
+    let Some(leg) = state.legs.get_mut(leg) else { return };
+    let html = text.html.filter(|_| text.plain.is_none());
+    let message = Message {
+        number: leg.next_message(),
+        incoming_from: Some(writer.clone()),
+        plain: text.plain,
+        html,
+        time: Timestamp::now(),
+        operation_id: None,
+        status: "Succeeded",
+        failed: Vec::new(),
+    };
+    let mut event =
+        leg.message_event(application, EventKind::Completed, message.number).status(Status::Success);
+    if let Some(serial) = serial {
+        event = event.delivery(Delivery { serial, receipt: None, expires: false });
+    }
+    let event = maybe_embedded(server, event, leg.message_resource(server, application, &message, false));
+    leg.keep(message);
+    state.channel.push(event);
+}
+
+/// A call comes to nothing. Does nothing if it has ended otherwise.
+pub(crate) fn fail(
+    server: &Arc<Server>,
+    conversation: &Arc<Conversation>,
+    number: u64,
+    caller_is_told: Reason,
+    other_is_told: Reason,
+) {
+    let mut guard = conversation.hub();
+    let hub = &mut *guard;
+    let Some(call) = hub.take_call(number) else { return };
+    end_call(server, hub, &call, caller_is_told, other_is_told);
+    if hub.seats.iter().filter(|seat| seat.present).count() < 2 {
+        close(server, conversation, hub, None);
+    }
+}
+
+fn end_call(server: &Arc<Server>, hub: &mut Hub, call: &Call, caller_is_told: Reason, other_is_told: Reason) {
+    if let Some(serial) = call.outgoing {
+        server.ledger.settle_outgoing(serial, Some(caller_is_told.subcode));
+    }
+    if let Some(serial) = call.incoming {
+        server.ledger.refuse(serial);
+    }
+    let sides = [
+        (call.from, &call.caller_invitation, caller_is_told),
+        (call.to, &call.callee_invitation, other_is_told),
+    ];
+    for (seat, invitation, reason) in sides {
+        let Place::Application { application, leg } = hub.seats[seat].place.clone() else { continue };
+        let mut state = application.lock();
+        let state = &mut *state;
+        if let Some(invitation) = invitation.as_ref().and_then(|id| state.invitations.get_mut(id)) {
+            invitation.state = "Failed";
+        }
+        if let Some(invitation) = invitation.as_ref().and_then(|id| state.invitations.get(id)) {
+            let completed = invitation.event(&application, EventKind::Completed, Some(reason));
+            let completed = completed.status(Status::Failure);
+            let completed =
+                maybe_embedded(server, completed, invitation.resource(&application, state, false));
+            state.channel.push(completed);
+            if invitation.rel == "messagingInvitation"
+                && let Some(leg) = state.legs.get_mut(&leg)
+                && leg.messaging == "Connecting"
+            {
+                leg.messaging = "Disconnected";
+                let event = leg.messaging_event(&application).reason(Some(reason));
+                let event = maybe_embedded(server, event, leg.messaging_resource(&application));
+                state.channel.push(event);
+            }
+        }
+        if seat == call.to && !hub.seats[seat].present {
+            end_leg(server, &application, state, &leg, None);
+            hub.seats[seat].place = Place::Nowhere;
+        }
+    }
+}
+
+/// Ends an application's view of a conversation. What it was told by links only stays readable for a while.
+fn end_leg(
+    server: &Arc<Server>,
+    application: &Arc<Application>,
+    state: &mut ApplicationState,
+    id: &str,
+    reason: Option<Reason>,
+) {
+    let Some(leg) = state.legs.get_mut(id).filter(|leg| !leg.ended) else { return };
+    leg.ended = true;
+    leg.state = "Disconnected";
+    let was_open = leg.messaging == "Connected";
+    leg.messaging = "Disconnected";
+    let mut events = Vec::new();
+    // Any step can be missing but the last.
+    if was_open && server.dice.chance(0.8) {
+        let event = leg.messaging_event(application).reason(reason);
+        let resource = Resource::new("messaging", leg.messaging_href(application))
+            .property("state", "Disconnected")
+            .link("conversation", leg.href(application));
+        events.push(maybe_embedded(server, event, resource));
+    }
+    events.push(leg.conversation_event(application, EventKind::Deleted));
+    for event in events {
+        state.channel.push(event);
+    }
+    let (application, id) = (Arc::clone(application), id.to_owned());
+    server.timers.after(server.settings.message_fetch_limit, move |_| {
+        let mut state = application.lock();
+        state.legs.remove(&id);
+        state.invitations.retain(|_, invitation| invitation.leg != id);
+    });
+}
+
+/// Ends the conversation for everybody who is still in it.
+fn close(server: &Arc<Server>, conversation: &Arc<Conversation>, hub: &mut Hub, reason: Option<Reason>) {
+    for call in std::mem::take(&mut hub.calls) {
+        end_call(server, hub, &call, CANCELED_HERE, CANCELED);
+    }
+    for seat in &hub.seats {
+        if let Place::Application { application, leg } = &seat.place {
+            end_leg(server, application, &mut application.lock(), leg, reason);
+        }
+    }
+    // Frees the applications, which the seats would hold on to otherwise.
+    hub.seats.clear();
+    conversation.phase.send_replace(ConversationPhase::Ended);
+    let mut conversations = server.conversations.write().unwrap_or_else(PoisonError::into_inner);
+    conversations.remove(&conversation.id);
+}
+
+/// A member leaves; where too few remain, the conversation ends.
+pub(crate) fn depart(server: &Arc<Server>, conversation: &Arc<Conversation>, seat: usize) {
+    let mut guard = conversation.hub();
+    let hub = &mut *guard;
+    if seat >= hub.seats.len() || !hub.seats[seat].present {
+        return;
+    }
+    // Whoever it was calling, or whoever was calling it alone, is told first.
+    let own: Vec<u64> = hub.calls.iter().filter(|call| call.from == seat).map(|call| call.number).collect();
+    for number in own {
+        if let Some(call) = hub.take_call(number) {
+            end_call(server, hub, &call, CANCELED_HERE, CANCELED);
+        }
+    }
+    hub.seats[seat].present = false;
+    let Seat { uri, .. } = hub.seats[seat].clone();
+    if let Place::Application { application, leg } = hub.seats[seat].place.clone() {
+        end_leg(server, &application, &mut application.lock(), &leg, None);
+    }
+    let others = hub.others_present(seat);
+    for index in &others {
+        let Place::Application { application, leg } = &hub.seats[*index].place else { continue };
+        let mut state = application.lock();
+        let state = &mut *state;
+        let Some(leg) = state.legs.get_mut(leg) else { continue };
+        let Some(member) = leg.members.iter_mut().find(|member| member.uri == uri && member.present) else {
+            continue;
+        };
+        member.present = false;
+        let member = member.clone();
+        let event = leg.participant_event(application, EventKind::Deleted, &member);
+        state.channel.push(event);
+    }
+    if others.len() < 2 {
+        close(server, conversation, hub, Some(ENDED));
+    }
+}
+
+/// Called when an application has ended: its member is gone without a word.
+pub(crate) fn application_left(
+    server: &Arc<Server>,
+    conversation: &Arc<Conversation>,
+    application: &Arc<Application>,
+) {
+    let (seat, ringing) = {
+        let hub = conversation.hub();
+        let Some(seat) = hub.seat_of_application(application) else { return };
+        let ringing: Vec<u64> =
+            hub.calls.iter().filter(|call| call.to == seat).map(|call| call.number).collect();
+        (seat, ringing)
+    };
+    for number in ringing {
+        fail(server, conversation, number, UNAVAILABLE, MISSED);
+    }
+    depart(server, conversation, seat);
+}
+
+// ---- Saying something ----
+
+/// What came of saying something.
+pub(crate) struct Said {
+    /// The ledger serials of what was delivered to accounts.
+    pub(crate) serials: Vec<u64>,
+}
+
+/// A scripted correspondent writes. `None` if it is not in the conversation, or nobody can be written to.
+pub(crate) fn say(
+    server: &Arc<Server>,
+    conversation: &Arc<Conversation>,
+    seat: usize,
+    text: &Text,
+) -> Option<Said> {
+    let mut hub = conversation.hub();
+    let present = hub.seats.get(seat).is_some_and(|seat| seat.present);
+    if !present || conversation.phase() != ConversationPhase::Connected || hub.messaging_closed {
+        return None;
+    }
+    Some(Said { serials: deliver(server, conversation, &mut hub, seat, text, None) })
+}
+
+/// Brings a text to everybody else in the conversation.
+fn deliver(
+    server: &Arc<Server>,
+    conversation: &Arc<Conversation>,
+    hub: &mut Hub,
+    from: usize,
+    text: &Text,
+    tracker: Option<&Arc<Tracker>>,
+) -> Vec<u64> {
+    let mut serials = Vec::new();
+    for index in hub.others_present(from) {
+        let receipt = tracker
+            .map(|tracker| Receipt { tracker: Arc::clone(tracker), reader: hub.seats[index].uri.clone() });
+        match hub.seats[index].place.clone() {
+            Place::Nowhere => {}
+            Place::Script(script) => {
+                correspondent::react(server, conversation, index, script, text);
+                if let Some(receipt) = receipt {
+                    receipt.settle(server, true);
+                }
+            }
+            Place::Application { application, leg } => {
+                let writer = hub.member(server, from);
+                let entry = IncomingEntry {
+                    serial: 0,
+                    account: application.account.uri.clone(),
+                    correspondent: writer.uri.clone(),
+                    conversation: conversation.id.clone(),
+                    thread_id: hub.thread_id.clone(),
+                    application: application.id.clone(),
+                    text: None,
+                    html: None,
+                    time: Timestamp::now(),
+                    kind: MessageKind::Message,
+                    state: IncomingState::Pending,
+                    package_acknowledged: false,
+                };
+                match deliver_to(server, &application, &leg, &writer, text, entry, receipt) {
+                    Ok(serial) => serials.push(serial),
+                    Err(Some(receipt)) => receipt.settle(server, false),
+                    Err(None) => {}
+                }
+            }
+        }
+    }
+    serials
+}
+
+/// Puts a message into an application's channel. Gives the receipt back if it cannot.
+fn deliver_to(
+    server: &Arc<Server>,
+    application: &Arc<Application>,
+    leg: &str,
+    writer: &Member,
+    text: &Text,
+    entry: IncomingEntry,
+    receipt: Option<Receipt>,
+) -> Result<u64, Option<Receipt>> {
+    let serial = {
+        let mut state = application.lock();
+        let state = &mut *state;
+        let Some(leg) = state.legs.get_mut(leg).filter(|leg| !leg.ended && leg.messaging == "Connected")
+        else {
+            return Err(receipt);
+        };
+        let text = text.read_by(leg.html);
+        let serial = server.ledger.add_incoming(IncomingEntry {
+            text: text.plain.clone(),
+            html: text.html.clone(),
+            ..entry
+        });
+        let message = Message {
+            number: leg.next_message(),
+            incoming_from: Some(writer.clone()),
+            plain: text.plain,
+            html: text.html,
+            time: entry.time,
+            operation_id: None,
+            status: "Pending",
+            failed: Vec::new(),
+        };
+        let mut delivery = Delivery { serial, receipt, expires: true };
+        if server.dice.chance(server.settings.started_share) {
+            // The reference tells of this first event; captures have only the second.
+            let event = leg.message_event(application, EventKind::Started, message.number);
+            let resource = leg.message_resource(server, application, &message, true);
+            state.channel.push(event.resource(resource).delivery(delivery.clone()));
+            delivery.receipt = None;
+        }
+        let message = Message { status: "Succeeded", ..message };
+        let event =
+            leg.message_event(application, EventKind::Completed, message.number).status(Status::Success);
+        let resource = leg.message_resource(server, application, &message, false);
+        let event = maybe_embedded(server, event, resource).delivery(delivery);
+        leg.keep(message);
+        state.channel.push(event);
+        serial
+    };
+    let application = Arc::clone(application);
+    server.timers.after(server.settings.message_fetch_limit, move |server| {
+        let taken = application.lock().channel.take_unfetched(serial);
+        if taken.is_empty() {
+            return;
+        }
+        server.ledger.expire(serial);
+        for receipt in taken.into_iter().filter_map(|delivery| delivery.receipt) {
+            receipt.settle(server, false);
+        }
+    });
+    Ok(serial)
+}
+
+/// Shows everybody else that a member types, or has stopped to.
+pub(crate) fn show_typing(conversation: &Arc<Conversation>, seat: usize, begins: bool) {
+    let hub = conversation.hub();
+    let Some(uri) = hub.seats.get(seat).filter(|seat| seat.present).map(|seat| seat.uri.clone()) else {
+        return;
+    };
+    for index in hub.others_present(seat) {
+        let Place::Application { application, leg } = &hub.seats[index].place else { continue };
+        let mut state = application.lock();
+        let Some(leg) = state.legs.get(leg).filter(|leg| leg.messaging == "Connected") else { continue };
+        let Some(member) = leg.member(&uri).cloned() else { continue };
+        let kind = if begins { EventKind::Added } else { EventKind::Deleted };
+        let event = leg.typing_event(application, kind, &member);
+        state.channel.push(event);
+    }
+}
+
+/// Closes the messaging of a conversation that goes on, as desktop clients do when it was idle for long.
+pub(crate) fn close_messaging(server: &Arc<Server>, conversation: &Arc<Conversation>) -> bool {
+    let mut hub = conversation.hub();
+    if conversation.phase() != ConversationPhase::Connected {
+        return false;
+    }
+    hub.messaging_closed = true;
+    for seat in hub.seats.iter().filter(|seat| seat.present) {
+        let Place::Application { application, leg } = &seat.place else { continue };
+        let mut state = application.lock();
+        let state = &mut *state;
+        let Some(leg) = state.legs.get_mut(leg) else { continue };
+        leg.messaging = "Disconnected";
+        let event = leg.messaging_event(application).reason(Some(ENDED));
+        let event = maybe_embedded(server, event, leg.messaging_resource(application));
+        state.channel.push(event);
+        let event = leg.conversation_event(application, EventKind::Updated);
+        let event = maybe_embedded(server, event, leg.conversation_resource(application));
+        state.channel.push(event);
+    }
+    true
+}
+
+// ---- Requests ----
+
+/// A SIP URI as this server spells it, without parameters.
+pub(crate) fn sip_uri(text: &str) -> Result<String, Failure> {
+    let problem = || Failure::parameter("to", "The value is not a SIP URI.");
+    let lower = text.trim().to_lowercase();
+    let address = lower.strip_prefix("sip:").ok_or_else(problem)?;
+    let address = address.split([';', '?']).next().unwrap_or_default();
+    let (user, host) = address.split_once('@').ok_or_else(problem)?;
+    if user.is_empty() || host.is_empty() || address.contains(char::is_whitespace) {
+        return Err(problem());
+    }
+    Ok(format!("sip:{address}"))
+}
+
+pub(crate) fn destination_not_found() -> Failure {
+    Failure::new(StatusCode::NOT_FOUND, "DestinationNotFound", "There is no such person.")
+}
+
+/// The first message of an invitation, from its `message`.
+fn first_message(server: &Server, input: &Input) -> Result<Option<Text>, Failure> {
+    let Some(uri) = input.link_or_text("message") else { return Ok(None) };
+    let Some((media_type, text)) = decode_data_uri(uri) else {
+        return Err(Failure::parameter("message", "The value is not a data URI."));
+    };
+    if text.len() > server.settings.max_message_bytes {
+        return Err(too_large());
+    }
+    match media_type.as_str() {
+        "text/plain" => Ok(Some(Text { plain: Some(text), html: None })),
+        "text/html" => Ok(Some(Text { plain: None, html: Some(text) })),
+        _ => Err(Failure::parameter("message", "The value is neither plain text nor HTML.")),
+    }
+}
+
+fn too_large() -> Failure {
+    Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "None", "The message is too long.")
+}
+
+/// Lets an operation's events come after its answer, or before it in the share that the settings ask for.
+async fn answer_around(
+    server: &Arc<Server>,
+    answer: Reply,
+    events: impl FnOnce(&Arc<Server>) + Send + 'static,
+) -> Reply {
+    if server.dice.chance(server.settings.early_event_share) {
+        events(server);
+        tokio::time::sleep(ANSWER_AFTER_EVENTS).await;
+    } else {
+        server.timers.after_scripted(EVENTS_AFTER_ANSWER, events);
+    }
+    answer
+}
+
+/// `communication/messagingInvitations` and what is below it.
+pub(crate) async fn messaging_invitations(
+    server: &Arc<Server>,
+    application: &Arc<Application>,
+    exchange: &Exchange,
+    path: &[&str],
+) -> Outcome {
+    match path {
+        [] => start_messaging(server, application, exchange).await,
+        [id] => {
+            exchange.only(&Method::GET)?;
+            let state = application.lock();
+            let invitation = state.invitations.get(*id).ok_or_else(Failure::not_found)?;
+            Ok(exchange.resource(StatusCode::OK, &invitation.resource(application, &state, true)))
+        }
+        [id, verb @ ("accept" | "decline" | "cancel")] => {
+            exchange.only(&Method::POST)?;
+            let input = Input::read(&exchange.headers, &exchange.body)?;
+            let (conversation, call, direction) = {
+                let state = application.lock();
+                let invitation = state.invitations.get(*id).ok_or_else(Failure::not_found)?;
+                let leg = state.leg(&invitation.leg)?;
+                if invitation.state != "Connecting" {
+                    return Err(Failure::conflict("None", "The invitation is settled."));
+                }
+                (Arc::clone(&leg.conversation), invitation.call, invitation.direction)
+            };
+            match (*verb, direction) {
+                ("accept", Direction::Incoming) => {
+                    if !accept(server, &conversation, call) {
+                        return Err(Failure::conflict("None", "The invitation is settled."));
+                    }
+                }
+                ("decline", Direction::Incoming) => {
+                    let reason = input.text("reason").unwrap_or("Local");
+                    if !["Local", "Global"].iter().any(|known| known.eq_ignore_ascii_case(reason)) {
+                        return Err(Failure::parameter("reason", "The value must be Local or Global."));
+                    }
+                    fail(server, &conversation, call, DECLINED, DECLINED_HERE);
+                }
+                ("cancel", Direction::Outgoing) => fail(server, &conversation, call, CANCELED_HERE, CANCELED),
+                _ => return Err(Failure::not_found()),
+            }
+            Ok(no_content())
+        }
+        _ => Err(Failure::not_found()),
+    }
+}
+
+async fn start_messaging(
+    server: &Arc<Server>,
+    application: &Arc<Application>,
+    exchange: &Exchange,
+) -> Outcome {
+    exchange.only(&Method::POST)?;
+    let input = Input::read(&exchange.headers, &exchange.body)?;
+    let operation_id = input.optional("operationId", 50)?.map(str::to_owned);
+    let to = sip_uri(input.required("to", 1000)?)?;
+    let importance = input.text("importance").unwrap_or("Normal");
+    let importance = ["Normal", "Urgent", "Emergency"]
+        .into_iter()
+        .find(|known| known.eq_ignore_ascii_case(importance))
+        .ok_or_else(|| Failure::parameter("importance", "The value is not an importance."))?;
+    let subject = input.optional("subject", 250)?.unwrap_or_default().to_owned();
+    let thread_id = input.optional("threadId", 250)?.map(str::to_owned);
+    let text = first_message(server, &input)?;
+    if correspondent::is_missing(&to) {
+        return Err(destination_not_found());
+    }
+    if to == application.account.uri {
+        return Err(Failure::new(StatusCode::FORBIDDEN, "None", "Nobody can call themselves."));
+    }
+    if let Some(thread_id) = &thread_id {
+        let state = application.lock();
+        let taken = state
+            .legs
+            .values()
+            .any(|leg| !leg.ended && leg.thread_id == *thread_id && leg.member(&to).is_some());
+        if taken {
+            return Err(Failure::conflict("ThreadIdAlreadyExists", "A conversation of this thread is open."));
+        }
+    }
+    let thread_id = thread_id.unwrap_or_else(|| server.dice.hex());
+    let leg_id = super::application::uuid_of(server);
+    let seat = Seat {
+        uri: application.account.uri.clone(),
+        name: application.account.name.clone(),
+        place: Place::Application { application: Arc::clone(application), leg: leg_id.clone() },
+        present: true,
+    };
+    let conversation = Conversation::open(server, seat, thread_id, subject, importance.to_owned());
+    let (number, location) = {
+        let mut hub = conversation.hub();
+        {
+            let mut state = application.lock();
+            state.alive()?;
+            let leg = new_leg(&conversation, &hub, leg_id.clone(), "Connecting");
+            state.legs.insert(leg_id, leg);
+        }
+        let invite = Invite { rel: "messagingInvitation", operation_id, to, text };
+        place_call(server, &conversation, &mut hub, 0, invite)?
+    };
+    let events = move |server: &Arc<Server>| announce(server, &conversation, number, true);
+    Ok(answer_around(server, created(&location), events).await)
+}
+
+/// `communication/conversations` and what is below it.
+pub(crate) async fn conversations(
+    server: &Arc<Server>,
+    application: &Arc<Application>,
+    exchange: &Exchange,
+    path: &[&str],
+) -> Outcome {
+    let base = format!("{}/communication/conversations", application.href());
+    match path {
+        [] => {
+            exchange.only(&Method::GET)?;
+            let state = application.lock();
+            let links = state.legs.values().filter(|leg| !leg.ended);
+            let links = links.map(|leg| Link::new("conversation", leg.href(application)));
+            let query = exchange.raw_query.as_ref().map_or(String::new(), |query| format!("?{query}"));
+            let resource = Resource::new("conversations", format!("{base}{query}")).list_links(links);
+            Ok(exchange.resource(StatusCode::OK, &resource))
+        }
+        [id] => match exchange.method {
+            Method::GET => {
+                let state = application.lock();
+                Ok(exchange.resource(StatusCode::OK, &state.leg(id)?.conversation_resource(application)))
+            }
+            Method::DELETE => {
+                hang_up(server, application, id)?;
+                Ok(no_content())
+            }
+            _ => Err(Failure::method_not_allowed("GET, DELETE")),
+        },
+        [id, "participants", rest @ ..] => participants(application, exchange, id, rest),
+        [id, messaging, rest @ ..] if messaging.starts_with("messaging") => {
+            {
+                let state = application.lock();
+                let leg = state.legs.get(*id).ok_or_else(Failure::conversation_not_found)?;
+                // A message stays readable under the address that it had.
+                if leg.messaging_segment() != *messaging && !matches!(rest, ["messages", _]) {
+                    return Err(Failure::not_found());
+                }
+            }
+            messaging_below(server, application, exchange, id, rest).await
+        }
+        _ => Err(Failure::not_found()),
+    }
+}
+
+/// The user leaves a conversation, declines it or withdraws from it, whichever its state makes of it.
+fn hang_up(server: &Arc<Server>, application: &Arc<Application>, leg: &str) -> Result<(), Failure> {
+    let conversation = Arc::clone(&application.lock().leg(leg)?.conversation);
+    let (seat, present, incoming_call, outgoing_call) = {
+        let hub = conversation.hub();
+        let seat = hub.seat_of_application(application).ok_or_else(Failure::conversation_not_found)?;
+        let incoming = hub.calls.iter().find(|call| call.to == seat).map(|call| call.number);
+        let outgoing = hub.calls.iter().find(|call| call.from == seat).map(|call| call.number);
+        (seat, hub.seats[seat].present, incoming, outgoing)
+    };
+    match (incoming_call, outgoing_call) {
+        (Some(call), _) if !present => fail(server, &conversation, call, DECLINED, DECLINED_HERE),
+        (_, Some(call)) if conversation.phase() == ConversationPhase::Ringing => {
+            fail(server, &conversation, call, CANCELED_HERE, CANCELED);
+        }
+        _ => depart(server, &conversation, seat),
+    }
+    Ok(())
+}
+
+fn participants(application: &Arc<Application>, exchange: &Exchange, id: &str, path: &[&str]) -> Outcome {
+    exchange.only(&Method::GET)?;
+    let state = application.lock();
+    // Not `leg()`: what was only linked before the end can be read for a while after it.
+    let leg = state.legs.get(id).ok_or_else(Failure::conversation_not_found)?;
+    let own = &application.account;
+    let named = |address: &str| {
+        let uri = format!("sip:{}", address.to_lowercase());
+        if uri == own.uri {
+            return Some((uri, own.name.clone()));
+        }
+        let member = leg.member(&uri).filter(|member| member.present)?;
+        Some((uri, member.name.clone()))
+    };
+    let resource = match path {
+        [] => {
+            let members = leg.members.iter().filter(|member| member.present);
+            let links = members.map(|member| leg.participant_link(application, "participant", member));
+            Resource::new("participants", format!("{}/participants", leg.href(application))).list_links(links)
+        }
+        [address] => {
+            let (uri, name) = named(address).ok_or_else(Failure::not_found)?;
+            participant_resource(application, id, &uri, &name)
+        }
+        [address, "messaging"] => {
+            named(address).ok_or_else(Failure::not_found)?;
+            let participant = format!("{}/participants/{address}", leg.href(application));
+            Resource::new("participantMessaging", format!("{participant}/messaging"))
+                .link("participant", participant)
+        }
+        _ => return Err(Failure::not_found()),
+    };
+    Ok(exchange.resource(StatusCode::OK, &resource))
+}
+
+async fn messaging_below(
+    server: &Arc<Server>,
+    application: &Arc<Application>,
+    exchange: &Exchange,
+    id: &str,
+    path: &[&str],
+) -> Outcome {
+    match path {
+        [] => match exchange.method {
+            Method::GET => {
+                let state = application.lock();
+                Ok(exchange.resource(StatusCode::OK, &state.leg(id)?.messaging_resource(application)))
+            }
+            // What a server was seen to say to a text that is posted here.
+            Method::POST => {
+                let message = "There has been an internal server error. Please wait and try again.";
+                Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "None", message))
+            }
+            _ => Err(Failure::method_not_allowed("GET")),
+        },
+        ["messages"] if exchange.method == Method::GET => {
+            let state = application.lock();
+            let leg = state.leg(id)?;
+            let links = leg.messages.iter();
+            let links =
+                links.map(|message| Link::new("message", leg.message_href(application, message.number)));
+            let href = format!("{}/messages", leg.messaging_href(application));
+            Ok(exchange.resource(StatusCode::OK, &Resource::new("messages", href).list_links(links)))
+        }
+        ["messages"] => send_message(server, application, exchange, id).await,
+        ["messages", number] => {
+            exchange.only(&Method::GET)?;
+            let state = application.lock();
+            let leg = state.legs.get(id).ok_or_else(Failure::conversation_not_found)?;
+            let number: u64 = number.parse().map_err(|_| Failure::not_found())?;
+            let message = leg.messages.iter().find(|message| message.number == number);
+            let message = message.ok_or_else(Failure::not_found)?;
+            Ok(exchange.resource(StatusCode::OK, &leg.message_resource(server, application, message, true)))
+        }
+        ["terminate"] => {
+            exchange.only(&Method::POST)?;
+            hang_up(server, application, id)?;
+            Ok(no_content())
+        }
+        ["typing"] => {
+            exchange.only(&Method::POST)?;
+            let conversation = {
+                let state = application.lock();
+                let leg = state.leg(id)?;
+                require_open(leg)?;
+                Arc::clone(&leg.conversation)
+            };
+            let seat = conversation.hub().seat_of_application(application);
+            if let Some(seat) = seat {
+                show_typing(&conversation, seat, true);
+                server.timers.after_scripted(server.settings.typing_shown, move |_| {
+                    show_typing(&conversation, seat, false);
+                });
+            }
+            Ok(no_content())
+        }
+        ["typingParticipants"] => {
+            exchange.only(&Method::GET)?;
+            let state = application.lock();
+            let href = format!("{}/typingParticipants", state.leg(id)?.messaging_href(application));
+            Ok(exchange.resource(StatusCode::OK, &Resource::new("typingParticipants", href)))
+        }
+        ["addMessaging"] => add_messaging(server, application, exchange, id).await,
+        _ => Err(Failure::not_found()),
+    }
+}
+
+fn require_open(leg: &Leg) -> Result<(), Failure> {
+    if leg.messaging == "Connected" {
+        Ok(())
+    } else {
+        Err(Failure::conflict("None", "The messaging modality is not connected."))
+    }
+}
+
+async fn add_messaging(
+    server: &Arc<Server>,
+    application: &Arc<Application>,
+    exchange: &Exchange,
+    id: &str,
+) -> Outcome {
+    exchange.only(&Method::POST)?;
+    let input = Input::read(&exchange.headers, &exchange.body)?;
+    let operation_id = input.optional("operationId", 50)?.map(str::to_owned);
+    let text = first_message(server, &input)?;
+    let conversation = Arc::clone(&application.lock().leg(id)?.conversation);
+    let (number, location) = {
+        let mut hub = conversation.hub();
+        let seat = hub.seat_of_application(application).ok_or_else(Failure::conversation_not_found)?;
+        let other = hub.others_present(seat).first().copied().ok_or_else(Failure::conversation_not_found)?;
+        {
+            let mut state = application.lock();
+            let leg = state.legs.get_mut(id).filter(|leg| !leg.ended);
+            let leg = leg.ok_or_else(Failure::conversation_not_found)?;
+            if leg.messaging != "Disconnected" {
+                return Err(Failure::conflict("AlreadyExists", "The messaging modality is there already."));
+            }
+            leg.messaging = "Connecting";
+        }
+        let to = hub.seats[other].uri.clone();
+        let invite = Invite { rel: "messagingInvitation", operation_id, to, text };
+        place_call(server, &conversation, &mut hub, seat, invite)?
+    };
+    let events = move |server: &Arc<Server>| announce(server, &conversation, number, false);
+    Ok(answer_around(server, created(&location), events).await)
+}
+
+async fn send_message(
+    server: &Arc<Server>,
+    application: &Arc<Application>,
+    exchange: &Exchange,
+    id: &str,
+) -> Outcome {
+    exchange.only(&Method::POST)?;
+    let operation_id = exchange.query("operationId").or_else(|| exchange.query("OperationContext"));
+    if operation_id.is_some_and(|text| text.encode_utf16().count() > 50) {
+        return Err(Failure::parameter("operationId", "The value is too long."));
+    }
+    let declared = exchange.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let declared = declared.unwrap_or("text/plain");
+    let mut parts = declared.split(';').map(str::trim);
+    let html = match parts.next().unwrap_or_default().to_ascii_lowercase().as_str() {
+        "text/plain" => false,
+        "text/html" => true,
+        _ => {
+            let message = "A message is plain text or HTML.";
+            return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "None", message));
+        }
+    };
+    if exchange.body.len() > server.settings.max_message_bytes {
+        return Err(too_large());
+    }
+    let charset = parts.find_map(|part| part.strip_prefix("charset=")).map(|label| label.trim_matches('"'));
+    let encoding = charset.and_then(|label| encoding_rs::Encoding::for_label(label.as_bytes()));
+    let (text, _, _) = encoding.unwrap_or(encoding_rs::UTF_8).decode(&exchange.body);
+    let text = text.into_owned();
+    let early = server.dice.chance(server.settings.early_event_share);
+    let conversation = Arc::clone(&application.lock().leg(id)?.conversation);
+    let location = {
+        let mut hub = conversation.hub();
+        let seat = hub.seat_of_application(application).ok_or_else(Failure::conversation_not_found)?;
+        let readers: Vec<String> =
+            hub.others_present(seat).into_iter().map(|index| hub.seats[index].uri.clone()).collect();
+        let (number, serial, location) = {
+            let mut state = application.lock();
+            state.alive()?;
+            let leg = state.legs.get_mut(id).filter(|leg| !leg.ended);
+            let leg = leg.ok_or_else(Failure::conversation_not_found)?;
+            require_open(leg)?;
+            if html && !leg.html {
+                let message = "HTML was not negotiated.";
+                return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "None", message));
+            }
+            let content_type = if html { "text/html" } else { "text/plain" };
+            let serial = server.ledger.add_outgoing(OutgoingEntry {
+                serial: 0,
+                account: application.account.uri.clone(),
+                to: readers.clone(),
+                conversation: conversation.id.clone(),
+                thread_id: leg.thread_id.clone(),
+                application: application.id.clone(),
+                operation_id: operation_id.map(str::to_owned),
+                text: text.clone(),
+                content_type: content_type.to_owned(),
+                time: Timestamp::now(),
+                kind: MessageKind::Message,
+                state: OutgoingState::Accepted,
+                failure: None,
+            });
+            let number = leg.next_message();
+            leg.keep(Message {
+                number,
+                incoming_from: None,
+                plain: None,
+                html: None,
+                time: Timestamp::now(),
+                operation_id: operation_id.map(str::to_owned),
+                status: "Pending",
+                failed: Vec::new(),
+            });
+            (number, serial, leg.message_href(application, number))
+        };
+        let tracker = Arc::new(Tracker {
+            application: Arc::clone(application),
+            leg: id.to_owned(),
+            number,
+            serial,
+            remaining: AtomicUsize::new(readers.len()),
+            failed: Mutex::default(),
+            early,
+        });
+        let text = if html {
+            Text { plain: None, html: Some(text) }
+        } else {
+            Text { plain: Some(text), html: None }
+        };
+        deliver(server, &conversation, &mut hub, seat, &text, Some(&tracker));
+        location
+    };
+    if early {
+        tokio::time::sleep(ANSWER_AFTER_EVENTS).await;
+    }
+    Ok(created(&location))
+}
+
+/// Calls somebody into a conversation that is connected.
+pub(crate) async fn add_to_conversation(
+    server: &Arc<Server>,
+    application: &Arc<Application>,
+    conversation: &Arc<Conversation>,
+    invite: Invite,
+) -> Outcome {
+    let (number, location) = {
+        let mut hub = conversation.hub();
+        let seat = hub.seat_of_application(application).ok_or_else(Failure::conversation_not_found)?;
+        if conversation.phase() != ConversationPhase::Connected {
+            return Err(Failure::conflict("None", "The conversation is not connected."));
+        }
+        if hub.seats.iter().any(|seat| seat.uri == invite.to && seat.present) {
+            return Err(Failure::conflict("AlreadyExists", "The person is in the conversation."));
+        }
+        place_call(server, conversation, &mut hub, seat, invite)?
+    };
+    let this = Arc::clone(conversation);
+    let events = move |server: &Arc<Server>| announce(server, &this, number, false);
+    Ok(answer_around(server, created(&location), events).await)
+}

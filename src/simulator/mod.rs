@@ -1,0 +1,511 @@
+//! A simulated Skype for Business Server: the UCWA 2.0 API in XML and JSON, in this process, on loopback.
+//!
+//! For tests, the demo and the benchmark. It knows many accounts, lets any UCWA client sign in to them, joins
+//! accounts to each other and to scripted correspondents ([`correspondent`] lists their behaviours), and keeps a
+//! ledger of every message it delivered or accepted. It is written from the protocol's description and shares no
+//! code with this program's own client, so that the two check each other.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `server` | accept loop, requests and answers, the table of addresses |
+//! | `payload` | resources and their two spellings, request bodies, data URIs |
+//! | `sign_in` | discovery, challenge, web ticket service, tokens |
+//! | `application` | accounts, applications, `me`, `communication` |
+//! | `people` | search, contacts |
+//! | `event_channel` | packages of events and their acknowledgement |
+//! | `conversation`, `leg`, `group` | what members share, what each sees, more than two |
+//! | `correspondent`, `traffic` | who is not an account, and what they do by themselves |
+//! | `timers` | everything that happens later |
+//! | `ledger` | what was delivered and accepted |
+//! | `admin` | the control API; its module lists the requests |
+//! | `batch` | several requests in one |
+//!
+//! The ledger's promise: a message to an account is `acknowledged` when a GET has asked for the package after the
+//! one that carried it; until then the same package is given again to every GET. A message that no GET has fetched
+//! within [`SimulatorSettings::message_fetch_limit`] is `expired` and appears nowhere any more.
+
+mod admin;
+mod application;
+mod batch;
+mod conversation;
+pub mod correspondent;
+mod event_channel;
+mod group;
+mod ledger;
+mod leg;
+mod payload;
+mod people;
+mod server;
+mod sign_in;
+mod timers;
+mod traffic;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tokio::{net::TcpListener, time::Instant};
+use tokio_util::task::TaskTracker;
+
+pub use conversation::ConversationPhase;
+pub use ledger::{
+    IncomingEntry, IncomingState, LedgerCounters, LedgerSnapshot, MessageKind, OutgoingEntry, OutgoingState,
+};
+pub use traffic::TrafficSettings;
+
+use conversation::{Conversation, Place, Text};
+use payload::Failure;
+use server::Server;
+use timers::Timers;
+use traffic::Traffic;
+
+/// How a simulated server behaves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SimulatorSettings {
+    /// Where UCWA is served; port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// Where the control API is served, if anywhere.
+    pub admin_listen: Option<SocketAddr>,
+    /// Accounts `user0001`, `user0002` ... of [`Self::domain`], all with [`Self::password`].
+    pub accounts: usize,
+    /// More accounts: name or address, and password.
+    pub named_accounts: Vec<(String, String)>,
+    /// The SIP domain.
+    pub domain: String,
+    /// Password of the numbered accounts.
+    pub password: String,
+    /// How long a token is valid.
+    pub token_lifetime: Duration,
+    /// How long an application lives without a parked GET.
+    pub application_expiry: Duration,
+    /// How many applications one account may have; a further one ends the oldest.
+    pub applications_per_account: usize,
+    /// How long an incoming message waits to be fetched before it is lost.
+    pub message_fetch_limit: Duration,
+    /// How long a call rings.
+    pub ring_time: Duration,
+    /// How long a GET on `events` is parked if the client does not say.
+    pub poll_timeout: Duration,
+    /// Parks no GET longer than this, whatever the client says: for tests.
+    pub poll_timeout_limit: Option<Duration>,
+    /// The shortest and the longest time that correspondents take to do anything.
+    pub answer_delay: (Duration, Duration),
+    /// How long somebody is shown as typing.
+    pub typing_shown: Duration,
+    /// Longest message accepted, in bytes.
+    pub max_message_bytes: usize,
+    /// Share of events that link their resource without embedding it.
+    pub link_only_share: f64,
+    /// Share of operations whose events come before their answer.
+    pub early_event_share: f64,
+    /// Share of incoming messages that are announced by `started` before `completed`.
+    pub started_share: f64,
+    /// Share of messages that an ordinary correspondent answers.
+    pub answer_share: f64,
+    /// Where all chance begins.
+    pub seed: u64,
+    /// Traffic from the start, if any.
+    pub traffic: Option<TrafficSettings>,
+}
+
+impl Default for SimulatorSettings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin_listen: None,
+            accounts: 10,
+            named_accounts: Vec::new(),
+            domain: "contoso.example".to_owned(),
+            password: "simulated".to_owned(),
+            token_lifetime: Duration::from_hours(8),
+            application_expiry: Duration::from_mins(10),
+            applications_per_account: 16,
+            message_fetch_limit: Duration::from_secs(30),
+            ring_time: Duration::from_secs(30),
+            poll_timeout: Duration::from_mins(3),
+            poll_timeout_limit: None,
+            answer_delay: (Duration::from_millis(20), Duration::from_millis(150)),
+            typing_shown: Duration::from_secs(5),
+            max_message_bytes: 64 * 1024,
+            link_only_share: 0.2,
+            early_event_share: 0.2,
+            started_share: 0.1,
+            answer_share: 0.5,
+            seed: 1,
+            traffic: None,
+        }
+    }
+}
+
+/// Somebody calls an account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallRequest {
+    /// SIP address of the caller, with or without `sip:`; any that is not an account.
+    pub from: String,
+    /// SIP address of the account, with or without `sip:`.
+    pub to_account: String,
+    /// The invitation's text.
+    #[serde(default)]
+    pub text: Option<String>,
+    /// The invitation's text in HTML; shown only where `text` is absent.
+    #[serde(default)]
+    pub html: Option<String>,
+    /// The conversation's subject.
+    #[serde(default)]
+    pub subject: String,
+}
+
+/// Why something could not be done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// No account has this address.
+    #[error("no account has the address {0}")]
+    NoSuchAccount(String),
+    /// The account has no application that takes messages.
+    #[error("{0} has no application that takes messages")]
+    NotReachable(String),
+    /// The caller is an account itself: only its client can call.
+    #[error("{0} is an account: only its client can call")]
+    CallerIsAnAccount(String),
+    /// The conversation is over, or never was.
+    #[error("conversation {0} is over")]
+    NoSuchConversation(String),
+    /// The conversation cannot take a message now.
+    #[error("conversation {0} is not connected")]
+    NotConnected(String),
+}
+
+/// One application of an account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplicationState {
+    /// Its id, the last part of its address.
+    pub id: String,
+    /// Whether `makeMeAvailable` was done.
+    pub available: bool,
+    /// Whether a GET on `events` is parked now.
+    pub parked: bool,
+    /// The package that the next GET should ask for.
+    pub next_package: u64,
+    /// The simulator's own ids of the conversations it is in.
+    pub conversations: Vec<String>,
+}
+
+/// One account and its applications.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountState {
+    /// Its SIP URI.
+    pub uri: String,
+    /// Its applications, the oldest first.
+    pub applications: Vec<ApplicationState>,
+}
+
+/// A running simulated server. Clones are handles of the same server.
+#[derive(Clone)]
+pub struct Simulator {
+    server: Arc<Server>,
+    admin_address: Option<SocketAddr>,
+    tasks: TaskTracker,
+}
+
+impl Simulator {
+    /// Binds the ports and starts to serve.
+    ///
+    /// # Errors
+    ///
+    /// If a port cannot be bound.
+    pub async fn start(settings: SimulatorSettings) -> io::Result<Self> {
+        let listener = TcpListener::bind(settings.listen).await?;
+        let admin_listener = match settings.admin_listen {
+            Some(address) => Some(TcpListener::bind(address).await?),
+            None => None,
+        };
+        let address = listener.local_addr()?;
+        let admin_address = admin_listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let server = Arc::new(Server::new(settings, address));
+        let simulator = Self { server: Arc::clone(&server), admin_address, tasks: TaskTracker::new() };
+        application::sweep(&server);
+        simulator.tasks.spawn(server::accept(Arc::clone(&server), listener));
+        simulator.spawn(Timers::run(Arc::clone(&server)));
+        simulator.spawn(Traffic::run(Arc::clone(&server)));
+        if let Some(listener) = admin_listener {
+            let router = admin::router(simulator.clone());
+            simulator.spawn(async move {
+                if let Err(error) = axum::serve(listener, router).await {
+                    tracing::warn!(%error, "simulator control API ended");
+                }
+            });
+        }
+        simulator.tasks.close();
+        Ok(simulator)
+    }
+
+    /// Runs a task until the server closes.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let closing = self.server.closing.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = closing.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Where UCWA is served.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address
+    }
+
+    /// What a client is given as its discovery address.
+    pub fn discovery_url(&self) -> String {
+        format!("http://{}/", self.server.address)
+    }
+
+    /// Where the control API is served, if anywhere.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
+    }
+
+    /// The SIP URIs of all accounts, the named ones first.
+    pub fn account_uris(&self) -> Vec<String> {
+        self.server.account_list.iter().map(|account| account.uri.clone()).collect()
+    }
+
+    /// Every account with its applications.
+    pub fn accounts(&self) -> Vec<AccountState> {
+        let accounts = self.server.account_list.iter();
+        let state = |account: &Arc<application::Account>| AccountState {
+            uri: account.uri.clone(),
+            applications: account
+                .living_applications()
+                .iter()
+                .map(|application| {
+                    let state = application.lock();
+                    let legs = state.legs.values().filter(|leg| !leg.ended);
+                    ApplicationState {
+                        id: application.id.clone(),
+                        available: state.is_available(),
+                        parked: state.channel.is_parked(),
+                        next_package: state.channel.current(),
+                        conversations: legs.map(|leg| leg.conversation.id.clone()).collect(),
+                    }
+                })
+                .collect(),
+        };
+        accounts.map(state).collect()
+    }
+
+    /// Everything delivered and accepted so far.
+    pub fn ledger(&self) -> LedgerSnapshot {
+        self.server.ledger.snapshot()
+    }
+
+    /// The ledger's numbers, without copying it.
+    pub fn counters(&self) -> LedgerCounters {
+        self.server.ledger.counters()
+    }
+
+    /// A correspondent calls an account. Gives the conversation's id at once, while it rings.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such account or it takes no messages, or the caller is an account.
+    #[expect(clippy::unused_async, reason = "callers await it, so that it may one day wait for something")]
+    pub async fn call(&self, request: CallRequest) -> Result<String, Refused> {
+        let (from, to) = (with_scheme(&request.from), with_scheme(&request.to_account));
+        if !self.server.accounts.contains_key(&to) {
+            return Err(Refused::NoSuchAccount(to));
+        }
+        if self.server.accounts.contains_key(&from) {
+            return Err(Refused::CallerIsAnAccount(from));
+        }
+        let text = text_of(request.text.as_deref(), request.html.as_deref());
+        conversation::call_from_script(&self.server, &from, &to, text, &request.subject)
+            .map(|conversation| conversation.id.clone())
+            .ok_or(Refused::NotReachable(to))
+    }
+
+    /// How far a conversation is.
+    pub fn conversation_phase(&self, conversation: &str) -> ConversationPhase {
+        self.server.conversation(conversation).map_or(ConversationPhase::Ended, |found| found.phase())
+    }
+
+    /// Waits until a conversation is connected; false if it ended, or `limit` passed, before.
+    pub async fn connected(&self, conversation: &str, limit: Duration) -> bool {
+        let Some(found) = self.server.conversation(conversation) else { return false };
+        let mut phase = found.phase.subscribe();
+        let reached = phase.wait_for(|phase| *phase != ConversationPhase::Ringing);
+        match tokio::time::timeout(limit, reached).await {
+            Ok(Ok(phase)) => *phase == ConversationPhase::Connected,
+            _ => false,
+        }
+    }
+
+    /// The correspondent of a conversation writes. Gives the ledger serials of what was delivered.
+    ///
+    /// # Errors
+    ///
+    /// If the conversation is over or not connected.
+    pub fn say(&self, conversation: &str, text: &str) -> Result<Vec<u64>, Refused> {
+        self.say_from(conversation, None, Some(text), None)
+    }
+
+    /// A certain correspondent of a conversation writes, in plain text, HTML or both.
+    ///
+    /// # Errors
+    ///
+    /// If the conversation is over or not connected.
+    pub fn say_from(
+        &self,
+        conversation: &str,
+        from: Option<&str>,
+        text: Option<&str>,
+        html: Option<&str>,
+    ) -> Result<Vec<u64>, Refused> {
+        let (found, seat) = self.correspondent(conversation, from)?;
+        let text = text_of(text, html).unwrap_or_default();
+        conversation::say(&self.server, &found, seat, &text)
+            .map(|said| said.serials)
+            .ok_or_else(|| Refused::NotConnected(conversation.to_owned()))
+    }
+
+    /// The correspondent of a conversation leaves it; a call that still rings is withdrawn.
+    ///
+    /// # Errors
+    ///
+    /// If the conversation is over.
+    pub fn leave(&self, conversation: &str) -> Result<(), Refused> {
+        self.leave_from(conversation, None)
+    }
+
+    /// A certain correspondent of a conversation leaves it.
+    ///
+    /// # Errors
+    ///
+    /// If the conversation is over.
+    pub fn leave_from(&self, conversation: &str, from: Option<&str>) -> Result<(), Refused> {
+        let (found, seat) = self.correspondent(conversation, from)?;
+        conversation::depart(&self.server, &found, seat);
+        Ok(())
+    }
+
+    /// Closes the messaging of a connected conversation, which goes on without it until somebody adds it again.
+    ///
+    /// # Errors
+    ///
+    /// If the conversation is over or not connected.
+    pub fn close_messaging(&self, conversation: &str) -> Result<(), Refused> {
+        let (found, _) = self.correspondent(conversation, None)?;
+        if conversation::close_messaging(&self.server, &found) {
+            Ok(())
+        } else {
+            Err(Refused::NotConnected(conversation.to_owned()))
+        }
+    }
+
+    fn correspondent(
+        &self,
+        conversation: &str,
+        from: Option<&str>,
+    ) -> Result<(Arc<Conversation>, usize), Refused> {
+        let over = || Refused::NoSuchConversation(conversation.to_owned());
+        let found = self.server.conversation(conversation).ok_or_else(over)?;
+        let wanted = from.map(with_scheme);
+        let seat = {
+            let hub = found.hub();
+            hub.seats.iter().position(|seat| {
+                let named = wanted.as_ref().is_none_or(|uri| *uri == seat.uri);
+                seat.present && named && matches!(seat.place, Place::Script(_))
+            })
+        };
+        Ok((found, seat.ok_or_else(over)?))
+    }
+
+    /// Starts the traffic, with new settings or those it had.
+    pub fn start_traffic(&self, settings: Option<TrafficSettings>) {
+        self.server.traffic.start(settings);
+    }
+
+    /// Changes the traffic's messages per second.
+    pub fn set_traffic_rate(&self, messages_per_second: f64) {
+        self.server.traffic.set_rate(messages_per_second);
+    }
+
+    /// Stops the traffic: no new calls and messages but answers to what accounts send.
+    pub fn stop_traffic(&self) {
+        self.server.traffic.stop();
+    }
+
+    /// Whether the traffic runs.
+    pub fn traffic_is_running(&self) -> bool {
+        self.server.traffic.is_running()
+    }
+
+    /// Messages that the traffic has written so far.
+    pub fn traffic_written(&self) -> u64 {
+        self.server.traffic.written()
+    }
+
+    /// Whether the traffic is stopped, no correspondent is about to do anything, and no message is unsettled in
+    /// either direction.
+    pub fn is_quiet(&self) -> bool {
+        let counters = self.counters();
+        !self.traffic_is_running()
+            && self.server.timers.nothing_scripted()
+            && counters.incoming_pending == 0
+            && counters.outgoing_accepted == 0
+    }
+
+    /// Waits until the simulator is quiet; false if it is not after `limit`.
+    pub async fn quiet(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while !self.is_quiet() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        true
+    }
+
+    /// The server forgets the account's applications, as after a failover. Gives how many there were.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such account.
+    pub fn forget_application(&self, account: &str) -> Result<usize, Refused> {
+        let uri = with_scheme(account);
+        let account = self.server.accounts.get(&uri).ok_or(Refused::NoSuchAccount(uri))?;
+        let applications = account.living_applications();
+        for application in &applications {
+            application::end(&self.server, application, Failure::application_not_found());
+        }
+        Ok(applications.len())
+    }
+
+    /// Makes the account's tokens invalid before their time.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such account.
+    pub fn expire_tokens(&self, account: &str) -> Result<(), Refused> {
+        let uri = with_scheme(account);
+        let account = self.server.accounts.get(&uri).ok_or(Refused::NoSuchAccount(uri))?;
+        self.server.tokens.revoke(&account.uri);
+        Ok(())
+    }
+
+    /// Closes the ports and cuts every connection.
+    pub async fn shutdown(&self) {
+        self.server.closing.cancel();
+        self.tasks.wait().await;
+    }
+}
+
+fn with_scheme(address: &str) -> String {
+    let lower = address.trim().to_lowercase();
+    if lower.starts_with("sip:") { lower } else { format!("sip:{lower}") }
+}
+
+fn text_of(text: Option<&str>, html: Option<&str>) -> Option<Text> {
+    (text.is_some() || html.is_some())
+        .then(|| Text { plain: text.map(str::to_owned), html: html.map(str::to_owned) })
+}

@@ -1,0 +1,187 @@
+//! Discovery, the challenge and the web ticket service: everything up to a valid token.
+//!
+//! Owns the tokens. A token belongs to one account and expires; nothing renews it but another grant.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use hyper::{
+    HeaderMap, Method, StatusCode,
+    header::{self, HeaderValue},
+};
+use tokio::time::Instant;
+
+use super::{
+    application::Account,
+    payload::{Failure, Resource},
+    server::{Exchange, Outcome, Reply, Server, read_form, reply},
+};
+
+/// The page that browsers embed to call across origins; it does nothing here.
+pub(crate) const XFRAME: &str = "<!DOCTYPE html><html><head><title>XFrame</title></head><body></body></html>";
+
+const ROOT: &str = "/Autodiscover/AutodiscoverService.svc/root";
+
+/// The grants that are offered because they work.
+const OFFERED_GRANTS: &str = "password";
+
+#[derive(Clone)]
+struct Token {
+    account: Arc<Account>,
+    valid_until: Instant,
+}
+
+/// The tokens that were handed out.
+#[derive(Default)]
+pub(crate) struct Tokens {
+    by_text: Mutex<HashMap<String, Token>>,
+}
+
+impl Tokens {
+    fn issue(&self, server: &Server, account: &Arc<Account>, lifetime: Duration) -> String {
+        let mut bytes = Vec::with_capacity(48);
+        for _ in 0..6 {
+            bytes.extend_from_slice(&server.dice.number().to_be_bytes());
+        }
+        let text = format!("cwt=AAEB{}", URL_SAFE_NO_PAD.encode(bytes));
+        let now = Instant::now();
+        let mut tokens = self.by_text.lock().unwrap_or_else(PoisonError::into_inner);
+        if tokens.len() % 512 == 511 {
+            tokens.retain(|_, token| token.valid_until > now);
+        }
+        tokens.insert(text.clone(), Token { account: Arc::clone(account), valid_until: now + lifetime });
+        text
+    }
+
+    /// The account whose valid token the request bears.
+    pub(crate) fn account(&self, headers: &HeaderMap) -> Option<Arc<Account>> {
+        let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+        let (scheme, text) = value.trim().split_once(' ')?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        let mut tokens = self.by_text.lock().unwrap_or_else(PoisonError::into_inner);
+        let token = tokens.get(text.trim())?;
+        if token.valid_until > Instant::now() {
+            return Some(Arc::clone(&token.account));
+        }
+        tokens.remove(text.trim());
+        None
+    }
+
+    /// Makes every token of an account invalid.
+    pub(crate) fn revoke(&self, account: &str) {
+        let mut tokens = self.by_text.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.retain(|_, token| token.account.uri != account);
+    }
+}
+
+/// The root resource, which needs no token.
+pub(crate) fn root(server: &Server, exchange: &Exchange) -> Outcome {
+    if !matches!(exchange.method, Method::GET | Method::HEAD) {
+        return Err(Failure::method_not_allowed("GET, HEAD"));
+    }
+    let origin = &exchange.origin;
+    let domain = &server.settings.domain;
+    let root = Resource::new("root", format!("{origin}{ROOT}?originalDomain={domain}"))
+        .untyped()
+        .link("user", format!("{origin}{ROOT}/oauth/user?originalDomain={domain}"))
+        .link("xframe", format!("{origin}/Autodiscover/XFrame/XFrame.html"));
+    Ok(exchange.resource(StatusCode::OK, &root))
+}
+
+/// The user resource: the challenge, or with a token the way to the applications.
+pub(crate) fn user(server: &Server, exchange: &Exchange) -> Outcome {
+    if !matches!(exchange.method, Method::GET | Method::HEAD) {
+        return Err(Failure::method_not_allowed("GET, HEAD"));
+    }
+    if server.tokens.account(&exchange.headers).is_none() {
+        return Ok(challenge(exchange));
+    }
+    let origin = &exchange.origin;
+    // As captured: `self` lacks the `oauth` of the address that was asked for.
+    let user = Resource::new("user", format!("{origin}{ROOT}/user"))
+        .untyped()
+        .link("applications", format!("{origin}/ucwa/oauth/v1/applications"))
+        .link("xframe", format!("{origin}/Autodiscover/XFrame/XFrame.html"));
+    Ok(exchange.resource(StatusCode::OK, &user))
+}
+
+/// 401 with the two challenges and a body of HTML.
+pub(crate) fn challenge(exchange: &Exchange) -> Reply {
+    let body = "<html><head><title>401 - Unauthorized</title></head>\
+        <body><h2>401 - Unauthorized: Access is denied due to invalid credentials.</h2></body></html>";
+    let mut answer = reply(StatusCode::UNAUTHORIZED, "text/html", body.to_owned());
+    let bearer = "Bearer trusted_issuers=\"00000002-0000-0ff1-ce00-000000000000@simulator\", \
+        client_id=\"00000004-0000-0ff1-ce00-000000000000\"";
+    let headers = answer.headers_mut();
+    headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(bearer));
+    let ticket_service = format!(
+        "MsRtcOAuth href=\"{}/WebTicket/oauthtoken\",grant_type=\"{OFFERED_GRANTS}\"",
+        exchange.origin
+    );
+    if let Ok(value) = HeaderValue::from_str(&ticket_service) {
+        headers.append(header::WWW_AUTHENTICATE, value);
+    }
+    answer
+}
+
+/// The web ticket service.
+pub(crate) fn token(server: &Server, exchange: &Exchange) -> Outcome {
+    exchange.only(&Method::POST)?;
+    let form = read_form(&String::from_utf8_lossy(&exchange.body));
+    let field = |name: &str| form.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    let mut answer = match field("grant_type") {
+        None => refuse("invalid_request", "28020", "No valid security token."),
+        Some("password") => {
+            let account = field("username").and_then(|name| account_of(server, name));
+            match account.filter(|account| field("password") == Some(account.password.as_str())) {
+                Some(account) => {
+                    let lifetime = server.settings.token_lifetime;
+                    let text = server.tokens.issue(server, &account, lifetime);
+                    let seconds = lifetime.as_secs().max(1);
+                    let body = format!(
+                        "{{\"access_token\":\"{text}\",\"expires_in\":{seconds},\
+                         \"ms_rtc_identityscope\":\"local\",\"token_type\":\"Bearer\"}}"
+                    );
+                    reply(StatusCode::OK, "application/json", body)
+                }
+                None => refuse("invalid_grant", "28020", "No valid security token."),
+            }
+        }
+        Some(_) => refuse("unsupported_grant_type", "28029", "Authentication type not allowed."),
+    };
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer.headers_mut().insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
+    Ok(answer)
+}
+
+fn refuse(error: &str, number: &str, reason: &str) -> Reply {
+    let body = format!("{{\"error\":\"{error}\"}}");
+    let mut answer = reply(StatusCode::BAD_REQUEST, "application/json;charset=UTF-8", body);
+    let diagnostics = format!("{number};source=\"simulator.invalid\";reason=\"{reason}\"");
+    if let Ok(value) = HeaderValue::from_str(&diagnostics) {
+        answer.headers_mut().insert("x-ms-diagnostics", value);
+    }
+    answer
+}
+
+/// The account that signs in as `sip:user@domain`, `user@domain`, `DOMAIN\user` or `user`, in any case.
+fn account_of(server: &Server, name: &str) -> Option<Arc<Account>> {
+    let name = name.trim().to_lowercase();
+    let name = name.strip_prefix("sip:").unwrap_or(&name);
+    let domain = server.settings.domain.to_lowercase();
+    let address = match name.split_once('\\') {
+        Some((realm, user)) => {
+            let known = realm == domain || Some(realm) == domain.split('.').next();
+            known.then(|| format!("{user}@{domain}"))?
+        }
+        None if name.contains('@') => name.to_owned(),
+        None => format!("{name}@{domain}"),
+    };
+    server.accounts.get(&format!("sip:{address}")).cloned()
+}
