@@ -3,4 +3,5 @@
 
 pub mod archive;
 pub mod identifiers;
+pub mod outbox;
 pub mod store;

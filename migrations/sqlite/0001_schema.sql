@@ -189,7 +189,7 @@ CREATE TABLE invitations (
     from_uri        TEXT,
     from_name       TEXT,
     to_uri          TEXT,
-    message_id      INTEGER REFERENCES messages (id),
+    message_id      INTEGER REFERENCES messages (id) DEFERRABLE INITIALLY DEFERRED,
     action          TEXT    CHECK (action IN ('accepted', 'declined', 'ignored')),
     started_at      TEXT    NOT NULL,
     finished_at     TEXT,
@@ -200,6 +200,7 @@ CREATE TABLE invitations (
 ) STRICT;
 CREATE UNIQUE INDEX invitations_href ON invitations (account_id, session_id, href) WHERE href IS NOT NULL;
 CREATE INDEX invitations_of_conversation ON invitations (account_id, conversation_id);
+CREATE INDEX invitations_operation ON invitations (account_id, operation_id) WHERE operation_id IS NOT NULL;
 CREATE INDEX invitations_message ON invitations (message_id) WHERE message_id IS NOT NULL;
 
 -- Head of each account's hash chain, kept apart from the messages so that missing newest ones are noticed.
