@@ -27,7 +27,9 @@ CREATE TABLE accounts (
 ) STRICT;
 
 -- A change by hand moves updated_at forward too, because a running server looks for that.
-CREATE TRIGGER accounts_touch AFTER UPDATE ON accounts WHEN NEW.updated_at IS OLD.updated_at
+CREATE TRIGGER accounts_touch
+    AFTER UPDATE OF sip_uri, username, auth, secret_sealed, secret_ref, enabled, invitations, retention_days, removed_at
+    ON accounts WHEN NEW.updated_at IS OLD.updated_at
 BEGIN
     UPDATE accounts SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') WHERE id = NEW.id;
 END;

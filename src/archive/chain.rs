@@ -142,7 +142,10 @@ mod tests {
              7:grüße;-;24:2026-11-22T16:41:07.500Z;-;-;-;"
         );
         assert_eq!(content.hash(), "66aff89d36e6e5efd678a94337e7207d230473799efa6899409dc4ecb640f95b");
-        assert_eq!(link(GENESIS, 1, &content.hash()), "e2bcf75199cc8a517423982f6490bab114497e44f764a565579d4f65cf301b72");
+        assert_eq!(
+            link(GENESIS, 1, &content.hash()),
+            "e2bcf75199cc8a517423982f6490bab114497e44f764a565579d4f65cf301b72"
+        );
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use crate::{
     archive::fact::{
-        ArchiveCommit, Direction, Fact, FetchedResource, InvitationFact, MessageFact, ParticipantFact, Person,
-        SendOutcome,
+        ArchiveCommit, Direction, Fact, FetchedResource, InvitationFact, MessageFact, ParticipantFact,
+        Person, SendOutcome,
     },
     identifiers::{AccountId, OperationId, OutboxId, SessionId},
 };

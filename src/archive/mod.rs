@@ -16,4 +16,5 @@ pub mod text;
 pub mod workspace;
 
 pub use keys::Keys;
+pub(crate) use rules::PATIENCE;
 pub use workspace::{Changes, Workspace};

@@ -207,8 +207,10 @@ impl<R: Row> Table<R> {
         {
             self.by_operation.remove(operation);
         }
-        if let Some(places) =
-            tracked.current.conversation().and_then(|conversation| self.by_conversation.get_mut(&conversation))
+        if let Some(places) = tracked
+            .current
+            .conversation()
+            .and_then(|conversation| self.by_conversation.get_mut(&conversation))
         {
             places.retain(|&other| other != place);
         }
@@ -254,9 +256,15 @@ impl<R: Row> Table<R> {
 
     /// Places of all rows in the order of their ids.
     pub(super) fn places(&self) -> Vec<usize> {
-        let mut places: Vec<usize> = (0..self.rows.len()).filter(|&place| !self.rows[place].deleted).collect();
+        let mut places: Vec<usize> =
+            (0..self.rows.len()).filter(|&place| !self.rows[place].deleted).collect();
         places.sort_by_key(|&place| self.rows[place].current.id());
         places
+    }
+
+    /// All rows, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &R> {
+        self.rows.iter().filter(|tracked| !tracked.deleted).map(|tracked| &tracked.current)
     }
 
     fn changed(&self) -> Vec<&R> {
@@ -489,21 +497,40 @@ impl Workspace {
         self.attempts.load(row);
     }
 
-    /// Ids of conversations that are loaded or that loaded rows belong to.
-    pub fn conversation_ids(&self) -> Vec<ConversationId> {
-        let mut ids: Vec<ConversationId> = self.conversations.places().iter().map(|&p| self.conversations.get(p).id).collect();
-        ids.extend(self.participants.places().iter().map(|&place| self.participants.get(place).conversation));
-        ids.extend(self.invitations.places().iter().filter_map(|&place| self.invitations.get(place).conversation));
-        ids.sort_unstable();
-        ids.dedup();
+    /// Conversations that are loaded or that loaded rows belong to.
+    pub fn conversation_keys(&self) -> Vec<(AccountId, ConversationId)> {
+        let mut keys: Vec<_> = self.conversations.iter().map(|row| (row.account, row.id)).collect();
+        keys.extend(self.participants.iter().map(|row| (row.account, row.conversation)));
+        keys.extend(self.invitations.iter().filter_map(|row| Some((row.account, row.conversation?))));
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    /// Conversations that loaded invitations and participants belong to and that are not loaded.
+    pub fn missing_conversations(&self) -> Vec<ConversationId> {
+        let mut ids: Vec<_> = self.conversation_keys().into_iter().map(|(_, id)| id).collect();
+        ids.retain(|&id| self.conversations.by_id(id).is_none());
         ids
+    }
+
+    /// Operation ids under which loaded outbox rows, attempts and invitations may have said something.
+    pub fn operations(&self) -> Vec<(AccountId, OperationId)> {
+        let mut operations: Vec<_> =
+            self.outbox.iter().filter_map(|row| Some((row.account, row.operation_id.clone()?))).collect();
+        operations.extend(self.attempts.iter().filter_map(|attempt| {
+            let send = self.outbox.by_id(attempt.outbox)?;
+            Some((self.outbox.get(send).account, attempt.operation_id.clone()))
+        }));
+        operations.sort_unstable();
+        operations.dedup();
+        operations
     }
 
     /// Ids of messages that loaded invitations and outbox rows speak of.
     pub fn referenced_messages(&self) -> Vec<MessageId> {
-        let mut ids: Vec<MessageId> =
-            self.invitations.places().iter().filter_map(|&place| self.invitations.get(place).message).collect();
-        ids.extend(self.outbox.places().iter().filter_map(|&place| self.outbox.get(place).message));
+        let mut ids: Vec<MessageId> = self.invitations.iter().filter_map(|row| row.message).collect();
+        ids.extend(self.outbox.iter().filter_map(|row| row.message));
         ids.sort_unstable();
         ids.dedup();
         ids
@@ -512,9 +539,7 @@ impl Workspace {
     /// Participants by whom loaded messages that are not settled were sent and who are not loaded yet.
     pub fn missing_senders(&self) -> Vec<(AccountId, SessionId, String)> {
         self.messages
-            .places()
-            .into_iter()
-            .map(|place| self.messages.get(place))
+            .iter()
             .filter(|message| !message.is_chained() && message.sender_uri.is_none())
             .filter_map(|message| Some((message.account, message.session?, message.sender_href.clone()?)))
             .filter(|(_, session, href)| self.participants.by_resource(*session, href).is_none())

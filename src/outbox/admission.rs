@@ -166,8 +166,9 @@ pub fn recipients(text: &str) -> Result<Vec<SipUri>, Refusal> {
     let mut known = BTreeSet::new();
     let mut recipients = Vec::new();
     for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
-        let uri: SipUri =
-            part.parse().map_err(|invalid| Refusal::because("MalformedRecipient", format!("recipients: {invalid}")))?;
+        let uri: SipUri = part
+            .parse()
+            .map_err(|invalid| Refusal::because("MalformedRecipient", format!("recipients: {invalid}")))?;
         if known.insert(uri.clone()) {
             recipients.push(uri);
         }
@@ -324,11 +325,7 @@ mod tests {
             ("UnknownImportance", Submission { importance: "High".into(), ..row() }, "High"),
             ("SubjectTooLong", Submission { subject: Some("\u{1F600}".repeat(126)), ..row() }, "252"),
             ("ThreadIdTooLong", Submission { thread_id: Some("t".repeat(251)), ..row() }, "251"),
-            (
-                "UnknownConversation",
-                Submission { conversation: Some(ConversationId(9)), ..row() },
-                "9",
-            ),
+            ("UnknownConversation", Submission { conversation: Some(ConversationId(9)), ..row() }, "9"),
             (
                 "MalformedTime",
                 Submission { send_after: GivenTime::Unreadable("tomorrow".into()), ..row() },

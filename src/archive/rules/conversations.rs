@@ -47,7 +47,11 @@ impl Workspace {
         })
     }
 
-    pub(in crate::archive) fn apply_conversation(&mut self, applying: &mut Applying, fact: &ConversationFact) {
+    pub(in crate::archive) fn apply_conversation(
+        &mut self,
+        applying: &mut Applying,
+        fact: &ConversationFact,
+    ) {
         let is_new = self.conversations.by_resource(applying.session, &fact.href).is_none();
         let place = self.mention_conversation(applying, &fact.href);
         let row = self.conversations.get_mut(place);

@@ -9,7 +9,8 @@ use crate::{
     archive::{
         Workspace,
         fact::{
-            Direction, FetchedResource, InvitationAnswered, InvitationFact, InvitationKind, OperationStatus, Phase,
+            Direction, FetchedResource, InvitationAnswered, InvitationFact, InvitationKind, OperationStatus,
+            Phase,
         },
         row::{Awaiting, InvitationRow, MessageSource, MessageStatus},
         workspace::Applying,
@@ -18,7 +19,12 @@ use crate::{
 };
 
 impl Workspace {
-    pub(super) fn mention_invitation(&mut self, applying: &Applying, href: &str, kind: InvitationKind) -> usize {
+    pub(super) fn mention_invitation(
+        &mut self,
+        applying: &Applying,
+        href: &str,
+        kind: InvitationKind,
+    ) -> usize {
         if let Some(place) = self.invitations.by_resource(applying.session, href) {
             return place;
         }
@@ -152,7 +158,11 @@ impl Workspace {
             None => fact
                 .from
                 .as_ref()
-                .map(|from| Sender { uri: from.uri.clone(), name: from.name.clone(), href: from.href.clone() })
+                .map(|from| Sender {
+                    uri: from.uri.clone(),
+                    name: from.name.clone(),
+                    href: from.href.clone(),
+                })
                 .unwrap_or_default(),
         };
         let row = self.invitations.get_mut(place);
@@ -165,8 +175,12 @@ impl Workspace {
         if said_already || fact.content.is_empty() || direction != Some(Direction::Incoming) {
             return;
         }
-        let message =
-            self.new_message(applying, conversation, Direction::Incoming, &Text::of(&fact.content, self.plain_from_html));
+        let message = self.new_message(
+            applying,
+            conversation,
+            Direction::Incoming,
+            &Text::of(&fact.content, self.plain_from_html),
+        );
         let row = self.messages.get_mut(message);
         row.source = MessageSource::Invitation;
         // The text is here, whatever becomes of the invitation.
@@ -213,7 +227,8 @@ impl Workspace {
         let Some(send) = self.send_of(applying.account, &operation) else {
             return;
         };
-        let message = conversation.and_then(|conversation| self.invitation_said(applying, place, conversation));
+        let message =
+            conversation.and_then(|conversation| self.invitation_said(applying, place, conversation));
         match (fact.phase, fact.status) {
             (Phase::Completed, Some(status)) => {
                 if let Some(message) = message {

@@ -118,7 +118,8 @@ impl Workspace {
         // A message that was announced without its text brings it with a later event.
         let has_no_text = fact.content.is_empty() && (fact.link_only || fact.phase != Phase::Completed);
         let conversation_row = self.conversations.get_mut(conversation);
-        let first = conversation_row.first_message_href.get_or_insert_with(|| fact.href.clone()) == &fact.href;
+        let first =
+            conversation_row.first_message_href.get_or_insert_with(|| fact.href.clone()) == &fact.href;
         let sender = self.resolve_sender(applying, conversation, fact.sender.as_ref());
 
         let place = match known {
@@ -127,7 +128,11 @@ impl Workspace {
                 if matches!(awaiting, Some(Awaiting::Fetch | Awaiting::Receipt)) {
                     if has_no_text {
                         if awaiting == Some(Awaiting::Fetch) {
-                            applying.fetch(FetchedResource::Message, &fact.href, Some(&fact.conversation_href));
+                            applying.fetch(
+                                FetchedResource::Message,
+                                &fact.href,
+                                Some(&fact.conversation_href),
+                            );
                         }
                     } else {
                         applying.fetched(FetchedResource::Message, &fact.href);
@@ -156,8 +161,7 @@ impl Workspace {
                 match self.copy_of_invitation(applying, conversation_id, first, &text, &sender, fact) {
                     Some(place) => place,
                     None => {
-                        let place =
-                            self.new_message(applying, conversation_id, Direction::Incoming, &text);
+                        let place = self.new_message(applying, conversation_id, Direction::Incoming, &text);
                         self.describe_incoming(place, &sender, fact);
                         self.release(place);
                         place
@@ -331,9 +335,7 @@ impl Workspace {
                 .of_conversation(conversation)
                 .into_iter()
                 .filter(|&place| waiting(source)(workspace.messages.get(place)))
-                .find(|&place| {
-                    applying.at.duration_since(workspace.messages.get(place).archived_at) <= PATIENCE
-                })
+                .find(|&place| applying.at.duration_since(workspace.messages.get(place).sent_at) <= PATIENCE)
         };
         // The server reports in order: first what it accepted, then what is in flight, then an invitation's text.
         if let Some(place) = accepted(self, MessageSource::Event) {
@@ -529,8 +531,11 @@ impl Workspace {
 
     /// What the event says about a message of ours: the server's time, delivery, who was not reached.
     fn receipt(&mut self, applying: &mut Applying, place: usize, fact: &MessageFact) {
-        let failed: Vec<String> =
-            fact.failed_recipients.iter().filter_map(|person: &Person| self.called(applying, person)).collect();
+        let failed: Vec<String> = fact
+            .failed_recipients
+            .iter()
+            .filter_map(|person: &Person| self.called(applying, person))
+            .collect();
         let failed = (!failed.is_empty()).then(|| failed.join(";"));
         let row = self.messages.get_mut(place);
         if row.href.is_none() {
@@ -560,7 +565,14 @@ impl Workspace {
         };
         match fact.status {
             Some(status) => {
-                self.send_completed(applying, send, &operation, status, fact.reason.as_ref(), failed.as_deref());
+                self.send_completed(
+                    applying,
+                    send,
+                    &operation,
+                    status,
+                    fact.reason.as_ref(),
+                    failed.as_deref(),
+                );
             }
             None => self.send_accepted(applying, send, &operation, true),
         }

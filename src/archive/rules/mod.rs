@@ -15,6 +15,8 @@ mod settle;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use settle::PATIENCE;
+
 use crate::archive::fact::FailureReason;
 
 /// Takes `new` if nothing is known yet.

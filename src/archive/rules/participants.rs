@@ -112,7 +112,8 @@ impl Workspace {
         let Some(person) = person else {
             return Sender::default();
         };
-        let mut sender = Sender { uri: person.uri.clone(), name: person.name.clone(), href: person.href.clone() };
+        let mut sender =
+            Sender { uri: person.uri.clone(), name: person.name.clone(), href: person.href.clone() };
         let Some(href) = &person.href else {
             return sender;
         };

@@ -8,9 +8,7 @@ use super::sentence;
 use crate::{
     archive::{
         Workspace,
-        fact::{
-            Direction, FailureReason, InvitationKind, OperationStatus, SendFact, SendOutcome,
-        },
+        fact::{Direction, FailureReason, InvitationKind, OperationStatus, SendFact, SendOutcome},
         row::{Awaiting, MessageSource, MessageStatus},
         text::to_milliseconds,
         workspace::Applying,
@@ -37,9 +35,9 @@ impl Workspace {
 
     /// Whether this attempt is known to have failed.
     pub(super) fn attempt_failed(&self, operation: &OperationId) -> bool {
-        self.attempts
-            .by_operation(operation)
-            .is_some_and(|place| self.attempts.get(place).outcome.as_deref() == Some(OutboxState::Failed.as_str()))
+        self.attempts.by_operation(operation).is_some_and(|place| {
+            self.attempts.get(place).outcome.as_deref() == Some(OutboxState::Failed.as_str())
+        })
     }
 
     fn is_current(&self, send: usize, operation: &OperationId) -> bool {
@@ -63,14 +61,9 @@ impl Workspace {
                     self.message_accepted(applying, send, operation, conversation, message_href.as_deref());
                 self.send_accepted(applying, send, operation, false);
                 match self.messages.get(message).status {
-                    MessageStatus::Delivered => self.send_completed(
-                        applying,
-                        send,
-                        operation,
-                        OperationStatus::Success,
-                        None,
-                        None,
-                    ),
+                    MessageStatus::Delivered => {
+                        self.send_completed(applying, send, operation, OperationStatus::Success, None, None)
+                    }
                     MessageStatus::Failed => {
                         let row = self.messages.get(message);
                         let reason = FailureReason {
@@ -97,7 +90,8 @@ impl Workspace {
                 self.send_accepted(applying, send, operation, false);
             }
             SendOutcome::RetryAt { at, reason, http_status, error } => {
-                let outcome = Outcome { http_status: *http_status, reason: Some(reason), detail: Some(error) };
+                let outcome =
+                    Outcome { http_status: *http_status, reason: Some(reason), detail: Some(error) };
                 self.close_attempt(applying, operation, OutboxState::Queued, outcome);
                 let state = self.outbox.get(send).state;
                 if self.is_current(send, operation)
@@ -117,7 +111,8 @@ impl Workspace {
                 }
             }
             SendOutcome::Refused { conversation_href, reason, http_status, error } => {
-                let outcome = Outcome { http_status: *http_status, reason: Some(reason), detail: Some(error) };
+                let outcome =
+                    Outcome { http_status: *http_status, reason: Some(reason), detail: Some(error) };
                 self.close_attempt(applying, operation, OutboxState::Failed, outcome);
                 let state = self.outbox.get(send).state;
                 if self.is_current(send, operation)
@@ -150,7 +145,13 @@ impl Workspace {
     }
 
     /// 201 with the invitation's address: its event, which may have come or may come, is tied to the row by it.
-    fn invitation_accepted(&mut self, applying: &mut Applying, send: usize, operation: &OperationId, href: &str) {
+    fn invitation_accepted(
+        &mut self,
+        applying: &mut Applying,
+        send: usize,
+        operation: &OperationId,
+        href: &str,
+    ) {
         let place = self.mention_invitation(applying, href, InvitationKind::Messaging);
         let destination = self.outbox.get(send).destination.clone();
         let row = self.invitations.get_mut(place);
@@ -242,10 +243,7 @@ impl Workspace {
                 self.close_attempt(applying, operation, OutboxState::Failed, outcome);
                 let row = self.outbox.get_mut(send);
                 let concerns_row = is_current
-                    && matches!(
-                        row.state,
-                        OutboxState::Sending | OutboxState::Sent | OutboxState::Uncertain
-                    );
+                    && matches!(row.state, OutboxState::Sending | OutboxState::Sent | OutboxState::Uncertain);
                 if !concerns_row {
                     return;
                 }

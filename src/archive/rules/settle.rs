@@ -19,7 +19,7 @@ use crate::{
 
 /// How long a message waits for its repetition or receipt, and how long the server's own message without an id is
 /// taken for the one we sent.
-pub(in crate::archive) const PATIENCE: SignedDuration = SignedDuration::from_secs(60);
+pub(crate) const PATIENCE: SignedDuration = SignedDuration::from_secs(60);
 
 impl Workspace {
     /// What `place` waited for is here, or will not come: settles it unless only the sender's address is missing.
@@ -186,8 +186,8 @@ impl Workspace {
                 && text.source == MessageSource::Invitation
                 && text.href.is_none()
                 && crate::archive::text::same_message(&text.body, plain)
-                // By our clock, or by the server's if we were away in between.
-                && (applying.at.duration_since(text.archived_at) <= PATIENCE
+                // Its own time is when it was received: by our clock, or by the server's if we were away in between.
+                && (applying.at.duration_since(text.sent_at) <= PATIENCE
                     || sent_at.is_some_and(|sent_at| sent_at.duration_since(text.sent_at).abs() <= PATIENCE))
         })
     }
