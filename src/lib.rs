@@ -4,6 +4,7 @@ pub mod archive;
 pub mod cli;
 pub mod config;
 pub mod identifiers;
+pub mod outbox;
 pub mod secrets;
 pub mod simulator;
 pub mod store;

@@ -1,3 +1,20 @@
 //! What the archive knows and how events change it: facts in, rows out, without XML, SQL or actors.
+//!
+//! - [`fact`]: what became known, in the archive's words.
+//! - [`keys`]: which rows a batch of facts mentions, so that a dialect loads them with one query per table.
+//! - [`workspace`]: those rows in memory, the rules that facts follow, and what changed; [`rules`] holds the rules,
+//!   one file per subject.
+//! - [`chain`]: the tamper-evident hash chain over settled messages (G11).
+//! - [`row`]: rows as the rules see them. [`text`]: the one place where text is made storable and comparable.
 
+pub mod chain;
 pub mod fact;
+pub mod keys;
+pub mod row;
+mod rules;
+pub mod text;
+pub mod workspace;
+
+pub use keys::Keys;
+pub(crate) use rules::PATIENCE;
+pub use workspace::{Changes, Workspace};

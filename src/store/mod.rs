@@ -7,6 +7,8 @@
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
 //! A failure of one caller's part never undoes another's. Readers use connections of their own.
 
+mod sqlite;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -14,7 +16,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    archive::fact::{ArchiveCommit, Direction, FailureReason, Fetch},
+    archive::{
+        fact::{ArchiveCommit, Direction, FailureReason, Fetch},
+        workspace::PlainFromHtml,
+    },
     identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId, SipUri},
 };
 
@@ -82,6 +87,10 @@ pub struct StoreSettings {
     pub commit_interval: Duration,
     /// `archive.full_text`: keep the full-text index.
     pub full_text: bool,
+    /// `cluster.node_id`: the server's name in `nodes`.
+    pub node: String,
+    /// Derives the plain text of messages of which only HTML is known.
+    pub plain_from_html: PlainFromHtml,
 }
 
 /// Whether the caller is the server, which alone may hold the database for writing the archive, or a tool beside it.
@@ -91,6 +100,25 @@ pub enum Role {
     Server,
     /// Every other command.
     Tool,
+}
+
+/// Opens the database that `settings.url` names, creates it if it is a SQLite file that does not exist, and brings its
+/// schema up to date.
+///
+/// # Errors
+/// [`StoreError::Url`] for a database this build does not speak, [`StoreError::Schema`] for one that a newer program has
+/// migrated, [`StoreError::InUse`] if another server runs on it, [`StoreError::Unavailable`] if it cannot be opened.
+pub async fn connect(settings: &StoreSettings, role: Role) -> Result<SharedStore, StoreError> {
+    Ok(Arc::new(sqlite::SqliteStore::connect(settings, role).await?))
+}
+
+/// Brings the schema up to date and does nothing else; what `migrate` does.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn migrate(settings: &StoreSettings) -> Result<(), StoreError> {
+    connect(settings, Role::Tool).await?.close().await;
+    Ok(())
 }
 
 // ---------------------------------------------------------------------------------------------- accounts
@@ -119,6 +147,29 @@ pub enum InvitationPolicy {
     Decline,
     /// Do nothing; the invitation and its text are archived.
     Ignore,
+}
+
+impl Auth {
+    /// As the column `auth` spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Password => "password",
+            Self::Ntlm => "ntlm",
+            Self::Kerberos => "kerberos",
+            Self::Aad => "aad",
+        }
+    }
+}
+
+impl InvitationPolicy {
+    /// As the column `invitations` spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accept => "accept",
+            Self::Decline => "decline",
+            Self::Ignore => "ignore",
+        }
+    }
 }
 
 /// Where an account's password is.
@@ -231,7 +282,7 @@ pub struct AccountOverview {
     pub since: Option<Timestamp>,
     /// A sentence.
     pub detail: Option<String>,
-    /// Messages archived since midnight UTC.
+    /// Messages sent since midnight UTC, by the server's clock.
     pub messages_today: i64,
     /// Rows waiting in the outbox.
     pub queued: i64,
@@ -369,6 +420,9 @@ pub trait ArchiveStore: Send + Sync {
         account: AccountId,
         session: SessionId,
     ) -> Result<Vec<OpenConversation>, StoreError>;
+    /// Settles messages that have waited long enough for their repetition or receipt; the server's writer does so by
+    /// itself every few seconds.
+    async fn settle_overdue(&self, now: Timestamp) -> Result<(), StoreError>;
     /// Puts a payload into `event_quarantine` outside any batch.
     async fn quarantine(
         &self,

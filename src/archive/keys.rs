@@ -1,0 +1,186 @@
+//! Which rows a batch of facts mentions, so that a dialect loads them with one query per table, however many accounts
+//! the batch is from.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    archive::fact::{
+        ArchiveCommit, Direction, Fact, FetchedResource, InvitationFact, MessageFact, ParticipantFact,
+        Person, SendOutcome,
+    },
+    identifiers::{AccountId, OperationId, OutboxId, SessionId},
+};
+
+/// A resource's identity: hrefs mean something only within one application.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ResourceKey {
+    /// Owner of the session.
+    pub account: AccountId,
+    /// The application.
+    pub session: SessionId,
+    /// As the server gave it.
+    pub href: String,
+}
+
+/// What the facts mention. Rows that hang on these (open texts of a conversation, attempts of an outbox row) are
+/// loaded along with them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// Sessions, each with its account's chain head.
+    pub sessions: BTreeSet<(AccountId, SessionId)>,
+    /// Conversations, each with its messages that are not settled or not matched.
+    pub conversations: BTreeSet<ResourceKey>,
+    /// Conversations of which every open stay matters: they end, or a message of ours is to be matched.
+    pub rosters: BTreeSet<ResourceKey>,
+    /// Invitations, each with its message.
+    pub invitations: BTreeSet<ResourceKey>,
+    /// Participants: all stays.
+    pub participants: BTreeSet<ResourceKey>,
+    /// Messages by href.
+    pub messages: BTreeSet<ResourceKey>,
+    /// Operation ids: messages, invitations, and outbox rows through their attempts.
+    pub operations: BTreeSet<(AccountId, OperationId)>,
+    /// Outbox rows, each with its message.
+    pub outbox: BTreeSet<OutboxId>,
+    /// Accounts whose rows in state `sending` matter.
+    pub sending: BTreeSet<AccountId>,
+}
+
+impl Keys {
+    /// Everything that these commits mention.
+    pub fn of<'a>(commits: impl IntoIterator<Item = &'a ArchiveCommit>) -> Self {
+        let mut keys = Self::default();
+        for commit in commits {
+            keys.sessions.insert((commit.account, commit.session));
+            let mut mentioned = Mentioned { keys: &mut keys, commit };
+            for fact in &commit.facts {
+                mentioned.fact(fact);
+            }
+        }
+        keys
+    }
+}
+
+struct Mentioned<'a> {
+    keys: &'a mut Keys,
+    commit: &'a ArchiveCommit,
+}
+
+impl Mentioned<'_> {
+    fn key(&self, href: &str) -> ResourceKey {
+        ResourceKey { account: self.commit.account, session: self.commit.session, href: href.to_owned() }
+    }
+
+    fn conversation(&mut self, href: &str) {
+        let key = self.key(href);
+        self.keys.conversations.insert(key);
+    }
+
+    fn roster(&mut self, href: &str) {
+        let key = self.key(href);
+        self.keys.conversations.insert(key.clone());
+        self.keys.rosters.insert(key);
+    }
+
+    fn participant(&mut self, href: &str) {
+        let key = self.key(href);
+        self.keys.participants.insert(key);
+    }
+
+    fn person(&mut self, person: Option<&Person>) {
+        if let Some(href) = person.and_then(|person| person.href.as_deref()) {
+            self.participant(href);
+        }
+    }
+
+    fn invitation(&mut self, href: &str) {
+        let key = self.key(href);
+        self.keys.invitations.insert(key);
+    }
+
+    fn message(&mut self, href: &str) {
+        let key = self.key(href);
+        self.keys.messages.insert(key);
+    }
+
+    fn operation(&mut self, operation: Option<&OperationId>) {
+        if let Some(operation) = operation {
+            self.keys.operations.insert((self.commit.account, operation.clone()));
+        }
+    }
+
+    fn fact(&mut self, fact: &Fact) {
+        match fact {
+            Fact::Conversation(fact) => self.conversation(&fact.href),
+            Fact::ConversationEnded(fact) => self.roster(&fact.href),
+            Fact::Invitation(fact) => self.invitation_fact(fact),
+            Fact::InvitationAnswered(fact) => self.invitation(&fact.href),
+            Fact::Participant(fact) => self.participant_fact(fact),
+            Fact::Message(fact) => self.message_fact(fact),
+            Fact::Unfetchable(fact) => {
+                if let Some(conversation) = &fact.fetch.conversation_href {
+                    self.conversation(conversation);
+                }
+                match fact.fetch.resource {
+                    FetchedResource::Message => self.message(&fact.fetch.href),
+                    FetchedResource::Invitation(_) => self.invitation(&fact.fetch.href),
+                    FetchedResource::Conversation => self.conversation(&fact.fetch.href),
+                    FetchedResource::Participant => self.participant(&fact.fetch.href),
+                }
+            }
+            Fact::Send(fact) => {
+                self.keys.outbox.insert(fact.outbox);
+                self.operation(Some(&fact.operation_id));
+                match &fact.outcome {
+                    SendOutcome::MessageAccepted { conversation_href, message_href } => {
+                        self.conversation(conversation_href);
+                        if let Some(href) = message_href {
+                            self.message(href);
+                        }
+                    }
+                    SendOutcome::InvitationAccepted { invitation_href } => {
+                        if let Some(href) = invitation_href {
+                            self.invitation(href);
+                        }
+                    }
+                    SendOutcome::Refused { conversation_href, .. } => {
+                        if let Some(href) = conversation_href {
+                            self.conversation(href);
+                        }
+                    }
+                    SendOutcome::RetryAt { .. } | SendOutcome::Uncertain { .. } => {}
+                }
+            }
+            Fact::Quarantined(_) => {}
+        }
+    }
+
+    fn invitation_fact(&mut self, fact: &InvitationFact) {
+        self.invitation(&fact.href);
+        self.operation(fact.operation_id.as_ref());
+        self.person(fact.from.as_ref());
+        if let Some(href) = &fact.conversation_href {
+            self.conversation(href);
+        }
+    }
+
+    fn participant_fact(&mut self, fact: &ParticipantFact) {
+        self.conversation(&fact.conversation_href);
+        self.participant(&fact.href);
+    }
+
+    fn message_fact(&mut self, fact: &MessageFact) {
+        self.message(&fact.href);
+        self.operation(fact.operation_id.as_ref());
+        self.person(fact.sender.as_ref());
+        for person in &fact.failed_recipients {
+            self.person(Some(person));
+        }
+        if fact.direction == Some(Direction::Outgoing) {
+            self.roster(&fact.conversation_href);
+            self.keys.sending.insert(self.commit.account);
+        } else {
+            self.conversation(&fact.conversation_href);
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Invitations, and the text that travels with them (protocol 10, 11 and 12.5).
+//!
+//! The text of an incoming invitation becomes a message at once, because nobody knows whether the conversation will be
+//! accepted here; its repetition as the conversation's first message is the same row. The text of our own invitation is
+//! the outbox row's, and becomes a message as soon as its conversation is known.
+
+use super::{fill, messages::Text, participants::Sender, replace, sentence};
+use crate::{
+    archive::{
+        Workspace,
+        fact::{
+            Direction, FetchedResource, InvitationAnswered, InvitationFact, InvitationKind, OperationStatus,
+            Phase,
+        },
+        row::{Awaiting, InvitationRow, MessageSource, MessageStatus},
+        workspace::Applying,
+    },
+    identifiers::ConversationId,
+};
+
+impl Workspace {
+    pub(super) fn mention_invitation(
+        &mut self,
+        applying: &Applying,
+        href: &str,
+        kind: InvitationKind,
+    ) -> usize {
+        if let Some(place) = self.invitations.by_resource(applying.session, href) {
+            return place;
+        }
+        let id = self.next_invitation_id();
+        self.invitations.insert(InvitationRow {
+            id,
+            account: applying.account,
+            conversation: None,
+            session: Some(applying.session),
+            href: Some(href.to_owned()),
+            kind,
+            direction: None,
+            state: None,
+            operation_id: None,
+            thread_id: None,
+            subject: None,
+            importance: None,
+            from_uri: None,
+            from_name: None,
+            to_uri: None,
+            message: None,
+            action: None,
+            started_at: applying.at,
+            finished_at: None,
+            code: None,
+            subcode: None,
+            reason: None,
+            awaiting_fetch: false,
+        })
+    }
+
+    pub(in crate::archive) fn apply_invitation_answered(
+        &mut self,
+        applying: &mut Applying,
+        fact: &InvitationAnswered,
+    ) {
+        let place = self.mention_invitation(applying, &fact.href, InvitationKind::Messaging);
+        self.invitations.get_mut(place).action = Some(fact.action);
+    }
+
+    pub(in crate::archive) fn apply_invitation(&mut self, applying: &mut Applying, fact: &InvitationFact) {
+        let is_new = self.invitations.by_resource(applying.session, &fact.href).is_none();
+        let place = self.mention_invitation(applying, &fact.href, fact.kind);
+        let row = self.invitations.get_mut(place);
+        row.kind = fact.kind;
+        fill(&mut row.direction, fact.direction.as_ref());
+        fill(&mut row.operation_id, fact.operation_id.as_ref());
+        fill(&mut row.thread_id, fact.thread_id.as_ref());
+        fill(&mut row.subject, fact.subject.as_ref());
+        fill(&mut row.importance, fact.importance.as_ref());
+        fill(&mut row.to_uri, fact.to_uri.as_ref());
+        if row.finished_at.is_none() || fact.phase == Phase::Completed {
+            replace(&mut row.state, fact.state.as_ref());
+        }
+        if !fact.link_only {
+            row.awaiting_fetch = false;
+            applying.fetched(FetchedResource::Invitation(fact.kind), &fact.href);
+        } else if is_new || row.awaiting_fetch {
+            row.awaiting_fetch = true;
+            applying.fetch(
+                FetchedResource::Invitation(fact.kind),
+                &fact.href,
+                fact.conversation_href.as_deref(),
+            );
+        }
+        self.place_invitation(applying, place, fact);
+        self.text_of_invitation(applying, place, fact);
+        self.finish_invitation(applying, place, fact);
+        self.answer_outbox(applying, place, fact);
+    }
+
+    /// Ties the invitation to its conversation, and tells the conversation what the invitation knows.
+    fn place_invitation(&mut self, applying: &Applying, place: usize, fact: &InvitationFact) {
+        let conversation = match (&fact.conversation_href, self.invitations.get(place).conversation) {
+            (Some(href), None) => self.mention_conversation(applying, href),
+            (Some(href), Some(id)) => match self.conversations.by_id(id) {
+                // It had to stand alone so far, for its text's sake.
+                Some(orphan) if self.conversations.get(orphan).href.is_none() => {
+                    self.adopt_orphan(applying, place, orphan, href)
+                }
+                Some(conversation) => conversation,
+                None => return,
+            },
+            (None, Some(id)) => match self.conversations.by_id(id) {
+                Some(conversation) => conversation,
+                None => return,
+            },
+            // Without a conversation there is nowhere to put the text: it gets one of its own.
+            (None, None) if !fact.content.is_empty() && fact.direction == Some(Direction::Incoming) => {
+                self.new_conversation(applying, None)
+            }
+            (None, None) => return,
+        };
+        let row = self.conversations.get_mut(conversation);
+        fill(&mut row.thread_id, fact.thread_id.as_ref());
+        fill(&mut row.subject, fact.subject.as_ref());
+        fill(&mut row.importance, fact.importance.as_ref());
+        fill(&mut row.online_meeting_uri, fact.online_meeting_uri.as_ref());
+        // An invitation in the middle of a talk (to a third person, or after a pause) says nothing about who began.
+        if fact.kind != InvitationKind::Participant {
+            fill(&mut row.direction, fact.direction.as_ref());
+        }
+        if fact.kind == InvitationKind::OnlineMeeting {
+            row.multiparty = true;
+        }
+        self.invitations.get_mut(place).conversation = Some(row.id);
+    }
+
+    fn adopt_orphan(&mut self, applying: &Applying, place: usize, orphan: usize, href: &str) -> usize {
+        let Some(known) = self.conversations.by_resource(applying.session, href) else {
+            self.conversations.get_mut(orphan).href = Some(href.to_owned());
+            self.conversations.index(orphan);
+            return orphan;
+        };
+        let (from, to) = (self.conversations.get(orphan).id, self.conversations.get(known).id);
+        if let Some(message) = self.invitations.get(place).message.and_then(|id| self.messages.by_id(id))
+            && !self.messages.get(message).is_chained()
+        {
+            self.messages.get_mut(message).conversation = to;
+            self.messages.moved(message, from);
+        }
+        self.conversations.get_mut(orphan).ended_at.get_or_insert(applying.at);
+        known
+    }
+
+    fn text_of_invitation(&mut self, applying: &mut Applying, place: usize, fact: &InvitationFact) {
+        let conversation = self.invitations.get(place).conversation;
+        let conversation_place = conversation.and_then(|id| self.conversations.by_id(id));
+        let sender = match conversation_place {
+            Some(conversation) => self.resolve_sender(applying, conversation, fact.from.as_ref()),
+            None => fact
+                .from
+                .as_ref()
+                .map(|from| Sender {
+                    uri: from.uri.clone(),
+                    name: from.name.clone(),
+                    href: from.href.clone(),
+                })
+                .unwrap_or_default(),
+        };
+        let row = self.invitations.get_mut(place);
+        fill(&mut row.from_uri, sender.uri.as_ref());
+        fill(&mut row.from_name, sender.name.as_ref());
+        let (direction, said_already) = (row.direction, row.message.is_some());
+        let Some(conversation) = conversation else {
+            return;
+        };
+        if said_already || fact.content.is_empty() || direction != Some(Direction::Incoming) {
+            return;
+        }
+        let message = self.new_message(
+            applying,
+            conversation,
+            Direction::Incoming,
+            &Text::of(&fact.content, self.plain_from_html),
+        );
+        let row = self.messages.get_mut(message);
+        row.source = MessageSource::Invitation;
+        // The text is here, whatever becomes of the invitation.
+        row.status = MessageStatus::Delivered;
+        row.sender_uri = sender.uri;
+        row.sender_name = sender.name;
+        row.sender_href = sender.href;
+        row.awaiting = Some(Awaiting::Copy);
+        self.invitations.get_mut(place).message = Some(row.id);
+        if self.invitations.get(place).finished_at.is_some() || applying.session_ended_at.is_some() {
+            self.release(message);
+        }
+    }
+
+    fn finish_invitation(&mut self, applying: &Applying, place: usize, fact: &InvitationFact) {
+        if fact.phase != Phase::Completed {
+            return;
+        }
+        let row = self.invitations.get_mut(place);
+        row.finished_at.get_or_insert(applying.at);
+        if let Some(reason) = &fact.reason {
+            replace(&mut row.code, reason.code.as_ref());
+            replace(&mut row.subcode, reason.subcode.as_ref());
+        }
+        if fact.status == Some(OperationStatus::Failure) {
+            row.reason.get_or_insert_with(|| sentence(fact.reason.as_ref()));
+        }
+        // Not accepted here: no repetition of the text will come.
+        if fact.status != Some(OperationStatus::Success)
+            && let Some(message) = row.message.and_then(|id| self.messages.by_id(id))
+            && self.messages.get(message).awaiting == Some(Awaiting::Copy)
+        {
+            self.release(message);
+        }
+    }
+
+    /// Our own invitation is the answer to an outbox row.
+    fn answer_outbox(&mut self, applying: &mut Applying, place: usize, fact: &InvitationFact) {
+        let row = self.invitations.get(place);
+        let Some(operation) = row.operation_id.clone() else {
+            return;
+        };
+        let conversation = row.conversation;
+        let Some(send) = self.send_of(applying.account, &operation) else {
+            return;
+        };
+        let message =
+            conversation.and_then(|conversation| self.invitation_said(applying, place, conversation));
+        match (fact.phase, fact.status) {
+            (Phase::Completed, Some(status)) => {
+                if let Some(message) = message {
+                    self.report_delivery(message, status, fact.reason.as_ref());
+                    if status == OperationStatus::Success {
+                        self.release(message);
+                    }
+                }
+                self.send_completed(applying, send, &operation, status, fact.reason.as_ref(), None);
+            }
+            _ => self.send_accepted(applying, send, &operation, true),
+        }
+    }
+
+    /// The message that our own invitation carries, made if its outbox row is known.
+    pub(super) fn invitation_said(
+        &mut self,
+        applying: &Applying,
+        place: usize,
+        conversation: ConversationId,
+    ) -> Option<usize> {
+        let row = self.invitations.get(place);
+        if let Some(message) = row.message {
+            return self.messages.by_id(message);
+        }
+        let operation = row.operation_id.clone()?;
+        let send = self.send_of(applying.account, &operation)?;
+        // An attempt that is known to have failed and was taken back does not come back.
+        if self.attempt_failed(&operation) {
+            return None;
+        }
+        let message = self.said(applying, send, &operation, conversation, MessageSource::Invitation);
+        self.invitations.get_mut(place).message = Some(self.messages.get(message).id);
+        Some(message)
+    }
+}

@@ -1,0 +1,334 @@
+//! What became of an outbox row: the answer to its request, and the events that carry its operation id (G5).
+//!
+//! States only move forward. Every attempt has an operation id of its own, so a late answer is told from a current one:
+//! an older attempt's failure concerns only that attempt, but its success means that the message was sent, whatever the
+//! row has become meanwhile.
+
+use super::sentence;
+use crate::{
+    archive::{
+        Workspace,
+        fact::{Direction, FailureReason, InvitationKind, OperationStatus, SendFact, SendOutcome},
+        row::{Awaiting, MessageSource, MessageStatus},
+        text::to_milliseconds,
+        workspace::Applying,
+    },
+    identifiers::{AccountId, OperationId},
+    store::{OutboxState, SettledSend},
+};
+
+/// What an attempt led to, for `outbox_attempts`.
+#[derive(Debug, Clone, Copy, Default)]
+struct Outcome<'a> {
+    http_status: Option<u16>,
+    reason: Option<&'a FailureReason>,
+    detail: Option<&'a str>,
+}
+
+impl Workspace {
+    /// The outbox row for which an operation was started.
+    pub(super) fn send_of(&self, account: AccountId, operation: &OperationId) -> Option<usize> {
+        let attempt = self.attempts.by_operation(operation)?;
+        let send = self.outbox.by_id(self.attempts.get(attempt).outbox)?;
+        (self.outbox.get(send).account == account).then_some(send)
+    }
+
+    /// Whether this attempt is known to have failed.
+    pub(super) fn attempt_failed(&self, operation: &OperationId) -> bool {
+        self.attempts.by_operation(operation).is_some_and(|place| {
+            self.attempts.get(place).outcome.as_deref() == Some(OutboxState::Failed.as_str())
+        })
+    }
+
+    fn is_current(&self, send: usize, operation: &OperationId) -> bool {
+        self.outbox.get(send).operation_id.as_ref() == Some(operation)
+    }
+
+    pub(in crate::archive) fn apply_send(&mut self, applying: &mut Applying, fact: &SendFact) {
+        let Some(send) = self.outbox.by_id(fact.outbox) else {
+            // Its user deleted the row; there is nobody to tell.
+            return;
+        };
+        if self.outbox.get(send).account != applying.account {
+            return;
+        }
+        let operation = &fact.operation_id;
+        match &fact.outcome {
+            SendOutcome::MessageAccepted { conversation_href, message_href } => {
+                let conversation = self.mention_conversation(applying, conversation_href);
+                let conversation = self.conversations.get(conversation).id;
+                let message =
+                    self.message_accepted(applying, send, operation, conversation, message_href.as_deref());
+                self.send_accepted(applying, send, operation, false);
+                match self.messages.get(message).status {
+                    MessageStatus::Delivered => {
+                        self.send_completed(applying, send, operation, OperationStatus::Success, None, None)
+                    }
+                    MessageStatus::Failed => {
+                        let row = self.messages.get(message);
+                        let reason = FailureReason {
+                            code: row.code.clone(),
+                            subcode: row.subcode.clone(),
+                            message: row.reason.clone(),
+                        };
+                        self.send_completed(
+                            applying,
+                            send,
+                            operation,
+                            OperationStatus::Failure,
+                            Some(&reason),
+                            None,
+                        );
+                    }
+                    MessageStatus::Pending => {}
+                }
+            }
+            SendOutcome::InvitationAccepted { invitation_href } => {
+                if let Some(href) = invitation_href {
+                    self.invitation_accepted(applying, send, operation, href);
+                }
+                self.send_accepted(applying, send, operation, false);
+            }
+            SendOutcome::RetryAt { at, reason, http_status, error } => {
+                let outcome =
+                    Outcome { http_status: *http_status, reason: Some(reason), detail: Some(error) };
+                self.close_attempt(applying, operation, OutboxState::Queued, outcome);
+                let state = self.outbox.get(send).state;
+                if self.is_current(send, operation)
+                    && matches!(state, OutboxState::Sending | OutboxState::Failed)
+                {
+                    self.withdraw_message(send, operation);
+                    let row = self.outbox.get_mut(send);
+                    row.state = OutboxState::Queued;
+                    row.next_attempt_at = Some(to_milliseconds(*at));
+                    row.conversation = row.given_conversation;
+                    row.message = None;
+                    row.finished_at = None;
+                    row.sent_at = None;
+                    row.last_code.clone_from(&reason.code);
+                    row.last_subcode.clone_from(&reason.subcode);
+                    row.last_error = Some(error.clone());
+                }
+            }
+            SendOutcome::Refused { conversation_href, reason, http_status, error } => {
+                let outcome =
+                    Outcome { http_status: *http_status, reason: Some(reason), detail: Some(error) };
+                self.close_attempt(applying, operation, OutboxState::Failed, outcome);
+                let state = self.outbox.get(send).state;
+                if self.is_current(send, operation)
+                    && matches!(state, OutboxState::Sending | OutboxState::Uncertain)
+                {
+                    if let Some(href) = conversation_href {
+                        self.keep_refused(applying, send, operation, href, reason, error);
+                    }
+                    let row = self.outbox.get_mut(send);
+                    row.state = OutboxState::Failed;
+                    row.finished_at = Some(applying.at);
+                    row.last_code.clone_from(&reason.code);
+                    row.last_subcode.clone_from(&reason.subcode);
+                    row.last_error = Some(error.clone());
+                }
+            }
+            SendOutcome::Uncertain { error } => {
+                let outcome = Outcome { detail: Some(error), ..Outcome::default() };
+                self.close_attempt(applying, operation, OutboxState::Uncertain, outcome);
+                if self.is_current(send, operation) && self.outbox.get(send).state == OutboxState::Sending {
+                    let row = self.outbox.get_mut(send);
+                    row.state = OutboxState::Uncertain;
+                    row.finished_at = Some(applying.at);
+                    row.last_code = None;
+                    row.last_subcode = None;
+                    row.last_error = Some(error.clone());
+                }
+            }
+        }
+    }
+
+    /// 201 with the invitation's address: its event, which may have come or may come, is tied to the row by it.
+    fn invitation_accepted(
+        &mut self,
+        applying: &mut Applying,
+        send: usize,
+        operation: &OperationId,
+        href: &str,
+    ) {
+        let place = self.mention_invitation(applying, href, InvitationKind::Messaging);
+        let destination = self.outbox.get(send).destination.clone();
+        let row = self.invitations.get_mut(place);
+        row.direction.get_or_insert(Direction::Outgoing);
+        row.operation_id.get_or_insert_with(|| operation.clone());
+        if row.to_uri.is_none() && destination.starts_with("sip") && !destination.contains(';') {
+            row.to_uri = Some(destination);
+        }
+        if let Some(conversation) = row.conversation {
+            self.invitation_said(applying, place, conversation);
+        }
+    }
+
+    /// The server has accepted an attempt: by a 201, or by an event that can only follow one.
+    pub(super) fn send_accepted(
+        &mut self,
+        applying: &mut Applying,
+        send: usize,
+        operation: &OperationId,
+        by_event: bool,
+    ) {
+        if self.attempt_failed(operation) {
+            return;
+        }
+        self.close_attempt(applying, operation, OutboxState::Sent, Outcome::default());
+        let is_current = self.is_current(send, operation);
+        let row = self.outbox.get_mut(send);
+        let moves = match row.state {
+            OutboxState::Sent | OutboxState::Delivered => false,
+            // The failure of this very attempt is the later news.
+            OutboxState::Failed => !is_current,
+            _ => true,
+        };
+        if !moves {
+            return;
+        }
+        row.state = OutboxState::Sent;
+        row.sent_at.get_or_insert(applying.at);
+        row.finished_at = None;
+        row.next_attempt_at = None;
+        row.last_code = None;
+        row.last_subcode = None;
+        row.last_error = None;
+        if by_event {
+            applying.settled(SettledSend {
+                outbox: row.id,
+                operation_id: operation.clone(),
+                state: row.state,
+                reason: None,
+            });
+        }
+    }
+
+    /// The server has reported the end of an attempt.
+    pub(super) fn send_completed(
+        &mut self,
+        applying: &mut Applying,
+        send: usize,
+        operation: &OperationId,
+        status: OperationStatus,
+        reason: Option<&FailureReason>,
+        failed_recipients: Option<&str>,
+    ) {
+        let is_current = self.is_current(send, operation);
+        match status {
+            OperationStatus::Success => {
+                self.close_attempt(applying, operation, OutboxState::Delivered, Outcome::default());
+                let row = self.outbox.get_mut(send);
+                if row.state == OutboxState::Delivered {
+                    return;
+                }
+                row.state = OutboxState::Delivered;
+                row.sent_at.get_or_insert(applying.at);
+                row.finished_at = Some(applying.at);
+                row.next_attempt_at = None;
+                row.last_code = None;
+                row.last_subcode = None;
+                row.last_error = failed_recipients.map(|who| format!("not delivered to {who}"));
+                applying.settled(SettledSend {
+                    outbox: row.id,
+                    operation_id: operation.clone(),
+                    state: row.state,
+                    reason: None,
+                });
+            }
+            OperationStatus::Failure => {
+                let words = sentence(reason);
+                let outcome = Outcome { http_status: None, reason, detail: Some(&words) };
+                self.close_attempt(applying, operation, OutboxState::Failed, outcome);
+                let row = self.outbox.get_mut(send);
+                let concerns_row = is_current
+                    && matches!(row.state, OutboxState::Sending | OutboxState::Sent | OutboxState::Uncertain);
+                if !concerns_row {
+                    return;
+                }
+                row.state = OutboxState::Failed;
+                row.finished_at = Some(applying.at);
+                row.last_code = reason.and_then(|reason| reason.code.clone());
+                row.last_subcode = reason.and_then(|reason| reason.subcode.clone());
+                row.last_error = Some(match failed_recipients {
+                    Some(who) => format!("{words}; not delivered to {who}"),
+                    None => words,
+                });
+                applying.settled(SettledSend {
+                    outbox: row.id,
+                    operation_id: operation.clone(),
+                    state: row.state,
+                    reason: reason.cloned(),
+                });
+            }
+        }
+    }
+
+    /// Writes down what an attempt led to; later news only replace less final ones.
+    fn close_attempt(
+        &mut self,
+        applying: &Applying,
+        operation: &OperationId,
+        outcome: OutboxState,
+        details: Outcome<'_>,
+    ) {
+        let Some(place) = self.attempts.by_operation(operation) else {
+            return;
+        };
+        let finality = |outcome: &str| match outcome {
+            "queued" | "uncertain" => 1,
+            "sent" => 2,
+            "failed" => 3,
+            "delivered" => 4,
+            _ => 0,
+        };
+        let row = self.attempts.get_mut(place);
+        let known = row.outcome.as_deref().map_or(0, finality);
+        if finality(outcome.as_str()) <= known {
+            return;
+        }
+        row.outcome = Some(outcome.as_str().to_owned());
+        row.finished_at = Some(applying.at);
+        if let Some(status) = details.http_status {
+            row.http_status = Some(i64::from(status));
+        }
+        row.code = details.reason.and_then(|reason| reason.code.clone());
+        row.subcode = details.reason.and_then(|reason| reason.subcode.clone());
+        row.detail = details.detail.map(ToOwned::to_owned);
+    }
+
+    /// The row is tried again: what the failed attempt left in the archive is taken back while it is not settled, so
+    /// that the row stands there once. The attempt itself stays in `outbox_attempts` and `invitations`.
+    fn withdraw_message(&mut self, send: usize, operation: &OperationId) {
+        if let Some(place) = self.messages.by_operation(operation) {
+            let message = self.messages.get(place);
+            if message.outbox == Some(self.outbox.get(send).id) && !message.is_chained() {
+                self.delete_message(place);
+            }
+        }
+    }
+
+    /// Keeps what the server refused to take in an open conversation.
+    fn keep_refused(
+        &mut self,
+        applying: &Applying,
+        send: usize,
+        operation: &OperationId,
+        conversation_href: &str,
+        reason: &FailureReason,
+        error: &str,
+    ) {
+        let conversation = self.mention_conversation(applying, conversation_href);
+        let conversation = self.conversations.get(conversation).id;
+        let place = self.said(applying, send, operation, conversation, MessageSource::Event);
+        let row = self.messages.get_mut(place);
+        row.status = MessageStatus::Failed;
+        row.code.clone_from(&reason.code);
+        row.subcode.clone_from(&reason.subcode);
+        row.reason = Some(error.to_owned());
+        if row.awaiting == Some(Awaiting::Receipt) {
+            self.release(place);
+        }
+    }
+}

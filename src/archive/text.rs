@@ -1,0 +1,51 @@
+//! Text on its way into the archive: made storable in one place, compared in one way.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+
+/// A text as both databases can hold it: PostgreSQL has no NUL character, so it stands as U+2400 (SYMBOL FOR NULL) on
+/// either.
+pub fn storable(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{2400}")) } else { Cow::Borrowed(text) }
+}
+
+/// Whether two plain texts are the same message said twice: line ends and outer white space do not count, because the
+/// server changes them on the way (protocol 12.4).
+pub fn same_message(one: &str, other: &str) -> bool {
+    normalised(one) == normalised(other)
+}
+
+fn normalised(text: &str) -> Cow<'_, str> {
+    let trimmed = text.trim();
+    if trimmed.contains("\r\n") { Cow::Owned(trimmed.replace("\r\n", "\n")) } else { Cow::Borrowed(trimmed) }
+}
+
+/// An instant as the database keeps it: whole milliseconds.
+pub fn to_milliseconds(instant: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(instant.as_millisecond()).unwrap_or(instant)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_ends_and_outer_white_space_do_not_make_another_message() {
+        assert!(same_message("Hi Tosh\r\n", "Hi Tosh"));
+        assert!(same_message("a\r\nb", " a\nb "));
+        assert!(!same_message("a b", "ab"));
+    }
+
+    #[test]
+    fn a_nul_is_stored_as_its_symbol() {
+        assert_eq!(storable("a\0b"), "a\u{2400}b");
+        assert_eq!(storable("ab"), "ab");
+    }
+
+    #[test]
+    fn instants_are_cut_to_milliseconds() {
+        let precise: Timestamp = "2026-11-22T10:00:00.123456789Z".parse().unwrap();
+        assert_eq!(to_milliseconds(precise).to_string(), "2026-11-22T10:00:00.123Z");
+    }
+}

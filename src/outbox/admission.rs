@@ -1,0 +1,354 @@
+//! Looks at a row that a user put into `outbox` and decides, without a database, whether it can ever be sent.
+//!
+//! A row that can be sent is *admitted*: it gets the account's id and a destination, and rows with the same destination
+//! leave one after the other (G6). A row that cannot is refused with a code for programs and a sentence for people; it
+//! never holds up another row.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use crate::{
+    archive::text::to_milliseconds,
+    identifiers::{AccountId, ConversationId, SipUri},
+};
+
+/// Longest subject and thread id that a server takes, in UTF-16 units (protocol 18.4).
+const MAX_UNITS: usize = 250;
+
+/// Values of `importance` that UCWA knows.
+const IMPORTANCE: [&str; 3] = ["Normal", "Urgent", "Emergency"];
+
+/// A time that a user wrote: databases understand more than one form of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum GivenTime {
+    /// The column is NULL.
+    #[default]
+    Absent,
+    /// The database understood it.
+    At(Timestamp),
+    /// The database did not; as given.
+    Unreadable(String),
+}
+
+/// What a user wrote.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Submission {
+    /// `account`.
+    pub account: String,
+    /// `recipients`.
+    pub recipients: Option<String>,
+    /// `body`.
+    pub body: String,
+    /// `content_type`.
+    pub content_type: String,
+    /// `subject`.
+    pub subject: Option<String>,
+    /// `importance`.
+    pub importance: String,
+    /// `conversation_id`.
+    pub conversation: Option<ConversationId>,
+    /// `thread_id`.
+    pub thread_id: Option<String>,
+    /// `send_after`.
+    pub send_after: GivenTime,
+    /// `expires_at`.
+    pub expires_at: GivenTime,
+}
+
+/// What admission needs to know of the database.
+pub trait Lookup {
+    /// The account with this address, unless it was removed.
+    fn account(&self, uri: &SipUri) -> Option<AccountId>;
+    /// Whose conversation it is, and the other party's address if there is just one.
+    fn conversation(&self, id: ConversationId) -> Option<(AccountId, Option<SipUri>)>;
+}
+
+/// A row that can be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted {
+    /// `account_id`.
+    pub account: AccountId,
+    /// `destination`: the recipient, several ones sorted and joined by `;`, or `conversation:ID`.
+    pub destination: String,
+    /// In the order given, each once.
+    pub recipients: Vec<SipUri>,
+    /// `text/plain` or `text/html`.
+    pub content_type: &'static str,
+    /// As UCWA spells it.
+    pub importance: &'static str,
+    /// Not to be sent before.
+    pub send_after: Option<Timestamp>,
+    /// Not to be sent at or after.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A row that cannot be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// `last_code`.
+    pub code: &'static str,
+    /// `last_error`.
+    pub sentence: String,
+    /// It came too late (`expired`) and is not wrong (`failed`).
+    pub expired: bool,
+}
+
+impl Refusal {
+    fn because(code: &'static str, sentence: impl Into<String>) -> Self {
+        Self { code, sentence: sentence.into(), expired: false }
+    }
+
+    /// `expires_at` has passed.
+    pub fn expired(at: Timestamp) -> Self {
+        Self { code: "Expired", sentence: format!("it was to be sent before {at:.3}"), expired: true }
+    }
+}
+
+/// Decides about one row.
+///
+/// # Errors
+/// The row can never be sent, or is too late; the refusal says why.
+pub fn admit(
+    row: &Submission,
+    lookup: &impl Lookup,
+    max_body_bytes: usize,
+    now: Timestamp,
+) -> Result<Admitted, Refusal> {
+    let sender: SipUri = row
+        .account
+        .parse()
+        .map_err(|invalid| Refusal::because("MalformedAccount", format!("account: {invalid}")))?;
+    let account = lookup.account(&sender).ok_or_else(|| {
+        Refusal::because(
+            "UnknownAccount",
+            format!("there is no account {sender}; `ucwa-relay account list` names those there are"),
+        )
+    })?;
+    let recipients = recipients(row.recipients.as_deref().unwrap_or_default())?;
+    if row.body.trim().is_empty() {
+        return Err(Refusal::because("EmptyBody", "the body is empty"));
+    }
+    if row.body.len() > max_body_bytes {
+        return Err(Refusal::because(
+            "BodyTooLarge",
+            format!("the body has {} bytes; {max_body_bytes} are allowed", row.body.len()),
+        ));
+    }
+    let content_type = content_type(&row.content_type).ok_or_else(|| {
+        Refusal::because(
+            "UnknownContentType",
+            format!("content_type {:?} is neither text/plain nor text/html", row.content_type),
+        )
+    })?;
+    let importance = importance(&row.importance).ok_or_else(|| {
+        Refusal::because(
+            "UnknownImportance",
+            format!("importance {:?} is none of Normal, Urgent, Emergency", row.importance),
+        )
+    })?;
+    short_enough("subject", "SubjectTooLong", row.subject.as_deref())?;
+    short_enough("thread_id", "ThreadIdTooLong", row.thread_id.as_deref())?;
+    let send_after = time("send_after", &row.send_after)?;
+    let expires_at = time("expires_at", &row.expires_at)?;
+    if let Some(at) = expires_at.filter(|&at| at <= now) {
+        return Err(Refusal::expired(at));
+    }
+    let destination = destination(row.conversation, account, &sender, &recipients, lookup)?;
+    Ok(Admitted { account, destination, recipients, content_type, importance, send_after, expires_at })
+}
+
+/// Reads `recipients`: SIP addresses separated by `;`, in any case, with or without scheme; each once.
+///
+/// # Errors
+/// One of them is not an address.
+pub fn recipients(text: &str) -> Result<Vec<SipUri>, Refusal> {
+    let mut known = BTreeSet::new();
+    let mut recipients = Vec::new();
+    for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
+        let uri: SipUri = part
+            .parse()
+            .map_err(|invalid| Refusal::because("MalformedRecipient", format!("recipients: {invalid}")))?;
+        if known.insert(uri.clone()) {
+            recipients.push(uri);
+        }
+    }
+    Ok(recipients)
+}
+
+/// `text/plain` or `text/html` in any case and with any parameters; both are always sent as UTF-8.
+pub fn content_type(text: &str) -> Option<&'static str> {
+    let kind = text.split(';').next().unwrap_or_default().trim();
+    ["text/plain", "text/html"].into_iter().find(|known| known.eq_ignore_ascii_case(kind))
+}
+
+/// `Normal`, `Urgent` or `Emergency` in any case.
+pub fn importance(text: &str) -> Option<&'static str> {
+    IMPORTANCE.into_iter().find(|known| known.eq_ignore_ascii_case(text.trim()))
+}
+
+fn short_enough(column: &str, code: &'static str, text: Option<&str>) -> Result<(), Refusal> {
+    let units = text.map_or(0, |text| text.encode_utf16().count());
+    if units > MAX_UNITS {
+        return Err(Refusal::because(
+            code,
+            format!("the {column} has {units} characters; the server takes {MAX_UNITS}"),
+        ));
+    }
+    Ok(())
+}
+
+fn time(column: &str, given: &GivenTime) -> Result<Option<Timestamp>, Refusal> {
+    match given {
+        GivenTime::Absent => Ok(None),
+        GivenTime::At(at) => Ok(Some(to_milliseconds(*at))),
+        GivenTime::Unreadable(text) => Err(Refusal::because(
+            "MalformedTime",
+            format!("{column} {text:?} is not a time; write it like 2026-11-22T16:41:07Z"),
+        )),
+    }
+}
+
+fn destination(
+    conversation: Option<ConversationId>,
+    account: AccountId,
+    sender: &SipUri,
+    recipients: &[SipUri],
+    lookup: &impl Lookup,
+) -> Result<String, Refusal> {
+    if let Some(id) = conversation {
+        return match lookup.conversation(id) {
+            // The same person reached by address must not overtake.
+            Some((owner, Some(only))) if owner == account => Ok(only.to_string()),
+            Some((owner, None)) if owner == account => Ok(format!("conversation:{id}")),
+            _ => Err(Refusal::because(
+                "UnknownConversation",
+                format!("conversation_id {id} is no conversation of {sender}"),
+            )),
+        };
+    }
+    if recipients.is_empty() {
+        return Err(Refusal::because(
+            "NoRecipient",
+            "there is no recipient: give recipients, or conversation_id to answer in a conversation",
+        ));
+    }
+    let sorted: BTreeSet<&str> = recipients.iter().map(SipUri::as_str).collect();
+    Ok(sorted.into_iter().collect::<Vec<_>>().join(";"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Contoso;
+
+    impl Lookup for Contoso {
+        fn account(&self, uri: &SipUri) -> Option<AccountId> {
+            (uri.as_str() == "sip:alice@contoso.com").then_some(AccountId(1))
+        }
+
+        fn conversation(&self, id: ConversationId) -> Option<(AccountId, Option<SipUri>)> {
+            match id.0 {
+                7 => Some((AccountId(1), Some("sip:bob@contoso.com".parse().unwrap()))),
+                8 => Some((AccountId(1), None)),
+                9 => Some((AccountId(2), None)),
+                _ => None,
+            }
+        }
+    }
+
+    fn row() -> Submission {
+        Submission {
+            account: "Alice@Contoso.com".to_owned(),
+            recipients: Some("bob@contoso.com".to_owned()),
+            body: "Deploy finished".to_owned(),
+            content_type: "text/plain".to_owned(),
+            importance: "Normal".to_owned(),
+            ..Submission::default()
+        }
+    }
+
+    fn now() -> Timestamp {
+        "2026-11-22T10:00:00Z".parse().unwrap()
+    }
+
+    fn decide(row: &Submission) -> Result<Admitted, Refusal> {
+        admit(row, &Contoso, 100, now())
+    }
+
+    #[test]
+    fn recipients_may_be_written_in_many_ways_and_count_once() {
+        let written = " BOB@contoso.com; sip:carol@contoso.com ;sip:Bob@Contoso.com;";
+        let admitted = decide(&Submission { recipients: Some(written.to_owned()), ..row() }).unwrap();
+        assert_eq!(admitted.account, AccountId(1));
+        assert_eq!(admitted.destination, "sip:bob@contoso.com;sip:carol@contoso.com");
+        assert_eq!(admitted.recipients.len(), 2);
+        let turned = Submission { recipients: Some("carol@contoso.com;bob@contoso.com".to_owned()), ..row() };
+        assert_eq!(decide(&turned).unwrap().destination, admitted.destination);
+        assert_eq!(decide(&turned).unwrap().recipients[0].as_str(), "sip:carol@contoso.com");
+    }
+
+    #[test]
+    fn a_conversation_is_a_destination_and_its_only_party_is_the_same_as_the_party() {
+        let to = |conversation| Submission {
+            recipients: None,
+            conversation: Some(ConversationId(conversation)),
+            ..row()
+        };
+        assert_eq!(decide(&to(7)).unwrap().destination, decide(&row()).unwrap().destination);
+        assert_eq!(decide(&to(8)).unwrap().destination, "conversation:8");
+        assert!(decide(&to(8)).unwrap().recipients.is_empty());
+    }
+
+    #[test]
+    fn spelling_of_type_and_importance_does_not_matter() {
+        let written = Submission {
+            content_type: "Text/HTML; charset=utf-8".to_owned(),
+            importance: "urgent".to_owned(),
+            ..row()
+        };
+        let admitted = decide(&written).unwrap();
+        assert_eq!((admitted.content_type, admitted.importance), ("text/html", "Urgent"));
+    }
+
+    #[test]
+    fn what_can_never_be_sent_is_refused_with_words() {
+        let cases: [(&str, Submission, &str); 13] = [
+            ("MalformedAccount", Submission { account: "alice".into(), ..row() }, "no @"),
+            ("UnknownAccount", Submission { account: "x@contoso.com".into(), ..row() }, "sip:x@contoso.com"),
+            ("MalformedRecipient", Submission { recipients: Some("bob@x;bob".into()), ..row() }, "\"bob\""),
+            ("NoRecipient", Submission { recipients: Some(" ; ".into()), ..row() }, "recipients"),
+            ("EmptyBody", Submission { body: " \r\n".into(), ..row() }, "empty"),
+            ("BodyTooLarge", Submission { body: "x".repeat(101), ..row() }, "101"),
+            ("UnknownContentType", Submission { content_type: "text/rtf".into(), ..row() }, "text/rtf"),
+            ("UnknownImportance", Submission { importance: "High".into(), ..row() }, "High"),
+            ("SubjectTooLong", Submission { subject: Some("\u{1F600}".repeat(126)), ..row() }, "252"),
+            ("ThreadIdTooLong", Submission { thread_id: Some("t".repeat(251)), ..row() }, "251"),
+            ("UnknownConversation", Submission { conversation: Some(ConversationId(9)), ..row() }, "9"),
+            (
+                "MalformedTime",
+                Submission { send_after: GivenTime::Unreadable("tomorrow".into()), ..row() },
+                "tomorrow",
+            ),
+            ("Expired", Submission { expires_at: GivenTime::At(now()), ..row() }, "2026-11-22"),
+        ];
+        for (code, row, word) in cases {
+            let refusal = decide(&row).unwrap_err();
+            assert_eq!(refusal.code, code);
+            assert!(refusal.sentence.contains(word), "{code}: {}", refusal.sentence);
+            assert_eq!(refusal.expired, code == "Expired");
+        }
+    }
+
+    #[test]
+    fn limits_are_inclusive() {
+        let row = Submission {
+            body: "x".repeat(100),
+            subject: Some("\u{1F600}".repeat(125)),
+            thread_id: Some("t".repeat(250)),
+            ..row()
+        };
+        assert!(decide(&row).is_ok());
+    }
+}

@@ -1,0 +1,3 @@
+//! The queue: what may leave, to whom and when.
+
+pub mod admission;

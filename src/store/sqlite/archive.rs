@@ -1,0 +1,448 @@
+//! Sessions, gaps, and what an account needs to know when it takes up its work again. Facts go through
+//! [`super::writer`].
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
+
+use super::{
+    SqliteStore,
+    column::{failed, invitation_kind, optional_time, time, time_text, word},
+    flush::flush,
+    load::{Waiting, waiting_messages},
+};
+use crate::{
+    archive::{
+        PATIENCE,
+        fact::{ArchiveCommit, Fetch, FetchedResource},
+        text::storable,
+        workspace::PlainFromHtml,
+    },
+    identifiers::{AccountId, ConversationId, SessionId},
+    store::{ArchiveStore, CommitOutcome, OpenConversation, Session, StoreError},
+};
+
+/// Settles what has waited long enough.
+pub(super) async fn settle_overdue(
+    connection: &mut SqliteConnection,
+    plain_from_html: PlainFromHtml,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let failed = failed("settling messages");
+    let mut workspace =
+        waiting_messages(connection, plain_from_html, Waiting::ArchivedBefore(now - PATIENCE))
+            .await
+            .map_err(&failed)?;
+    workspace.settle_overdue(now);
+    flush(connection, &workspace.changes()).await.map_err(&failed)
+}
+
+/// Ends a session with everything that is open in it.
+async fn end(
+    connection: &mut SqliteConnection,
+    plain_from_html: PlainFromHtml,
+    session: SessionId,
+    reason: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let failed = failed("ending a session");
+    let mut workspace =
+        waiting_messages(connection, plain_from_html, Waiting::OfSession(session)).await.map_err(&failed)?;
+    workspace.settle_session(session);
+    flush(connection, &workspace.changes()).await.map_err(&failed)?;
+    let at = time_text(now);
+    sqlx::query(
+        "UPDATE participants SET left_at = coalesce(left_at, ?3), awaiting = NULL
+          WHERE account_id = ?1 AND session_id = ?2 AND (left_at IS NULL OR awaiting IS NOT NULL)",
+    )
+    .bind(account_of(connection, session).await.map_err(&failed)?.0)
+    .bind(session.0)
+    .bind(&at)
+    .execute(&mut *connection)
+    .await
+    .map_err(&failed)?;
+    sqlx::query("UPDATE invitations SET awaiting = NULL WHERE session_id = ?1 AND awaiting IS NOT NULL")
+        .bind(session.0)
+        .execute(&mut *connection)
+        .await
+        .map_err(&failed)?;
+    sqlx::query(
+        "UPDATE conversations SET ended_at = ?2, state = 'Disconnected', awaiting = NULL
+          WHERE session_id = ?1 AND ended_at IS NULL",
+    )
+    .bind(session.0)
+    .bind(&at)
+    .execute(&mut *connection)
+    .await
+    .map_err(&failed)?;
+    sqlx::query("UPDATE sessions SET ended_at = ?2, end_reason = ?3 WHERE id = ?1 AND ended_at IS NULL")
+        .bind(session.0)
+        .bind(&at)
+        .bind(reason)
+        .execute(connection)
+        .await
+        .map_err(&failed)
+        .map(drop)
+}
+
+async fn account_of(connection: &mut SqliteConnection, session: SessionId) -> Result<AccountId, sqlx::Error> {
+    sqlx::query_scalar("SELECT account_id FROM sessions WHERE id = ?1")
+        .bind(session.0)
+        .fetch_one(connection)
+        .await
+        .map(AccountId)
+}
+
+/// A stretch that was not followed, unless it is empty.
+async fn insert_gap(
+    connection: &mut SqliteConnection,
+    account: AccountId,
+    session: SessionId,
+    from: Timestamp,
+    to: Timestamp,
+    reason: &str,
+) -> Result<(), StoreError> {
+    if from >= to {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO gaps (account_id, session_id, from_at, to_at, reason, recorded_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )
+    .bind(account.0)
+    .bind(session.0)
+    .bind(time_text(from))
+    .bind(time_text(to))
+    .bind(reason)
+    .bind(time_text(Timestamp::now()))
+    .execute(connection)
+    .await
+    .map_err(failed("recording a gap"))
+    .map(drop)
+}
+
+async fn endpoint_id(connection: &mut SqliteConnection, account: AccountId) -> Result<String, StoreError> {
+    sqlx::query_scalar(
+        "UPDATE accounts SET endpoint_id = coalesce(endpoint_id, ?2) WHERE id = ?1 RETURNING endpoint_id",
+    )
+    .bind(account.0)
+    .bind(uuid::Uuid::new_v4().to_string())
+    .fetch_one(connection)
+    .await
+    .map_err(failed("giving an account its endpoint id"))
+}
+
+fn session(row: &SqliteRow) -> Result<Session, sqlx::Error> {
+    Ok(Session {
+        id: SessionId(row.try_get("id")?),
+        application_href: row.try_get("application_href")?,
+        endpoint_id: row.try_get("endpoint_id")?,
+        event_cursor: row.try_get("event_cursor")?,
+    })
+}
+
+#[async_trait]
+impl ArchiveStore for SqliteStore {
+    async fn endpoint_id(&self, account: AccountId) -> Result<String, StoreError> {
+        let known: Option<Option<String>> =
+            sqlx::query_scalar("SELECT endpoint_id FROM accounts WHERE id = ?1")
+                .bind(account.0)
+                .fetch_optional(&self.readers)
+                .await
+                .map_err(failed("reading an endpoint id"))?;
+        if let Some(Some(known)) = known {
+            return Ok(known);
+        }
+        self.writer
+            .run("giving an account its endpoint id", false, move |connection| {
+                Box::pin(endpoint_id(connection, account))
+            })
+            .await
+    }
+
+    async fn open_session(&self, account: AccountId) -> Result<Option<Session>, StoreError> {
+        let failed = failed("reading the open session");
+        sqlx::query(
+            "SELECT id, application_href, endpoint_id, event_cursor
+               FROM sessions
+              WHERE account_id = ?1 AND ended_at IS NULL",
+        )
+        .bind(account.0)
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(&failed)?
+        .map(|row| session(&row).map_err(&failed))
+        .transpose()
+    }
+
+    async fn begin_session(
+        &self,
+        account: AccountId,
+        application_href: &str,
+        event_cursor: &str,
+        reason_for_previous: &str,
+    ) -> Result<Session, StoreError> {
+        let (application_href, event_cursor) = (application_href.to_owned(), event_cursor.to_owned());
+        let reason = reason_for_previous.to_owned();
+        let plain_from_html = self.plain_from_html;
+        self.writer
+            .run("beginning a session", false, move |connection| {
+                Box::pin(async move {
+                    let failed = failed("beginning a session");
+                    let now = Timestamp::now();
+                    let endpoint_id = endpoint_id(connection, account).await?;
+                    let previous = sqlx::query(
+                        "SELECT id, started_at, last_ack_at, ended_at, end_reason
+                           FROM sessions
+                          WHERE account_id = ?1
+                          ORDER BY id DESC
+                          LIMIT 1",
+                    )
+                    .bind(account.0)
+                    .fetch_optional(&mut *connection)
+                    .await
+                    .map_err(&failed)?;
+                    if let Some(previous) = previous {
+                        let id = SessionId(previous.try_get("id").map_err(&failed)?);
+                        let ended_at = optional_time(&previous, "ended_at").map_err(&failed)?;
+                        let end_reason: Option<String> = previous.try_get("end_reason").map_err(&failed)?;
+                        let followed_until = optional_time(&previous, "last_ack_at")
+                            .map_err(&failed)?
+                            .unwrap_or(time(&previous, "started_at").map_err(&failed)?);
+                        let reason = end_reason.unwrap_or(reason);
+                        insert_gap(connection, account, id, followed_until, now, &reason).await?;
+                        if ended_at.is_none() {
+                            end(connection, plain_from_html, id, &reason, now).await?;
+                        }
+                    }
+                    let id: i64 = sqlx::query_scalar(
+                        "INSERT INTO sessions (account_id, application_href, endpoint_id, event_cursor, started_at,
+                                               last_ack_at)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?5)
+                         RETURNING id",
+                    )
+                    .bind(account.0)
+                    .bind(&application_href)
+                    .bind(&endpoint_id)
+                    .bind(&event_cursor)
+                    .bind(time_text(now))
+                    .fetch_one(connection)
+                    .await
+                    .map_err(&failed)?;
+                    Ok(Session {
+                        id: SessionId(id),
+                        application_href,
+                        endpoint_id,
+                        event_cursor: Some(event_cursor),
+                    })
+                })
+            })
+            .await
+    }
+
+    async fn end_session(
+        &self,
+        _account: AccountId,
+        session: SessionId,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let reason = reason.to_owned();
+        let plain_from_html = self.plain_from_html;
+        self.writer
+            .run("ending a session", false, move |connection| {
+                Box::pin(
+                    async move { end(connection, plain_from_html, session, &reason, Timestamp::now()).await },
+                )
+            })
+            .await
+    }
+
+    async fn record_followed(&self, sessions: &[SessionId], at: Timestamp) -> Result<(), StoreError> {
+        if sessions.is_empty() {
+            return Ok(());
+        }
+        let ids = format!("[{}]", sessions.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
+        self.writer
+            .run("noting followed sessions", false, move |connection| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "UPDATE sessions SET last_ack_at = ?2
+                          WHERE id IN (SELECT value FROM json_each(?1)) AND (last_ack_at IS NULL OR last_ack_at < ?2)",
+                    )
+                    .bind(ids)
+                    .bind(time_text(at))
+                    .execute(connection)
+                    .await
+                    .map_err(failed("noting followed sessions"))
+                    .map(drop)
+                })
+            })
+            .await
+    }
+
+    async fn record_gap(
+        &self,
+        account: AccountId,
+        session: SessionId,
+        to: Timestamp,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let reason = reason.to_owned();
+        self.writer
+            .run("recording a gap", false, move |connection| {
+                Box::pin(async move {
+                    let failed = failed("recording a gap");
+                    let row = sqlx::query(
+                        "SELECT started_at, last_ack_at FROM sessions WHERE id = ?1 AND account_id = ?2",
+                    )
+                    .bind(session.0)
+                    .bind(account.0)
+                    .fetch_one(&mut *connection)
+                    .await
+                    .map_err(&failed)?;
+                    let from = optional_time(&row, "last_ack_at")
+                        .map_err(&failed)?
+                        .unwrap_or(time(&row, "started_at").map_err(&failed)?);
+                    insert_gap(connection, account, session, from, to, &reason).await?;
+                    // What is recorded once is not recorded again.
+                    sqlx::query(
+                        "UPDATE sessions SET last_ack_at = max(coalesce(last_ack_at, ''), ?2) WHERE id = ?1",
+                    )
+                    .bind(session.0)
+                    .bind(time_text(to))
+                    .execute(connection)
+                    .await
+                    .map_err(&failed)
+                    .map(drop)
+                })
+            })
+            .await
+    }
+
+    async fn commit(&self, commit: ArchiveCommit) -> Result<CommitOutcome, StoreError> {
+        self.writer.archive(commit).await
+    }
+
+    async fn unfetched(&self, account: AccountId, session: SessionId) -> Result<Vec<Fetch>, StoreError> {
+        let failed = failed("reading what is still to be fetched");
+        let rows = sqlx::query(
+            "SELECT 0 AS urgency, m.href, c.href AS conversation_href, NULL AS kind, m.id
+               FROM messages m JOIN conversations c ON c.id = m.conversation_id
+              WHERE m.awaiting = 'fetch' AND m.account_id = ?1 AND m.session_id = ?2
+             UNION ALL
+             SELECT 1, i.href, c.href, i.kind, i.id
+               FROM invitations i LEFT JOIN conversations c ON c.id = i.conversation_id
+              WHERE i.awaiting = 'fetch' AND i.account_id = ?1 AND i.session_id = ?2
+             UNION ALL
+             SELECT 2, c.href, NULL, NULL, c.id
+               FROM conversations c
+              WHERE c.awaiting = 'fetch' AND c.account_id = ?1 AND c.session_id = ?2
+             UNION ALL
+             SELECT 3, p.href, c.href, NULL, p.id
+               FROM participants p JOIN conversations c ON c.id = p.conversation_id
+              WHERE p.awaiting = 'fetch' AND p.account_id = ?1 AND p.session_id = ?2
+              ORDER BY 1, 5",
+        )
+        .bind(account.0)
+        .bind(session.0)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?;
+        rows.iter().map(|row| fetch(row).map_err(&failed)).collect()
+    }
+
+    async fn open_conversations(
+        &self,
+        account: AccountId,
+        session: SessionId,
+    ) -> Result<Vec<OpenConversation>, StoreError> {
+        let failed = failed("reading open conversations");
+        let rows = sqlx::query(
+            "SELECT c.id, c.href, c.multiparty, c.thread_id,
+                    coalesce(
+                        (SELECT group_concat(uri, ';') FROM (
+                            SELECT DISTINCT p.sip_uri AS uri FROM participants p
+                             WHERE p.account_id = c.account_id AND p.conversation_id = c.id AND p.is_local = 0
+                               AND p.left_at IS NULL AND p.sip_uri IS NOT NULL AND p.sip_uri <> a.sip_uri)),
+                        (SELECT CASE i.direction WHEN 'incoming' THEN i.from_uri ELSE i.to_uri END FROM invitations i
+                          WHERE i.account_id = c.account_id AND i.conversation_id = c.id AND i.kind = 'messaging'
+                          ORDER BY i.id LIMIT 1)) AS remote
+               FROM conversations c
+               JOIN accounts a ON a.id = c.account_id
+              WHERE c.account_id = ?1 AND c.session_id = ?2 AND c.ended_at IS NULL AND c.href IS NOT NULL
+              ORDER BY c.id",
+        )
+        .bind(account.0)
+        .bind(session.0)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?;
+        rows.iter().map(|row| open_conversation(row).map_err(&failed)).collect()
+    }
+
+    async fn settle_overdue(&self, now: Timestamp) -> Result<(), StoreError> {
+        let plain_from_html = self.plain_from_html;
+        self.writer
+            .run("settling messages", false, move |connection| {
+                Box::pin(settle_overdue(connection, plain_from_html, now))
+            })
+            .await
+    }
+
+    async fn quarantine(
+        &self,
+        account: AccountId,
+        session: Option<SessionId>,
+        reason: &str,
+        payload: &str,
+    ) -> Result<(), StoreError> {
+        let digest = hex::encode(Sha256::digest(payload));
+        let (reason, payload) = (storable(reason).into_owned(), storable(payload).into_owned());
+        self.writer
+            .run("quarantining a payload", false, move |connection| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "INSERT INTO event_quarantine (account_id, session_id, received_at, reason, payload,
+                                                       payload_sha256)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                    )
+                    .bind(account.0)
+                    .bind(session.map(|id| id.0))
+                    .bind(time_text(Timestamp::now()))
+                    .bind(reason)
+                    .bind(payload)
+                    .bind(digest)
+                    .execute(connection)
+                    .await
+                    .map_err(failed("quarantining a payload"))
+                    .map(drop)
+                })
+            })
+            .await
+    }
+}
+
+fn fetch(row: &SqliteRow) -> Result<Fetch, sqlx::Error> {
+    Ok(Fetch {
+        resource: match row.try_get::<i64, _>("urgency")? {
+            0 => FetchedResource::Message,
+            1 => FetchedResource::Invitation(word(row, "kind", invitation_kind)?),
+            2 => FetchedResource::Conversation,
+            _ => FetchedResource::Participant,
+        },
+        href: row.try_get("href")?,
+        conversation_href: row.try_get("conversation_href")?,
+    })
+}
+
+fn open_conversation(row: &SqliteRow) -> Result<OpenConversation, sqlx::Error> {
+    let remote: Option<String> = row.try_get("remote")?;
+    Ok(OpenConversation {
+        id: ConversationId(row.try_get("id")?),
+        href: row.try_get("href")?,
+        remote_uri: remote.filter(|remote| !remote.contains(';')),
+        multiparty: row.try_get("multiparty")?,
+        thread_id: row.try_get("thread_id")?,
+    })
+}

@@ -1,0 +1,290 @@
+//! SQLite: one file, one server at a time.
+//!
+//! - [`writer`]: the one task that writes; group commit.
+//! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
+//! - [`accounts`], [`archive`], [`outbox`], [`history`]: the traits, one file each, SQL in full beside its method.
+//! - [`migrations`], [`full_text`]: the schema. [`column`]: how values stand in columns.
+//!
+//! The file is in WAL mode with `synchronous=FULL`: readers never wait for the writer, and what was answered is on disk.
+//! A server holds an operating-system lock on `FILE.lock` for its life; tools write beside it, through transactions that
+//! take the write lock at once, so that they wait for each other and never fail half way.
+
+mod accounts;
+mod archive;
+mod column;
+mod flush;
+mod full_text;
+mod history;
+mod load;
+mod migrations;
+mod outbox;
+mod writer;
+
+use std::{
+    fs::{File, TryLockError},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use sqlx::{
+    SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use self::writer::Writer;
+use super::{Role, StoreError, StoreSettings};
+use crate::archive::workspace::PlainFromHtml;
+
+/// How long a statement waits for another process's transaction.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Statements kept prepared on a connection: all there are, with room.
+const PREPARED_STATEMENTS: usize = 256;
+
+/// The store on a SQLite file.
+#[derive(Debug)]
+pub(super) struct SqliteStore {
+    writer: Writer,
+    readers: SqlitePool,
+    plain_from_html: PlainFromHtml,
+    /// Says what a server does at its end; a tool leaves no trace.
+    server: Option<ServerHold>,
+}
+
+/// What makes this process the server.
+#[derive(Debug)]
+struct ServerHold {
+    node: String,
+    /// Held until the store is closed or the process ends, however it ends.
+    lock: Mutex<Option<File>>,
+}
+
+/// Where the database is.
+#[derive(Debug, PartialEq, Eq)]
+enum Location {
+    /// Only in tests: gone with the last connection.
+    Memory,
+    File(PathBuf),
+}
+
+impl SqliteStore {
+    pub(super) async fn connect(settings: &StoreSettings, role: Role) -> Result<Self, StoreError> {
+        let location = locate(&settings.url)?;
+        let lock = match (&location, role) {
+            (Location::File(path), Role::Server) => Some(lock(path)?),
+            _ => None,
+        };
+        let (writing, reading) = open(&location, settings.max_connections.max(1)).await?;
+        migrations::run(&writing).await?;
+        let server = match role {
+            Role::Tool => None,
+            Role::Server => {
+                full_text::arrange(&writing, settings.full_text).await?;
+                begin_service(&writing, &settings.node).await?;
+                Some(ServerHold { node: settings.node.clone(), lock: Mutex::new(lock) })
+            }
+        };
+        let watched = location != Location::Memory;
+        let writer = Writer::start(
+            writing,
+            settings.commit_interval,
+            settings.plain_from_html,
+            watched && role == Role::Server,
+            role == Role::Server,
+        );
+        Ok(Self { writer, readers: reading, plain_from_html: settings.plain_from_html, server })
+    }
+}
+
+/// Understands `sqlite://relative.db`, `sqlite:///absolute.db` and `sqlite::memory:`.
+fn locate(url: &str) -> Result<Location, StoreError> {
+    let refuse = |problem: &str| StoreError::Url { url: without_password(url), problem: problem.to_owned() };
+    if url == "sqlite::memory:" {
+        return Ok(Location::Memory);
+    }
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return Err(refuse("this build does not speak PostgreSQL yet; use sqlite://FILE"));
+    }
+    let Some(path) = url.strip_prefix("sqlite://") else {
+        return Err(refuse("write sqlite://relative.db or sqlite:///absolute/path.db"));
+    };
+    if path.is_empty() || path.ends_with('/') {
+        return Err(refuse(
+            "the file name is missing; write sqlite://relative.db or sqlite:///absolute/path.db",
+        ));
+    }
+    if path.contains('?') {
+        return Err(refuse("options after ? are not supported; leave them out"));
+    }
+    let path = PathBuf::from(path);
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
+        && !directory.is_dir()
+    {
+        return Err(refuse(&format!("the directory {} does not exist; create it", directory.display())));
+    }
+    Ok(Location::File(path))
+}
+
+fn without_password(url: &str) -> String {
+    match url::Url::parse(url) {
+        Ok(mut parsed) if parsed.password().is_some() => {
+            // Fails only for URLs that cannot carry a password, and this one does.
+            if parsed.set_password(Some("***")).is_err() {
+                return "(a URL with a password)".to_owned();
+            }
+            parsed.to_string()
+        }
+        _ => url.to_owned(),
+    }
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    let in_use = |problem: String| {
+        StoreError::InUse(format!("the database {} cannot be served: {problem}", path.display()))
+    };
+    let file =
+        File::options().create(true).write(true).truncate(false).open(&lock_path).map_err(|error| {
+            in_use(format!("its lock file {} cannot be opened: {error}", Path::new(&lock_path).display()))
+        })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(in_use(
+            "another ucwa-relay server is running on it; stop that one, or give this one a database of its own \
+             (SQLite takes one server; several nodes need PostgreSQL)"
+                .to_owned(),
+        )),
+        Err(TryLockError::Error(error)) => Err(in_use(format!("its lock file cannot be locked: {error}"))),
+    }
+}
+
+async fn open(location: &Location, readers: u32) -> Result<(SqlitePool, SqlitePool), StoreError> {
+    let unavailable = |source| StoreError::Unavailable { operation: "opening it", source };
+    let pool = |connections: u32| {
+        SqlitePoolOptions::new()
+            .min_connections(0)
+            .max_connections(connections)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false)
+    };
+    let options = SqliteConnectOptions::new()
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(true)
+        .statement_cache_capacity(PREPARED_STATEMENTS)
+        .pragma("temp_store", "MEMORY");
+    match location {
+        Location::Memory => {
+            // Only one connection sees such a database, so the writer and the readers take turns on it.
+            let shared = pool(1).connect_with(options.in_memory(true)).await.map_err(unavailable)?;
+            Ok((shared.clone(), shared))
+        }
+        Location::File(path) => {
+            let options = options
+                .filename(path)
+                .create_if_missing(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                // 16 MiB: a checkpoint every thousand pages would cost more than it saves.
+                .pragma("wal_autocheckpoint", "4000");
+            let writing = pool(1).connect_with(options.clone()).await.map_err(unavailable)?;
+            let reading = pool(readers).connect_lazy_with(options.pragma("query_only", "ON"));
+            Ok((writing, reading))
+        }
+    }
+}
+
+/// A server's start: its row in `nodes`, and no state left over from a predecessor that could not say goodbye.
+async fn begin_service(pool: &SqlitePool, node: &str) -> Result<(), StoreError> {
+    let now = column::time_text(Timestamp::now());
+    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await.map_err(column::failed("starting"))?;
+    sqlx::query(
+        "INSERT INTO nodes (node_id, version, started_at, heartbeat_at, stopped_at) VALUES (?1, ?2, ?3, ?3, NULL)
+         ON CONFLICT (node_id) DO UPDATE SET version = excluded.version, started_at = excluded.started_at,
+                                             heartbeat_at = excluded.heartbeat_at, stopped_at = NULL",
+    )
+    .bind(node)
+    .bind(env!("CARGO_PKG_VERSION"))
+    .bind(&now)
+    .execute(&mut *transaction)
+    .await
+    .map_err(column::failed("starting"))?;
+    sqlx::query(
+        "UPDATE account_status SET state = 'stopped', detail = 'the server was not running', since = ?1, node_id = NULL
+          WHERE state <> 'stopped'",
+    )
+    .bind(&now)
+    .execute(&mut *transaction)
+    .await
+    .map_err(column::failed("starting"))?;
+    transaction.commit().await.map_err(column::failed("starting"))
+}
+
+impl SqliteStore {
+    /// Gives the file free for another server.
+    fn unlock(&self) {
+        if let Some(server) = &self.server {
+            server.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
+    /// A server's orderly end.
+    async fn end_service(&self) {
+        let Some(server) = &self.server else {
+            return;
+        };
+        let node = server.node.clone();
+        let ended = self
+            .writer
+            .run("stopping", false, move |connection| {
+                Box::pin(async move {
+                    let now = column::time_text(Timestamp::now());
+                    sqlx::query("UPDATE nodes SET heartbeat_at = ?2, stopped_at = ?2 WHERE node_id = ?1")
+                        .bind(node)
+                        .bind(&now)
+                        .execute(&mut *connection)
+                        .await
+                        .map_err(column::failed("stopping"))?;
+                    sqlx::query(
+                        "UPDATE account_status SET state = 'stopped', detail = 'the server was stopped', since = ?1,
+                                                   node_id = NULL
+                          WHERE state <> 'stopped'",
+                    )
+                    .bind(&now)
+                    .execute(connection)
+                    .await
+                    .map_err(column::failed("stopping"))?;
+                    Ok(())
+                })
+            })
+            .await;
+        if let Err(error) = ended {
+            tracing::warn!(%error, "could not note the end of the server in the database");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_a_file_or_are_refused_with_words() {
+        assert_eq!(locate("sqlite://a.db").unwrap(), Location::File("a.db".into()));
+        assert_eq!(locate("sqlite:///tmp/a.db").unwrap(), Location::File("/tmp/a.db".into()));
+        assert_eq!(locate("sqlite::memory:").unwrap(), Location::Memory);
+        for (url, word) in [
+            ("mysql://x/y", "sqlite://relative.db"),
+            ("sqlite://", "file name"),
+            ("sqlite://no/such/directory/a.db", "does not exist"),
+            ("sqlite://a.db?mode=ro", "options"),
+            ("postgres://relay:secret@db/relay", "PostgreSQL"),
+        ] {
+            let refused = locate(url).unwrap_err().to_string();
+            assert!(refused.contains(word) && !refused.contains("secret"), "{refused}");
+        }
+    }
+}

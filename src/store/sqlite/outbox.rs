@@ -1,0 +1,638 @@
+//! The queue: admission of new rows and claims in one transaction, and what users do with rows.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
+
+use super::{
+    SqliteStore,
+    column::{
+        failed, is_duplicate, optional_time, optional_time_text, optional_user_time, outbox_state, time,
+        time_text, user_time, word,
+    },
+};
+use crate::{
+    identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SipUri},
+    outbox::admission::{self, GivenTime, Lookup, Refusal, Submission, admit},
+    store::{
+        ClaimSettings, ClaimedSend, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow, OutboxState,
+        OutboxStore, StoreError, UnsettledSend,
+    },
+};
+
+/// New rows looked at in one transaction; more follow in the next, so that archiving never waits long.
+const ADMITTED_AT_ONCE: i64 = 2000;
+
+/// What a claim hands out, for rows `o` with `c` the conversation the user gave, if it is open.
+const CLAIMED: &str = "o.id, o.account_id, o.operation_id, o.recipients, o.given_conversation_id, c.href, o.body,
+                       o.content_type, o.subject, o.importance, o.thread_id, o.attempts, o.max_attempts, o.expires_at,
+                       o.created_at, o.claimed_at";
+
+/// Joins the conversation that the user gave, if it is open in the account's session.
+const GIVEN_CONVERSATION: &str = "LEFT JOIN conversations c
+                                    ON c.id = o.given_conversation_id AND c.account_id = o.account_id
+                                   AND c.ended_at IS NULL
+                                   AND c.session_id = (SELECT s.id FROM sessions s
+                                                        WHERE s.account_id = o.account_id AND s.ended_at IS NULL)";
+
+/// Accounts and conversations that new rows speak of.
+#[derive(Debug, Default)]
+struct Known {
+    accounts: HashMap<String, AccountId>,
+    conversations: HashMap<ConversationId, (AccountId, Option<SipUri>)>,
+}
+
+impl Lookup for Known {
+    fn account(&self, uri: &SipUri) -> Option<AccountId> {
+        self.accounts.get(uri.as_str()).copied()
+    }
+
+    fn conversation(&self, id: ConversationId) -> Option<(AccountId, Option<SipUri>)> {
+        self.conversations.get(&id).cloned()
+    }
+}
+
+/// Looks at rows that no claim has seen, or that a user has changed. Returns whether more are waiting.
+async fn admit_new_rows(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    settings: &ClaimSettings,
+) -> Result<bool, sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT id, account, recipients, body, content_type, subject, importance, conversation_id, thread_id,
+                send_after, strftime('%Y-%m-%dT%H:%M:%fZ', send_after) AS send_after_read,
+                expires_at, strftime('%Y-%m-%dT%H:%M:%fZ', expires_at) AS expires_at_read
+           FROM outbox
+          WHERE state = 'queued' AND destination IS NULL
+          ORDER BY id
+          LIMIT ?1",
+    )
+    .bind(ADMITTED_AT_ONCE)
+    .fetch_all(&mut *connection)
+    .await?;
+    if rows.is_empty() {
+        return Ok(false);
+    }
+    let mut submissions = Vec::with_capacity(rows.len());
+    for row in &rows {
+        submissions.push((OutboxId(row.try_get("id")?), submission(row)?));
+    }
+    let known = known(connection, submissions.iter().map(|(_, submission)| submission)).await?;
+    for (id, submission) in &submissions {
+        match admit(submission, &known, settings.max_body_bytes, now) {
+            Ok(admitted) => {
+                sqlx::query(
+                    "UPDATE outbox
+                        SET account_id = ?2, destination = ?3, given_conversation_id = conversation_id,
+                            send_after = ?4, expires_at = ?5, revision = revision + 1
+                      WHERE id = ?1",
+                )
+                .bind(id.0)
+                .bind(admitted.account.0)
+                .bind(admitted.destination)
+                .bind(optional_time_text(admitted.send_after))
+                .bind(optional_time_text(admitted.expires_at))
+                .execute(&mut *connection)
+                .await?;
+            }
+            Err(refusal) => {
+                let account = submission.account.parse().ok().and_then(|uri| known.account(&uri));
+                refuse(connection, *id, account, &refusal, now).await?;
+            }
+        }
+    }
+    Ok(i64::try_from(rows.len()).is_ok_and(|count| count == ADMITTED_AT_ONCE))
+}
+
+fn submission(row: &SqliteRow) -> Result<Submission, sqlx::Error> {
+    let given_time = |given: &str, read: &str| -> Result<GivenTime, sqlx::Error> {
+        let Some(text) = row.try_get::<Option<String>, _>(given)? else {
+            return Ok(GivenTime::Absent);
+        };
+        let read: Option<String> = row.try_get(read)?;
+        Ok(read.and_then(|read| read.parse().ok()).map_or(GivenTime::Unreadable(text), GivenTime::At))
+    };
+    Ok(Submission {
+        account: row.try_get("account")?,
+        recipients: row.try_get("recipients")?,
+        body: row.try_get("body")?,
+        content_type: row.try_get("content_type")?,
+        subject: row.try_get("subject")?,
+        importance: row.try_get("importance")?,
+        conversation: row.try_get::<Option<i64>, _>("conversation_id")?.map(ConversationId),
+        thread_id: row.try_get("thread_id")?,
+        send_after: given_time("send_after", "send_after_read")?,
+        expires_at: given_time("expires_at", "expires_at_read")?,
+    })
+}
+
+async fn known(
+    connection: &mut SqliteConnection,
+    submissions: impl Iterator<Item = &Submission> + Clone,
+) -> Result<Known, sqlx::Error> {
+    let json = |value: serde_json::Value| value.to_string();
+    let mut uris: Vec<String> = submissions
+        .clone()
+        .filter_map(|submission| submission.account.parse::<SipUri>().ok())
+        .map(|uri| uri.to_string())
+        .collect();
+    uris.sort_unstable();
+    uris.dedup();
+    let mut known = Known::default();
+    let accounts = sqlx::query(
+        "SELECT a.id, a.sip_uri
+           FROM json_each(?1) k CROSS JOIN accounts a ON a.sip_uri = k.value
+          WHERE a.removed_at IS NULL",
+    )
+    .bind(json(uris.into()))
+    .fetch_all(&mut *connection)
+    .await?;
+    for row in accounts {
+        known.accounts.insert(row.try_get("sip_uri")?, AccountId(row.try_get("id")?));
+    }
+    let mut ids: Vec<i64> =
+        submissions.filter_map(|submission| submission.conversation).map(|id| id.0).collect();
+    if ids.is_empty() {
+        return Ok(known);
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    let conversations = sqlx::query(
+        "SELECT c.id, c.account_id,
+                coalesce(
+                    (SELECT group_concat(uri, ';') FROM (
+                        SELECT DISTINCT p.sip_uri AS uri FROM participants p
+                         WHERE p.account_id = c.account_id AND p.conversation_id = c.id AND p.is_local = 0
+                           AND p.sip_uri IS NOT NULL AND p.sip_uri <> a.sip_uri)),
+                    (SELECT CASE i.direction WHEN 'incoming' THEN i.from_uri ELSE i.to_uri END FROM invitations i
+                      WHERE i.account_id = c.account_id AND i.conversation_id = c.id AND i.kind = 'messaging'
+                      ORDER BY i.id LIMIT 1)) AS remote
+           FROM json_each(?1) k
+          CROSS JOIN conversations c ON c.id = k.value
+           JOIN accounts a ON a.id = c.account_id",
+    )
+    .bind(json(ids.into()))
+    .fetch_all(connection)
+    .await?;
+    for row in conversations {
+        let remote: Option<String> = row.try_get("remote")?;
+        let only = remote.filter(|remote| !remote.contains(';')).and_then(|remote| remote.parse().ok());
+        known
+            .conversations
+            .insert(ConversationId(row.try_get("id")?), (AccountId(row.try_get("account_id")?), only));
+    }
+    Ok(known)
+}
+
+async fn refuse(
+    connection: &mut SqliteConnection,
+    id: OutboxId,
+    account: Option<AccountId>,
+    refusal: &Refusal,
+    now: Timestamp,
+) -> Result<(), sqlx::Error> {
+    let state = if refusal.expired { OutboxState::Expired } else { OutboxState::Failed };
+    sqlx::query(
+        "UPDATE outbox
+            SET state = ?2, account_id = ?3, given_conversation_id = conversation_id, last_code = ?4,
+                last_subcode = NULL, last_error = ?5, finished_at = ?6, updated_at = ?6, revision = revision + 1
+          WHERE id = ?1",
+    )
+    .bind(id.0)
+    .bind(state.as_str())
+    .bind(account.map(|id| id.0))
+    .bind(refusal.code)
+    .bind(&refusal.sentence)
+    .bind(time_text(now))
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// Rows that waited too long.
+async fn expire(connection: &mut SqliteConnection, now: Timestamp) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE outbox
+            SET state = 'expired', last_code = 'Expired', last_subcode = NULL,
+                last_error = 'it was to be sent before ' || expires_at || coalesce('; ' || last_error, ''),
+                finished_at = ?1, updated_at = ?1, revision = revision + 1
+          WHERE state = 'queued' AND expires_at IS NOT NULL AND destination IS NOT NULL AND expires_at <= ?1",
+    )
+    .bind(time_text(now))
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// The first due row of every free destination of every account that is online here. Destinations are found by jumping
+/// from one to the next in the index, so the cost grows with the number of destinations and not with the queue. Accounts
+/// take turns when there are more rows than `limit`.
+async fn due_heads(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    settings: &ClaimSettings,
+) -> Result<Vec<i64>, sqlx::Error> {
+    sqlx::query_scalar(
+        "WITH RECURSIVE
+         waiting (account_id) AS (
+             SELECT (SELECT min(o.account_id) FROM outbox o INDEXED BY outbox_queued
+                      WHERE o.state = 'queued' AND o.destination IS NOT NULL)
+             UNION ALL
+             SELECT (SELECT min(o.account_id) FROM outbox o INDEXED BY outbox_queued
+                      WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id > w.account_id)
+               FROM waiting w
+              WHERE w.account_id IS NOT NULL
+         ),
+         destinations (account_id, destination) AS (
+             SELECT w.account_id,
+                    (SELECT min(o.destination) FROM outbox o INDEXED BY outbox_queued
+                      WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = w.account_id)
+               FROM waiting w
+               JOIN account_status s ON s.account_id = w.account_id
+              WHERE s.state = 'online' AND s.node_id = ?1
+             UNION ALL
+             SELECT d.account_id,
+                    (SELECT min(o.destination) FROM outbox o INDEXED BY outbox_queued
+                      WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = d.account_id
+                        AND o.destination > d.destination)
+               FROM destinations d
+              WHERE d.destination IS NOT NULL
+         ),
+         heads (id) AS (
+             SELECT (SELECT o.id FROM outbox o INDEXED BY outbox_queued
+                      WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = d.account_id
+                        AND o.destination = d.destination AND (o.send_after IS NULL OR o.send_after <= ?2)
+                      ORDER BY o.priority, o.id
+                      LIMIT 1)
+               FROM destinations d
+              WHERE d.destination IS NOT NULL
+                AND NOT EXISTS (SELECT 1 FROM outbox s INDEXED BY outbox_sending
+                                 WHERE s.state = 'sending' AND s.account_id = d.account_id
+                                   AND s.destination = d.destination)
+         )
+         SELECT o.id
+           FROM heads h
+           JOIN outbox o ON o.id = h.id
+          WHERE o.next_attempt_at IS NULL OR o.next_attempt_at <= ?2
+          ORDER BY row_number() OVER (PARTITION BY o.account_id ORDER BY o.priority, o.id), o.priority, o.id
+          LIMIT ?3",
+    )
+    .bind(&settings.node)
+    .bind(time_text(now))
+    .bind(settings.limit)
+    .fetch_all(connection)
+    .await
+}
+
+async fn claim(
+    connection: &mut SqliteConnection,
+    heads: Vec<i64>,
+    now: Timestamp,
+    settings: &ClaimSettings,
+) -> Result<Vec<ClaimedSend>, sqlx::Error> {
+    if heads.is_empty() {
+        return Ok(Vec::new());
+    }
+    let claims: Vec<(i64, String)> = heads.into_iter().map(|id| (id, OperationId::random().0)).collect();
+    let claims = serde_json::to_string(&claims).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    sqlx::query(
+        "UPDATE outbox
+            SET state = 'sending', attempts = attempts + 1, operation_id = json_extract(k.value, '$[1]'),
+                next_attempt_at = NULL, claimed_by = ?2, claimed_at = ?3, updated_at = ?3, revision = revision + 1
+           FROM json_each(?1) k
+          WHERE outbox.id = json_extract(k.value, '$[0]') AND outbox.state = 'queued'",
+    )
+    .bind(&claims)
+    .bind(&settings.node)
+    .bind(time_text(now))
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query(
+        "INSERT INTO outbox_attempts (outbox_id, attempt, node, started_at, operation_id)
+         SELECT json_extract(k.value, '$[0]'),
+                (SELECT coalesce(max(t.attempt), 0) + 1 FROM outbox_attempts t
+                  WHERE t.outbox_id = json_extract(k.value, '$[0]')),
+                ?2, ?3, json_extract(k.value, '$[1]')
+           FROM json_each(?1) k",
+    )
+    .bind(&claims)
+    .bind(&settings.node)
+    .bind(time_text(now))
+    .execute(&mut *connection)
+    .await?;
+    let rows = sqlx::query(AssertSqlSafe(format!(
+        "SELECT {CLAIMED}
+           FROM json_each(?1) k
+          CROSS JOIN outbox o ON o.id = json_extract(k.value, '$[0]')
+           {GIVEN_CONVERSATION}
+          ORDER BY k.key"
+    )))
+    .bind(&claims)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| claimed_send(row, settings.max_attempts)).collect()
+}
+
+fn claimed_send(row: &SqliteRow, default_max_attempts: i64) -> Result<ClaimedSend, sqlx::Error> {
+    let content_type: String = row.try_get("content_type")?;
+    let importance: String = row.try_get("importance")?;
+    let given: Option<i64> = row.try_get("given_conversation_id")?;
+    Ok(ClaimedSend {
+        outbox: OutboxId(row.try_get("id")?),
+        account: AccountId(row.try_get("account_id")?),
+        operation_id: OperationId(row.try_get("operation_id")?),
+        // Admission has read them before; a row that was changed since is looked at again first.
+        recipients: admission::recipients(row.try_get::<Option<&str>, _>("recipients")?.unwrap_or_default())
+            .unwrap_or_default(),
+        conversation: match given {
+            Some(id) => Some((ConversationId(id), row.try_get("href")?)),
+            None => None,
+        },
+        body: row.try_get("body")?,
+        content_type: admission::content_type(&content_type).unwrap_or("text/plain").to_owned(),
+        subject: row.try_get("subject")?,
+        importance: admission::importance(&importance).unwrap_or("Normal").to_owned(),
+        thread_id: row.try_get("thread_id")?,
+        attempt: row.try_get("attempts")?,
+        max_attempts: row.try_get::<Option<i64>, _>("max_attempts")?.unwrap_or(default_max_attempts),
+        expires_at: optional_user_time(row, "expires_at")?,
+        created_at: user_time(row, "created_at")?,
+    })
+}
+
+fn outbox_row(row: &SqliteRow) -> Result<OutboxRow, sqlx::Error> {
+    Ok(OutboxRow {
+        id: OutboxId(row.try_get("id")?),
+        account: row.try_get("account")?,
+        recipients: row.try_get("recipients")?,
+        body: row.try_get("body")?,
+        content_type: row.try_get("content_type")?,
+        subject: row.try_get("subject")?,
+        importance: row.try_get("importance")?,
+        conversation_id: row.try_get::<Option<i64>, _>("conversation_id")?.map(ConversationId),
+        priority: row.try_get("priority")?,
+        state: word(row, "state", outbox_state)?,
+        attempts: row.try_get("attempts")?,
+        next_attempt_at: optional_user_time(row, "next_attempt_at")?,
+        operation_id: row.try_get::<Option<String>, _>("operation_id")?.map(OperationId),
+        message_id: row.try_get::<Option<i64>, _>("message_id")?.map(MessageId),
+        last_code: row.try_get("last_code")?,
+        last_subcode: row.try_get("last_subcode")?,
+        last_error: row.try_get("last_error")?,
+        created_at: user_time(row, "created_at")?,
+        sent_at: optional_user_time(row, "sent_at")?,
+        finished_at: optional_user_time(row, "finished_at")?,
+    })
+}
+
+fn outbox_attempt(row: &SqliteRow) -> Result<OutboxAttempt, sqlx::Error> {
+    Ok(OutboxAttempt {
+        attempt: row.try_get("attempt")?,
+        node: row.try_get("node")?,
+        started_at: time(row, "started_at")?,
+        finished_at: optional_time(row, "finished_at")?,
+        outcome: row.try_get("outcome")?,
+        http_status: row.try_get("http_status")?,
+        code: row.try_get("code")?,
+        subcode: row.try_get("subcode")?,
+        detail: row.try_get("detail")?,
+    })
+}
+
+/// From which states a user may set `state`.
+fn allowed_before(state: OutboxState) -> &'static [OutboxState] {
+    match state {
+        OutboxState::Cancelled => &[OutboxState::Queued, OutboxState::Held],
+        OutboxState::Held => &[OutboxState::Queued],
+        OutboxState::Queued => {
+            &[OutboxState::Held, OutboxState::Failed, OutboxState::Expired, OutboxState::Uncertain]
+        }
+        _ => &[],
+    }
+}
+
+#[async_trait]
+impl OutboxStore for SqliteStore {
+    async fn outbox_changed(&self, poll: Duration) {
+        tokio::select! {
+            () = self.writer.due() => {}
+            () = tokio::time::sleep(poll) => {}
+        }
+    }
+
+    async fn claim_due(
+        &self,
+        now: Timestamp,
+        settings: &ClaimSettings,
+    ) -> Result<Vec<ClaimedSend>, StoreError> {
+        let settings = settings.clone();
+        let (claimed, more) = self
+            .writer
+            .run("claiming rows of the outbox", false, move |connection| {
+                Box::pin(async move {
+                    let failed = failed("claiming rows of the outbox");
+                    let more = admit_new_rows(connection, now, &settings).await.map_err(&failed)?;
+                    expire(connection, now).await.map_err(&failed)?;
+                    let heads = due_heads(connection, now, &settings).await.map_err(&failed)?;
+                    let claimed = claim(connection, heads, now, &settings).await.map_err(&failed)?;
+                    Ok((claimed, more))
+                })
+            })
+            .await?;
+        if more {
+            self.writer.wake();
+        }
+        Ok(claimed)
+    }
+
+    async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        let failed = failed("looking for the next due row");
+        let row = sqlx::query(
+            "SELECT min(due) AS due FROM (
+                 SELECT min(send_after) AS due FROM outbox
+                  WHERE state = 'queued' AND send_after IS NOT NULL AND send_after > ?1 AND destination IS NOT NULL
+                 UNION ALL
+                 SELECT min(next_attempt_at) FROM outbox
+                  WHERE state = 'queued' AND next_attempt_at IS NOT NULL AND next_attempt_at > ?1
+                    AND destination IS NOT NULL
+                 UNION ALL
+                 SELECT min(expires_at) FROM outbox
+                  WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at > ?1 AND destination IS NOT NULL)",
+        )
+        .bind(time_text(now))
+        .fetch_one(&self.readers)
+        .await
+        .map_err(&failed)?;
+        optional_user_time(&row, "due").map_err(&failed)
+    }
+
+    async fn unsettled_sends(&self, account: AccountId) -> Result<Vec<UnsettledSend>, StoreError> {
+        let failed = failed("reading sends under way");
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "SELECT {CLAIMED}
+               FROM outbox o {GIVEN_CONVERSATION}
+              WHERE o.state = 'sending' AND o.account_id = ?1
+              ORDER BY o.id"
+        )))
+        .bind(account.0)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?;
+        rows.iter()
+            .map(|row| {
+                let send = claimed_send(row, i64::MAX)?;
+                Ok(UnsettledSend {
+                    claimed_at: optional_user_time(row, "claimed_at")?.unwrap_or(send.created_at),
+                    send,
+                })
+            })
+            .collect::<Result<_, sqlx::Error>>()
+            .map_err(failed)
+    }
+
+    async fn release_claim(&self, outbox: OutboxId, operation_id: &OperationId) -> Result<(), StoreError> {
+        let operation_id = operation_id.0.clone();
+        self.writer
+            .run("giving a claim back", false, move |connection| {
+                Box::pin(async move {
+                    let failed = failed("giving a claim back");
+                    let released = sqlx::query(
+                        "UPDATE outbox
+                            SET state = 'queued', attempts = attempts - 1, operation_id = NULL, claimed_by = NULL,
+                                claimed_at = NULL, updated_at = ?3, revision = revision + 1
+                          WHERE id = ?1 AND operation_id = ?2 AND state = 'sending'",
+                    )
+                    .bind(outbox.0)
+                    .bind(&operation_id)
+                    .bind(time_text(Timestamp::now()))
+                    .execute(&mut *connection)
+                    .await
+                    .map_err(&failed)?;
+                    if released.rows_affected() > 0 {
+                        sqlx::query("DELETE FROM outbox_attempts WHERE operation_id = ?1")
+                            .bind(operation_id)
+                            .execute(connection)
+                            .await
+                            .map_err(&failed)?;
+                    }
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    async fn enqueue(&self, row: &NewOutboxRow) -> Result<OutboxId, StoreError> {
+        let row = row.clone();
+        self.writer
+            .run("putting a row into the outbox", true, move |connection| {
+                Box::pin(async move {
+                    let inserted = sqlx::query_scalar(
+                        "INSERT INTO outbox (account, recipients, body, content_type, subject, importance,
+                                             idempotency_key)
+                         VALUES (?1, ?2, ?3, coalesce(?4, 'text/plain'), ?5, coalesce(?6, 'Normal'), ?7)
+                         RETURNING id",
+                    )
+                    .bind(&row.account)
+                    .bind(&row.recipients)
+                    .bind(&row.body)
+                    .bind(&row.content_type)
+                    .bind(&row.subject)
+                    .bind(&row.importance)
+                    .bind(&row.idempotency_key)
+                    .fetch_one(connection)
+                    .await;
+                    match inserted {
+                        Ok(id) => Ok(OutboxId(id)),
+                        Err(error) if is_duplicate(&error) => Err(StoreError::AlreadyExists(format!(
+                            "{} has a row with the idempotency key {:?} already",
+                            row.account,
+                            row.idempotency_key.unwrap_or_default()
+                        ))),
+                        Err(error) => Err(failed("putting a row into the outbox")(error)),
+                    }
+                })
+            })
+            .await
+    }
+
+    async fn outbox_rows(&self, filter: &OutboxFilter) -> Result<Vec<OutboxRow>, StoreError> {
+        let failed = failed("listing the outbox");
+        let rows = sqlx::query(
+            "SELECT o.*
+               FROM outbox o
+              WHERE (?1 IS NULL
+                     OR o.account_id = (SELECT a.id FROM accounts a WHERE a.sip_uri = ?1)
+                     OR (o.account_id IS NULL
+                         AND CASE WHEN substr(lower(trim(o.account)), 1, 3) = 'sip' THEN lower(trim(o.account))
+                                  ELSE 'sip:' || lower(trim(o.account)) END = ?1))
+                AND (?2 IS NULL OR o.state = ?2)
+              ORDER BY o.id DESC
+              LIMIT ?3",
+        )
+        .bind(filter.account.as_ref().map(SipUri::as_str))
+        .bind(filter.state.map(OutboxState::as_str))
+        .bind(filter.limit)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?;
+        rows.iter().map(|row| outbox_row(row).map_err(&failed)).collect()
+    }
+
+    async fn outbox_row(&self, id: OutboxId) -> Result<Option<(OutboxRow, Vec<OutboxAttempt>)>, StoreError> {
+        let failed = failed("reading a row of the outbox");
+        let Some(row) = sqlx::query("SELECT * FROM outbox WHERE id = ?1")
+            .bind(id.0)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(&failed)?
+        else {
+            return Ok(None);
+        };
+        let attempts = sqlx::query("SELECT * FROM outbox_attempts WHERE outbox_id = ?1 ORDER BY id")
+            .bind(id.0)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(&failed)?;
+        let attempts = attempts.iter().map(outbox_attempt).collect::<Result<_, _>>().map_err(&failed)?;
+        Ok(Some((outbox_row(&row).map_err(&failed)?, attempts)))
+    }
+
+    async fn set_outbox_state(&self, id: OutboxId, state: OutboxState) -> Result<bool, StoreError> {
+        let before: Vec<&str> = allowed_before(state).iter().map(|state| state.as_str()).collect();
+        let before = serde_json::Value::from(before).to_string();
+        self.writer
+            .run("changing a row's state", true, move |connection| {
+                Box::pin(async move {
+                    // As a user would: the triggers do the rest.
+                    sqlx::query(
+                        "UPDATE outbox SET state = ?2 WHERE id = ?1 AND state IN (SELECT value FROM json_each(?3))",
+                    )
+                    .bind(id.0)
+                    .bind(state.as_str())
+                    .bind(before)
+                    .execute(connection)
+                    .await
+                    .map(|done| done.rows_affected() > 0)
+                    .map_err(failed("changing a row's state"))
+                })
+            })
+            .await
+    }
+
+    async fn outbox_counts(&self) -> Result<BTreeMap<String, i64>, StoreError> {
+        let failed = failed("counting the outbox");
+        sqlx::query("SELECT state, count(*) AS count FROM outbox GROUP BY state")
+            .fetch_all(&self.readers)
+            .await
+            .map_err(&failed)?
+            .iter()
+            .map(|row| Ok((row.try_get("state")?, row.try_get("count")?)))
+            .collect::<Result<_, sqlx::Error>>()
+            .map_err(failed)
+    }
+}
