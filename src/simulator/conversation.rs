@@ -1014,7 +1014,10 @@ fn deliver(
         match hub.seats[index].place.clone() {
             Place::Nowhere => {}
             Place::Script(script) => {
-                correspondent::react(server, conversation, index, script, text);
+                // Correspondents answer accounts only; among themselves they would never end.
+                if matches!(hub.seats[from].place, Place::Application { .. }) {
+                    correspondent::react(server, conversation, index, script, text);
+                }
                 if let Some(receipt) = receipt {
                     receipt.settle(server, true);
                 }

@@ -444,12 +444,13 @@ impl Simulator {
         self.server.traffic.written()
     }
 
-    /// Whether the traffic is stopped, no correspondent is about to do anything, and no message is unsettled in
-    /// either direction.
+    /// Whether the traffic is stopped, no correspondent is about to do anything, nobody is being called, and no
+    /// message is unsettled in either direction.
     pub fn is_quiet(&self) -> bool {
         let counters = self.counters();
         !self.traffic_is_running()
             && self.server.timers.nothing_scripted()
+            && !self.server.anything_rings()
             && counters.incoming_pending == 0
             && counters.outgoing_accepted == 0
     }
