@@ -1,5 +1,6 @@
 //! The simulator over real sockets, as clients of either spelling meet it. Expectations come from the protocol's
 //! description, not from this program's client.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod user;
 
@@ -65,10 +66,10 @@ async fn discovery_leads_through_the_challenge_to_the_applications() {
     let root = http.get(simulator.discovery_url()).send().await.unwrap().text().await.unwrap();
     let root: Value = serde_json::from_str(&root).unwrap();
     let user = root["_links"]["user"]["href"].as_str().unwrap();
-    let challenged = http.get(user).send().await.unwrap();
-    assert_eq!(challenged.status(), StatusCode::UNAUTHORIZED);
-    assert_eq!(challenged.headers()[header::CONTENT_TYPE], "text/html");
-    let challenges: Vec<_> = challenged.headers().get_all(header::WWW_AUTHENTICATE).iter().collect();
+    let refused = http.get(user).send().await.unwrap();
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(refused.headers()[header::CONTENT_TYPE], "text/html");
+    let challenges: Vec<_> = refused.headers().get_all(header::WWW_AUTHENTICATE).iter().collect();
     assert_eq!(challenges.len(), 2);
     assert!(challenges[0].to_str().unwrap().starts_with("Bearer trusted_issuers="));
     let ticket_service = format!("http://{}/WebTicket/oauthtoken", simulator.address());
