@@ -14,6 +14,7 @@
 //! | `people` | search, contacts |
 //! | `event_channel` | packages of events and their acknowledgement |
 //! | `conversation`, `leg`, `group` | what members share, what each sees, more than two |
+//! | `messaging` | the requests about conversations, invitations and messages |
 //! | `correspondent`, `traffic` | who is not an account, and what they do by themselves |
 //! | `timers` | everything that happens later |
 //! | `ledger` | what was delivered and accepted |
@@ -33,6 +34,7 @@ mod event_channel;
 mod group;
 mod ledger;
 mod leg;
+mod messaging;
 mod payload;
 mod people;
 mod server;

@@ -37,6 +37,7 @@ use super::{
     conversation::Conversation,
     event_channel,
     ledger::Ledger,
+    messaging,
     payload::{Failure, Format, Resource},
     people, sign_in,
     timers::Timers,
@@ -386,10 +387,10 @@ async fn route(
         ["me", rest @ ..] => application::me(server, application, exchange, rest),
         ["communication"] => application::communication(server, application, exchange),
         ["communication", "conversations", rest @ ..] => {
-            conversation::conversations(server, application, exchange, rest).await
+            messaging::conversations(server, application, exchange, rest).await
         }
         ["communication", "messagingInvitations", rest @ ..] => {
-            conversation::messaging_invitations(server, application, exchange, rest).await
+            messaging::messaging_invitations(server, application, exchange, rest).await
         }
         ["communication", "participantInvitations", rest @ ..] => {
             super::group::participant_invitations(server, application, exchange, rest).await
