@@ -428,7 +428,7 @@ pub(crate) fn sweep(server: &Arc<Server>) {
 /// GET and DELETE on the application.
 pub(crate) fn resource(server: &Arc<Server>, application: &Arc<Application>, exchange: &Exchange) -> Outcome {
     match exchange.method {
-        Method::GET | Method::HEAD => {
+        Method::GET => {
             let state = application.lock();
             Ok(exchange.resource(StatusCode::OK, &application.application_resource(&state)))
         }
@@ -436,7 +436,7 @@ pub(crate) fn resource(server: &Arc<Server>, application: &Arc<Application>, exc
             end(server, application, Failure::application_not_found());
             Ok(no_content())
         }
-        _ => Err(Failure::method_not_allowed("GET, HEAD, DELETE")),
+        _ => Err(Failure::method_not_allowed("GET, DELETE")),
     }
 }
 
@@ -641,7 +641,7 @@ pub(crate) fn communication(server: &Server, application: &Application, exchange
     let etag = format!("\"{}\"", state.etag);
     let given = |name: header::HeaderName| exchange.headers.get(name).and_then(|value| value.to_str().ok());
     match exchange.method {
-        Method::GET | Method::HEAD => {
+        Method::GET => {
             let mut answer = if given(header::IF_NONE_MATCH) == Some(etag.as_str()) {
                 let mut answer = no_content();
                 *answer.status_mut() = StatusCode::NOT_MODIFIED;
@@ -684,7 +684,7 @@ pub(crate) fn communication(server: &Server, application: &Application, exchange
             application.push_communication(&mut state);
             Ok(no_content())
         }
-        _ => Err(Failure::method_not_allowed("GET, HEAD, PUT")),
+        _ => Err(Failure::method_not_allowed("GET, PUT")),
     }
 }
 

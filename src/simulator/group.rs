@@ -9,8 +9,8 @@ use hyper::{Method, StatusCode};
 
 use super::{
     application::Application,
-    conversation::{self, Invite},
-    correspondent,
+    conversation::Invite,
+    correspondent, messaging,
     payload::{Failure, Input},
     server::{Exchange, Outcome, Server},
 };
@@ -43,11 +43,11 @@ async fn add_participant(
     let id = exchange.query("conversation").ok_or_else(Failure::not_found)?;
     let input = Input::read(&exchange.headers, &exchange.body)?;
     let operation_id = input.optional("operationId", 50)?.map(str::to_owned);
-    let to = conversation::sip_uri(input.required("to", 1000)?)?;
+    let to = messaging::sip_uri(input.required("to", 1000)?)?;
     if correspondent::is_missing(&to) {
-        return Err(conversation::destination_not_found());
+        return Err(messaging::destination_not_found());
     }
     let conversation = Arc::clone(&application.lock().leg(id)?.conversation);
     let invite = Invite { rel: "participantInvitation", operation_id, to, text: None };
-    conversation::add_to_conversation(server, application, &conversation, invite).await
+    messaging::add_to_conversation(server, application, &conversation, invite).await
 }

@@ -14,6 +14,7 @@
 //! | `people` | search, contacts |
 //! | `event_channel` | packages of events and their acknowledgement |
 //! | `conversation`, `leg`, `group` | what members share, what each sees, more than two |
+//! | `messaging` | the requests about conversations, invitations and messages |
 //! | `correspondent`, `traffic` | who is not an account, and what they do by themselves |
 //! | `timers` | everything that happens later |
 //! | `ledger` | what was delivered and accepted |
@@ -33,6 +34,7 @@ mod event_channel;
 mod group;
 mod ledger;
 mod leg;
+mod messaging;
 mod payload;
 mod people;
 mod server;
@@ -444,12 +446,13 @@ impl Simulator {
         self.server.traffic.written()
     }
 
-    /// Whether the traffic is stopped, no correspondent is about to do anything, and no message is unsettled in
-    /// either direction.
+    /// Whether the traffic is stopped, no correspondent is about to do anything, nobody is being called, and no
+    /// message is unsettled in either direction.
     pub fn is_quiet(&self) -> bool {
         let counters = self.counters();
         !self.traffic_is_running()
             && self.server.timers.nothing_scripted()
+            && !self.server.anything_rings()
             && counters.incoming_pending == 0
             && counters.outgoing_accepted == 0
     }

@@ -1,8 +1,8 @@
 //! The HTTP side: the accept loop, one request from its bytes to its answer, and the table of addresses.
 //!
 //! Owns [`Server`], the state that all parts share. HTTP/1.1 and HTTP/2 with prior knowledge are spoken on one
-//! port. Each request passes through [`exchange_over_http`] alone, which may end the connection instead of
-//! answering: the place where faults are put in, before the request is carried out or after it.
+//! port. Every request passes through [`exchange_over_http`], which may end the connection instead of answering:
+//! the place for faults, before the request is carried out or after it.
 
 use std::{
     collections::HashMap,
@@ -37,6 +37,7 @@ use super::{
     conversation::Conversation,
     event_channel,
     ledger::Ledger,
+    messaging,
     payload::{Failure, Format, Resource},
     people, sign_in,
     timers::Timers,
@@ -128,6 +129,13 @@ impl Server {
         self.applications.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
+    /// Whether somebody is being called who has not answered yet.
+    pub(crate) fn anything_rings(&self) -> bool {
+        let conversations = self.conversations.read().unwrap_or_else(PoisonError::into_inner);
+        let mut phases = conversations.values().map(|conversation| conversation.phase());
+        phases.any(|phase| phase == conversation::ConversationPhase::Ringing)
+    }
+
     pub(crate) fn conversation(&self, id: &str) -> Option<Arc<Conversation>> {
         self.conversations.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
@@ -160,8 +168,10 @@ impl Exchange {
         let host = parts.headers.get(header::HOST).and_then(|value| value.to_str().ok());
         let host = host.or_else(|| parts.uri.authority().map(hyper::http::uri::Authority::as_str));
         let path = parts.uri.path();
+        // A HEAD is a GET whose body stays behind, but it must not take anything out of an event channel.
+        let as_get = parts.method == Method::HEAD && !path.ends_with("/events");
         Self {
-            method: parts.method.clone(),
+            method: if as_get { Method::GET } else { parts.method.clone() },
             path: path.to_owned(),
             segments: path
                 .split('/')
@@ -294,6 +304,9 @@ async fn exchange_over_http(server: Arc<Server>, request: Request<Incoming>) -> 
     } else {
         answer(&server, &exchange).await
     };
+    if parts.method == Method::HEAD {
+        *answer.body_mut() = Full::default();
+    }
     let headers = answer.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
     headers.insert("x-ms-server-fqdn", HeaderValue::from_static("simulator.invalid"));
@@ -374,10 +387,10 @@ async fn route(
         ["me", rest @ ..] => application::me(server, application, exchange, rest),
         ["communication"] => application::communication(server, application, exchange),
         ["communication", "conversations", rest @ ..] => {
-            conversation::conversations(server, application, exchange, rest).await
+            messaging::conversations(server, application, exchange, rest).await
         }
         ["communication", "messagingInvitations", rest @ ..] => {
-            conversation::messaging_invitations(server, application, exchange, rest).await
+            messaging::messaging_invitations(server, application, exchange, rest).await
         }
         ["communication", "participantInvitations", rest @ ..] => {
             super::group::participant_invitations(server, application, exchange, rest).await

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     application::Account,
-    payload::{Failure, Resource},
+    payload::Resource,
     server::{Exchange, Outcome, Reply, Server, read_form, reply},
 };
 
@@ -82,9 +82,7 @@ impl Tokens {
 
 /// The root resource, which needs no token.
 pub(crate) fn root(server: &Server, exchange: &Exchange) -> Outcome {
-    if !matches!(exchange.method, Method::GET | Method::HEAD) {
-        return Err(Failure::method_not_allowed("GET, HEAD"));
-    }
+    exchange.only(&Method::GET)?;
     let origin = &exchange.origin;
     let domain = &server.settings.domain;
     let root = Resource::new("root", format!("{origin}{ROOT}?originalDomain={domain}"))
@@ -96,9 +94,7 @@ pub(crate) fn root(server: &Server, exchange: &Exchange) -> Outcome {
 
 /// The user resource: the challenge, or with a token the way to the applications.
 pub(crate) fn user(server: &Server, exchange: &Exchange) -> Outcome {
-    if !matches!(exchange.method, Method::GET | Method::HEAD) {
-        return Err(Failure::method_not_allowed("GET, HEAD"));
-    }
+    exchange.only(&Method::GET)?;
     if server.tokens.account(&exchange.headers).is_none() {
         return Ok(challenge(exchange));
     }
