@@ -74,7 +74,7 @@ pub enum Phase {
 }
 
 /// `direction`, stored as `incoming` and `outgoing`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// From somebody else to the account.

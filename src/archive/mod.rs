@@ -1,6 +1,7 @@
 //! What the archive knows and how events change it: facts in, rows out, without XML, SQL or actors.
 //!
-//! - [`fact`]: what became known, in the archive's words.
+//! - [`fact`]: what became known, in the archive's words. [`interpret`]: from events and resources to facts.
+//! - [`retry`]: which failures of a send heal by waiting, and how long.
 //! - [`keys`]: which rows a batch of facts mentions, so that a dialect loads them with one query per table.
 //! - [`workspace`]: those rows in memory, the rules that facts follow, and what changed; [`rules`] holds the rules,
 //!   one file per subject.
@@ -9,10 +10,13 @@
 
 pub mod chain;
 pub mod fact;
+pub mod interpret;
 pub mod keys;
+pub mod retry;
 pub mod row;
 mod rules;
 pub mod text;
+mod vocabulary;
 pub mod workspace;
 
 pub use keys::Keys;

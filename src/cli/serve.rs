@@ -2,10 +2,14 @@
 
 use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
 
-use anyhow::anyhow;
+use anyhow::Context;
 use clap::Args;
 
-use crate::config::{Config, parse_duration};
+use crate::{
+    config::{Config, parse_duration},
+    relay::wait_for_signal,
+    simulator::{Simulator, SimulatorSettings, TrafficSettings},
+};
 
 /// `demo`.
 #[derive(Debug, Clone, Args)]
@@ -66,18 +70,44 @@ pub(super) fn run(config: Config) -> anyhow::Result<()> {
     for (key, waits_for) in config.without_effect() {
         tracing::warn!(key, "{key} has no effect in this version: it waits for {waits_for}");
     }
-    drop(config);
-    Err(anyhow!("`run` is not part of this build"))
+    crate::relay::run(&config)
 }
 
 /// Simulator and relay together.
 pub(super) fn demo(options: DemoOptions) -> anyhow::Result<()> {
-    drop(options);
-    Err(anyhow!("`demo` is not part of this build"))
+    crate::demo::run(&options)
 }
 
 /// The simulator alone.
 pub(super) fn simulate(options: SimulateOptions) -> anyhow::Result<()> {
-    drop(options);
-    Err(anyhow!("`simulate` is not part of this build"))
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listen = options.listen;
+        let simulator = Simulator::start(SimulatorSettings {
+            listen,
+            admin_listen: options.admin_listen,
+            accounts: options.accounts.get(),
+            domain: options.domain,
+            password: options.password,
+            token_lifetime: options.token_lifetime,
+            seed: options.seed,
+            traffic: (options.rate > 0.0).then(|| TrafficSettings {
+                messages_per_second: options.rate,
+                ..TrafficSettings::default()
+            }),
+            ..SimulatorSettings::default()
+        })
+        .await
+        .with_context(|| format!("the simulator cannot listen on {listen}"))?;
+        println!("server.discovery_url = \"{}\"", simulator.discovery_url());
+        if let Some(admin) = simulator.admin_address() {
+            println!("# ledger and control: http://{admin}/ledger");
+        }
+        for uri in simulator.account_uris().iter().take(3) {
+            println!("# account: {uri}");
+        }
+        wait_for_signal().await?;
+        simulator.shutdown().await;
+        Ok(())
+    })
 }

@@ -91,6 +91,8 @@ impl Config {
             max_connections: self.database.max_connections.get(),
             commit_interval: self.database.commit_interval(),
             full_text: self.archive.full_text,
+            node: self.cluster.node_id.clone(),
+            plain_from_html: crate::ucwa::html::plain_from_html,
         }
     }
 

@@ -1,3 +1,4 @@
-//! The queue: what may leave, to whom and when.
+//! The queue's working side: which rows may be sent at all, and who hands them to the accounts.
 
 pub mod admission;
+pub mod dispatcher;

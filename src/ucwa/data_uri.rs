@@ -7,8 +7,7 @@
 use std::fmt::Write as _;
 
 use base64::{
-    Engine,
-    alphabet,
+    Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 
@@ -175,8 +174,12 @@ mod tests {
             let decoded = decode(uri).unwrap();
             assert_eq!((decoded.text.as_str(), decoded.had_invalid_bytes), (text, false), "{uri}");
         }
-        let html = decode("data:text/html;charset=utf-8,%3cspan+style%3d%22x%22%3eHello!%3c%2fspan%3e").unwrap();
-        assert_eq!((html.media_type.as_str(), html.text.as_str()), ("text/html", "<span style=\"x\">Hello!</span>"));
+        let html =
+            decode("data:text/html;charset=utf-8,%3cspan+style%3d%22x%22%3eHello!%3c%2fspan%3e").unwrap();
+        assert_eq!(
+            (html.media_type.as_str(), html.text.as_str()),
+            ("text/html", "<span style=\"x\">Hello!</span>")
+        );
     }
 
     #[test]

@@ -40,7 +40,10 @@ fn describe(sender: &Sender, event: &Event) -> Value {
         object.insert("title".to_owned(), json!(title));
     }
     if let Some(within) = &event.within {
-        object.insert("in".to_owned(), json!({ "rel": within.rel, "href": within.href, "title": within.title }));
+        object.insert(
+            "in".to_owned(),
+            json!({ "rel": within.rel, "href": within.href, "title": within.title }),
+        );
     }
     if let Some(status) = &event.status {
         object.insert("status".to_owned(), json!(status));

@@ -17,7 +17,8 @@ pub fn plain_from_html(html: &str) -> String {
     if nesting(html) > MAX_DEPTH {
         return strip_tags(html);
     }
-    let rendered = config::with_decorator(PlainText).allow_width_overflow().string_from_read(html.as_bytes(), WIDTH);
+    let rendered =
+        config::with_decorator(PlainText).allow_width_overflow().string_from_read(html.as_bytes(), WIDTH);
     match rendered {
         Ok(text) => tidy(&text),
         Err(_) => strip_tags(html),
@@ -63,7 +64,8 @@ fn strip_tags(html: &str) -> String {
 
 /// No-break spaces as spaces, no white space at line ends, no empty lines around the text.
 fn tidy(text: &str) -> String {
-    let lines: Vec<String> = text.lines().map(|line| line.replace('\u{a0}', " ").trim_end().to_owned()).collect();
+    let lines: Vec<String> =
+        text.lines().map(|line| line.replace('\u{a0}', " ").trim_end().to_owned()).collect();
     lines.join("\n").trim_matches('\n').to_owned()
 }
 

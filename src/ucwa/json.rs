@@ -18,10 +18,12 @@ pub fn parse_events(text: &str) -> Result<EventBatch, ParseError> {
         return Err(ParseError::Json("the document is no object".to_owned()));
     };
     let links = links_of(&response);
-    if !response.contains_key("sender") && !links.iter().any(|link| ["next", "resume", "resync"].contains(&link.rel.as_str()))
+    if !response.contains_key("sender")
+        && !links.iter().any(|link| ["next", "resume", "resync"].contains(&link.rel.as_str()))
     {
         return Err(ParseError::Json(
-            "the object is no event-channel response: it has neither senders nor a link to go on with".to_owned(),
+            "the object is no event-channel response: it has neither senders nor a link to go on with"
+                .to_owned(),
         ));
     }
     let mut batch = EventBatch {
@@ -43,10 +45,9 @@ pub fn parse_events(text: &str) -> Result<EventBatch, ParseError> {
 
 fn event(object: &Map<String, Value>) -> Event {
     let target = target(object.get("link")).unwrap_or_default();
-    let resource = object
-        .get("_embedded")
-        .and_then(Value::as_object)
-        .and_then(|embedded| embedded.iter().find_map(|(rel, value)| Some(resource(rel, value.as_object()?))));
+    let resource = object.get("_embedded").and_then(Value::as_object).and_then(|embedded| {
+        embedded.iter().find_map(|(rel, value)| Some(resource(rel, value.as_object()?)))
+    });
     Event {
         kind: EventKind::from_name(&string(object, "type").unwrap_or_default()),
         rel: target.rel,

@@ -76,7 +76,10 @@ pub fn parse_reason(text: &str) -> Result<Reason, ParseError> {
 pub fn lenient_next_href(text: &str) -> Option<String> {
     let head = &text[..text.find("<sender").unwrap_or(text.len())];
     head.split('<')
-        .filter(|piece| piece.starts_with("link") || piece.split_once(':').is_some_and(|(_, name)| name.starts_with("link ")))
+        .filter(|piece| {
+            piece.starts_with("link")
+                || piece.split_once(':').is_some_and(|(_, name)| name.starts_with("link "))
+        })
         .map(|piece| piece.split('>').next().unwrap_or(piece))
         .find(|piece| lenient_attribute(piece, "rel").as_deref() == Some("next"))
         .and_then(|piece| lenient_attribute(piece, "href"))
@@ -394,11 +397,7 @@ impl<'text> Parser<'text> {
     }
 
     fn sender(&mut self, element: Element) -> Result<Sender, ParseError> {
-        let mut sender = Sender {
-            rel: element.rel,
-            href: element.href,
-            events: Vec::new(),
-        };
+        let mut sender = Sender { rel: element.rel, href: element.href, events: Vec::new() };
         self.children(element.empty, |parser, name, child, position| {
             sender.events.push(parser.event(name, child, position)?);
             Ok(())
@@ -453,7 +452,8 @@ impl<'text> Parser<'text> {
     }
 
     fn reason_of(&mut self, element: &Element) -> Result<Reason, ParseError> {
-        let mut reason = Reason { code: element.code.clone(), subcode: element.subcode.clone(), ..Reason::default() };
+        let mut reason =
+            Reason { code: element.code.clone(), subcode: element.subcode.clone(), ..Reason::default() };
         self.children(element.empty, |parser, name, child, _| {
             match name {
                 "code" => reason.code = Some(parser.text(&child)?.trim().to_owned()),
@@ -573,7 +573,9 @@ mod tests {
             r#"<completed rel="message" href="/m"><status> Success </status><in rel="attendees" href="/c/1/attendees"/></completed>"#,
             r#"<completed rel="message" href="/m"><in href="/c/1/attendees"><x/></in><status>Success</status></completed>"#,
         ] {
-            let text = format!("<events href='e'><link rel='next' href='n'/><sender rel='s' href='h'>{event}</sender></events>");
+            let text = format!(
+                "<events href='e'><link rel='next' href='n'/><sender rel='s' href='h'>{event}</sender></events>"
+            );
             let event = parse_events(&text).unwrap().senders.remove(0).events.remove(0);
             assert_eq!(event.status.as_deref(), Some("Success"), "{text}");
             assert_eq!(event.within.unwrap().rel, "attendees", "{text}");
@@ -620,7 +622,8 @@ mod tests {
 
     #[test]
     fn how_to_go_on_is_taken_from_the_link_that_says_most() {
-        let of = |links: &str| parse_events(&format!("<events href='e'>{links}</events>")).unwrap().continuation;
+        let of =
+            |links: &str| parse_events(&format!("<events href='e'>{links}</events>")).unwrap().continuation;
         assert_eq!(of(""), Continuation::Missing);
         assert_eq!(of("<link rel='resync' href='r'/>"), Continuation::Resync("r".into()));
         assert_eq!(

@@ -1,0 +1,1219 @@
+//! One signed-in account: owns its event channel and its conversations, and does for them what needs the whole view.
+//!
+//! It signs in, starts the channel, takes up what an earlier life left open, answers invitations, keeps each
+//! conversation's view up to date from the events, fetches what events only linked, hands outbox rows to the right
+//! conversation and reports activity. Whatever ends it is told to the supervisor exactly once ([`AccountExited`]).
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::prelude::*;
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use tokio::{sync::oneshot, time::Instant};
+use url::Url;
+
+use crate::{
+    account::{
+        AccountEnvironment, Online,
+        backoff::Backoff,
+        channel_state::ChannelEnd,
+        conversation::{
+            ConversationActor, ConversationExited, ConversationView, Deliver, DeliveryFinished, InvitationProgress,
+            MessagingView, SharedView, StopConversation, shared_view,
+        },
+        delivery::{DeliveryContext, call_operation_id, commit_send, settle_left_over},
+        event_channel::{ChannelExited, ChannelHealth, EventChannel, EventsCommitted, Follow, StopChannel},
+        sign_in::{SignInFailure, SignedIn, describe_end, sign_in},
+    },
+    archive::{
+        fact::{
+            ArchiveCommit, ConversationEnded, Fact, FailureReason, Fetch, FetchedResource, InvitationAction,
+            InvitationAnswered, InvitationKind, SendFact, SendOutcome, Unfetchable,
+        },
+        interpret::interpret_fetched,
+    },
+    identifiers::{OperationId, OutboxId, SipUri},
+    store::{Account, AccountState, ClaimedSend, CommitOutcome, InvitationPolicy, SettledSend, StoreError},
+    ucwa::{Event, EventKind, Resource, Sender, SignInStep, UcwaClient, UcwaError},
+};
+
+/// Requests that fetch linked resources of one account, at most so many at once.
+const FETCHES_AT_ONCE: usize = 4;
+/// How often a linked resource is asked for before it counts as unfetchable.
+const FETCH_ATTEMPTS: u32 = 6;
+/// An activity report is due every four minutes; three leave room for a repetition.
+const REPORT_EVERY: Duration = Duration::from_secs(180);
+/// How long a stopping account waits for sends that are out.
+const FINISH_SENDS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why a life of an account ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExitReason {
+    /// Its supervisor asked for it.
+    Requested,
+    /// Something temporary, in words; not before the given time.
+    Temporary(String, Option<Duration>),
+    /// The UCWA application is lost or has to be taken up anew, in words.
+    SessionLost(String),
+    /// An operator has to do something, in words; by itself again after the time, if there is one.
+    NeedsAttention(String, Option<Duration>),
+    /// It or one of its children panicked.
+    Panicked,
+    /// Another node holds it.
+    Fenced,
+}
+
+/// Sent by an [`AccountActor`] to its supervisor exactly once, whatever ended it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct AccountExited {
+    /// Which account.
+    pub account: crate::identifiers::AccountId,
+    /// Which of its lives.
+    pub life: u64,
+    /// Why.
+    pub reason: ExitReason,
+}
+
+/// Sent by the supervisor: finish what is being sent, then end. With a reason, sign out for good: the UCWA
+/// application is deleted and the session ended.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct StopAccount {
+    /// Why the account is signed out for good; `None` leaves the application for the next start.
+    pub sign_out: Option<String>,
+}
+
+/// Sent by the dispatcher: send this claimed row. If the account is gone, the dispatcher gives the row back.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Relay(pub ClaimedSend);
+
+/// Sent by the account's own fetches.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Fetched {
+    fetch: Fetch,
+    resource: Option<Resource>,
+    outcome: CommitOutcome,
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct SignInProgressed(SignInStep);
+
+struct Conversation {
+    address: Addr<ConversationActor>,
+    view: SharedView,
+    href: Option<String>,
+    destination: Option<String>,
+}
+
+/// What exists only while the account is signed in.
+struct Live {
+    client: UcwaClient,
+    session: crate::identifiers::SessionId,
+    channel: Addr<EventChannel>,
+    health: Arc<ChannelHealth>,
+    application: Url,
+    report_my_activity: Option<Url>,
+    context: Arc<DeliveryContext>,
+}
+
+/// See the module's documentation.
+pub struct AccountActor {
+    environment: AccountEnvironment,
+    account: Account,
+    life: u64,
+    epoch: i64,
+    supervisor: Recipient<AccountExited>,
+    live: Option<Live>,
+    conversations: HashMap<u64, Conversation>,
+    next_conversation: u64,
+    by_href: HashMap<String, u64>,
+    by_destination: HashMap<String, u64>,
+    /// Which conversation made an operation.
+    operations: HashMap<OperationId, u64>,
+    /// Rows that are being sent, and who wants to know when the event stream settles them.
+    waiting: HashMap<OutboxId, (OperationId, oneshot::Sender<SettledSend>)>,
+    /// Incoming invitations that were answered, so that each is answered once.
+    answered: HashSet<String>,
+    earliest_send: Instant,
+    exit: ExitReason,
+    stopping: Option<StopAccount>,
+    span: tracing::Span,
+}
+
+impl AccountActor {
+    /// A life of an account, number `life`.
+    pub fn new(
+        environment: AccountEnvironment,
+        account: Account,
+        life: u64,
+        epoch: i64,
+        supervisor: Recipient<AccountExited>,
+    ) -> Self {
+        let span = tracing::info_span!("account", account.id = account.id.0);
+        Self {
+            environment,
+            account,
+            life,
+            epoch,
+            supervisor,
+            live: None,
+            conversations: HashMap::new(),
+            next_conversation: 0,
+            by_href: HashMap::new(),
+            by_destination: HashMap::new(),
+            operations: HashMap::new(),
+            waiting: HashMap::new(),
+            answered: HashSet::new(),
+            earliest_send: Instant::now(),
+            exit: ExitReason::Requested,
+            stopping: None,
+            span,
+        }
+    }
+
+    fn publish(&self, state: AccountState, detail: Option<String>) {
+        self.environment.states.post(self.account.id, state, detail);
+    }
+
+    fn end(&mut self, reason: ExitReason, ctx: &mut Context<Self>) {
+        self.exit = reason;
+        ctx.stop();
+    }
+
+    /// Spawns a future that belongs to this life and logs with the account.
+    fn spawn(&self, future: impl Future<Output = ()> + 'static, ctx: &mut Context<Self>) {
+        ctx.spawn(tracing::Instrument::instrument(future, self.span.clone()).into_actor(self));
+    }
+
+    fn signed_in(&mut self, result: Result<SignedIn, SignInFailure>, ctx: &mut Context<Self>) {
+        if self.stopping.is_some() {
+            ctx.stop();
+            return;
+        }
+        let signed_in = match result {
+            Ok(signed_in) => signed_in,
+            Err(SignInFailure::Temporary(sentence, after)) => {
+                self.end(ExitReason::Temporary(sentence, after), ctx);
+                return;
+            }
+            Err(SignInFailure::Attention(sentence, after)) => {
+                self.end(ExitReason::NeedsAttention(sentence, after), ctx);
+                return;
+            }
+        };
+        let SignedIn { client, session, application, cursor, resumed } = signed_in;
+        let health = Arc::new(ChannelHealth::default());
+        let context = Arc::new(DeliveryContext {
+            store: Arc::clone(&self.environment.store),
+            client: client.clone(),
+            account: self.account.id,
+            session: session.id,
+            epoch: self.epoch,
+            start_messaging: application.start_messaging(),
+            channel: Arc::clone(&health),
+            settings: Arc::clone(&self.environment.settings),
+        });
+        let channel = EventChannel::new(
+            Follow {
+                client: client.clone(),
+                store: Arc::clone(&self.environment.store),
+                account: self.account.id,
+                session: session.id,
+                epoch: self.epoch,
+                application: application.href.clone(),
+                cursor,
+                parameters: self.environment.settings.poll.clone(),
+                health: Arc::clone(&health),
+            },
+            ctx.address().recipient(),
+            ctx.address().recipient(),
+        )
+        .start();
+        self.live = Some(Live {
+            client: client.clone(),
+            session: session.id,
+            channel,
+            health,
+            application: application.href.clone(),
+            report_my_activity: application.report_my_activity(),
+            context: Arc::clone(&context),
+        });
+        if let Some(name) = application.display_name()
+            && self.account.display_name.as_ref() != Some(&name)
+        {
+            let (store, account) = (Arc::clone(&self.environment.store), self.account.id);
+            self.spawn(
+                async move {
+                    if let Err(error) = store.set_display_name(account, &name).await {
+                        tracing::warn!(error = %crate::error_chain(&error), "the display name could not be stored");
+                    }
+                },
+                ctx,
+            );
+        }
+        self.report_activity_later(ctx);
+        // What an earlier life left open is taken up before new rows are claimed, so that its conversations are used.
+        let store = Arc::clone(&self.environment.store);
+        let conversations = application.conversations();
+        let take_up = async move {
+            if !resumed {
+                return TakenUp::default();
+            }
+            take_up(&store, &context, conversations).await
+        };
+        ctx.spawn(
+            tracing::Instrument::instrument(take_up, self.span.clone())
+                .into_actor(self)
+                .map(|taken_up, account, ctx| account.took_up(taken_up, ctx)),
+        );
+    }
+
+    fn took_up(&mut self, taken_up: TakenUp, ctx: &mut Context<Self>) {
+        for found in taken_up.conversations {
+            let number = self.conversation_by_href(&found.href, ctx);
+            if let Some(conversation) = self.conversations.get(&number) {
+                // Events that came meanwhile are newer than what was read.
+                conversation.view.send_modify(|view| {
+                    view.thread_id = view.thread_id.take().or(found.view.thread_id);
+                    view.messaging_href = view.messaging_href.take().or(found.view.messaging_href);
+                    view.messaging = view.messaging.take().or(found.view.messaging);
+                    view.add_participant = view.add_participant.take().or(found.view.add_participant);
+                });
+            }
+            if let Some(remote) = found.remote.filter(|_| !found.multiparty) {
+                self.serve_destination(number, &remote);
+            }
+        }
+        for left_over in taken_up.unsettled {
+            self.settle_left_over(left_over, ctx);
+        }
+        self.fetch(taken_up.unfetched, ctx);
+        let Some(live) = &self.live else { return };
+        self.environment.directory.enter(
+            self.account.id,
+            Online {
+                address: ctx.address(),
+                channel: Arc::clone(&live.health),
+                session: live.session,
+            },
+        );
+        self.publish(AccountState::Online, None);
+        self.span.in_scope(|| tracing::info!("signed in"));
+    }
+
+    fn settle_left_over(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
+        let Some(live) = &self.live else { return };
+        let (tell, settled) = oneshot::channel();
+        self.waiting.insert(send.outbox, (send.operation_id.clone(), tell));
+        let (outbox, context) = (send.outbox, Arc::clone(&live.context));
+        let operation_id = send.operation_id.clone();
+        ctx.spawn(
+            tracing::Instrument::instrument(settle_left_over(context, send, settled), self.span.clone())
+                .into_actor(self)
+                .map(move |(), account, ctx| account.delivery_finished(outbox, &operation_id, ctx)),
+        );
+    }
+
+    // ------------------------------------------------------------------------------------------ events
+
+    fn observe(&mut self, sender: &Sender, event: &Event, ctx: &mut Context<Self>) {
+        match (event.rel.as_str(), &event.resource) {
+            ("messagingInvitation", Some(resource)) => {
+                self.see_invitation(InvitationKind::Messaging, event, resource, ctx);
+            }
+            ("onlineMeetingInvitation", Some(resource)) => {
+                self.see_invitation(InvitationKind::OnlineMeeting, event, resource, ctx);
+            }
+            ("participantInvitation", Some(resource)) => self.see_participant_invitation(event, resource),
+            ("conversation", _) if event.kind == EventKind::Deleted => {
+                if let Some(conversation) = self.known_conversation(&event.href) {
+                    conversation.view.send_modify(|view| view.ended = true);
+                }
+            }
+            ("conversation", Some(resource)) => {
+                let number = self.conversation_by_href(&event.href, ctx);
+                if let Some(conversation) = self.conversations.get(&number) {
+                    conversation.view.send_modify(|view| view.read_conversation(&event.href, resource));
+                }
+            }
+            ("messaging", Some(resource)) if sender.rel == "conversation" => {
+                let messaging = MessagingView::read(&event.href, resource);
+                self.see_messaging(&sender.href, messaging, ctx);
+            }
+            ("messaging", None) if sender.rel == "conversation" => {
+                self.read_messaging(sender.href.clone(), &event.href, ctx);
+            }
+            ("message", _) => {
+                if let Some(conversation) = self.known_conversation(&sender.href) {
+                    conversation.view.send_modify(|view| view.last_activity = Instant::now());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn see_messaging(&mut self, conversation_href: &str, messaging: MessagingView, ctx: &mut Context<Self>) {
+        let number = self.conversation_by_href(conversation_href, ctx);
+        if let Some(conversation) = self.conversations.get(&number) {
+            conversation.view.send_modify(|view| {
+                if messaging.connected && view.invitation == InvitationProgress::Ringing {
+                    view.invitation = InvitationProgress::Accepted;
+                }
+                view.messaging_href = Some(messaging.href.clone());
+                view.messaging = Some(messaging);
+            });
+        }
+    }
+
+    /// A `messaging` event that only links: ask what it says.
+    fn read_messaging(&mut self, conversation_href: String, href: &str, ctx: &mut Context<Self>) {
+        let Some(live) = &self.live else { return };
+        let (client, href) = (live.client.clone(), href.to_owned());
+        let read = async move {
+            let url = client.resolve(&href)?;
+            client.get(&url).await.map(|resource| MessagingView::read(&href, &resource))
+        };
+        ctx.spawn(read.into_actor(self).map(move |read: Result<_, UcwaError>, account, ctx| match read {
+            Ok(messaging) => account.see_messaging(&conversation_href, messaging, ctx),
+            Err(error) => {
+                tracing::debug!(error = %crate::error_chain(&error), "messaging could not be read");
+            }
+        }));
+    }
+
+    fn see_invitation(&mut self, kind: InvitationKind, event: &Event, resource: &Resource, ctx: &mut Context<Self>) {
+        let incoming =
+            resource.property("direction").is_some_and(|direction| direction.eq_ignore_ascii_case("Incoming"));
+        let completed = event.kind == EventKind::Completed;
+        let failed = completed
+            && event
+                .status
+                .as_deref()
+                .or_else(|| resource.property("state"))
+                .is_some_and(|status| ["failure", "failed"].contains(&status.to_ascii_lowercase().as_str()));
+        let reason = event.reason.as_ref().map_or_else(FailureReason::default, |reason| FailureReason {
+            code: reason.code.clone(),
+            subcode: reason.subcode.clone(),
+            message: reason.message.clone(),
+        });
+        let conversation = resource.link("conversation").map(|link| link.href.clone());
+        if incoming {
+            if completed {
+                self.answered.remove(&event.href);
+            } else {
+                self.answer_invitation(kind, &event.href, resource, ctx);
+            }
+            if let Some(href) = conversation {
+                let number = self.conversation_by_href(&href, ctx);
+                let caller = resource
+                    .embedded("from")
+                    .and_then(|from| from.property("uri"))
+                    .and_then(|uri| uri.parse::<SipUri>().ok());
+                if let Some(caller) = caller
+                    && kind == InvitationKind::Messaging
+                    && self.policy() == InvitationPolicy::Accept
+                    && !failed
+                {
+                    self.serve_destination(number, caller.as_str());
+                }
+                if let Some(conversation) = self.conversations.get(&number) {
+                    conversation.view.send_modify(|view| {
+                        if let Some(link) = resource.link("messaging") {
+                            view.messaging_href.get_or_insert_with(|| link.href.clone());
+                        }
+                        view.invitation = match (failed, completed) {
+                            (true, _) => InvitationProgress::Failed(reason),
+                            (false, true) => InvitationProgress::Accepted,
+                            (false, false) => InvitationProgress::Ringing,
+                        };
+                    });
+                }
+            }
+            return;
+        }
+        let Some(number) = resource
+            .property("operationId")
+            .and_then(|operation_id| self.operations.get(&OperationId(operation_id.to_owned())).copied())
+        else {
+            return;
+        };
+        if let Some(href) = &conversation {
+            self.bind(number, href);
+        }
+        if let Some(conversation) = self.conversations.get(&number) {
+            conversation.view.send_modify(|view| {
+                if let Some(link) = resource.link("messaging") {
+                    view.messaging_href.get_or_insert_with(|| link.href.clone());
+                }
+                view.invitation = match (failed, completed) {
+                    (true, _) => InvitationProgress::Failed(reason),
+                    (false, true) => InvitationProgress::Accepted,
+                    (false, false) => view.invitation.clone(),
+                };
+                // A call that failed leaves no conversation, whether or not the server says so in an event.
+                if failed && !view.messaging.as_ref().is_some_and(|messaging| messaging.connected) {
+                    view.ended = true;
+                }
+            });
+        }
+    }
+
+    fn see_participant_invitation(&mut self, event: &Event, resource: &Resource) {
+        if event.kind != EventKind::Completed {
+            return;
+        }
+        let Some(operation_id) = resource.property("operationId") else { return };
+        let Some(conversation) = resource.link("conversation").and_then(|link| self.known_conversation(&link.href))
+        else {
+            return;
+        };
+        let succeeded = event.status.as_deref().is_some_and(|status| status.eq_ignore_ascii_case("Success"));
+        let status = if succeeded {
+            crate::archive::fact::OperationStatus::Success
+        } else {
+            crate::archive::fact::OperationStatus::Failure
+        };
+        let reason = event.reason.as_ref().map_or_else(FailureReason::default, |reason| FailureReason {
+            code: reason.code.clone(),
+            subcode: reason.subcode.clone(),
+            message: reason.message.clone(),
+        });
+        conversation.view.send_modify(|view| {
+            view.completed.insert(OperationId(operation_id.to_owned()), (status, reason));
+        });
+    }
+
+    fn policy(&self) -> InvitationPolicy {
+        self.account.invitations.unwrap_or(self.environment.settings.invitations)
+    }
+
+    /// Accepts, declines or ignores, once; from the event itself, since the server waits about 30 seconds.
+    fn answer_invitation(&mut self, kind: InvitationKind, href: &str, resource: &Resource, ctx: &mut Context<Self>) {
+        let Some(live) = &self.live else { return };
+        let (rel, action) = match self.policy() {
+            InvitationPolicy::Accept => ("accept", InvitationAction::Accepted),
+            InvitationPolicy::Decline => ("decline", InvitationAction::Declined),
+            InvitationPolicy::Ignore => ("accept", InvitationAction::Ignored),
+        };
+        // `answer` is what UCWA 1.0 calls it. Without the link it is not ours to answer.
+        let link = resource.link(rel).or_else(|| (rel == "accept").then(|| resource.link("answer")).flatten());
+        let Some(link) = link.map(|link| link.href.clone()) else { return };
+        if !self.answered.insert(href.to_owned()) {
+            return;
+        }
+        let (client, context, href) = (live.client.clone(), Arc::clone(&live.context), href.to_owned());
+        let answer = async move {
+            if action != InvitationAction::Ignored
+                && let Err(error) = follow_answer(&client, &link, action).await
+            {
+                // Missed, answered elsewhere or gone: the invitation's completion will tell.
+                tracing::warn!(?kind, error = %crate::error_chain(&error), "an invitation could not be answered");
+                return;
+            }
+            commit_facts(&context, vec![Fact::InvitationAnswered(InvitationAnswered { href, action })]).await;
+        };
+        self.spawn(answer, ctx);
+    }
+
+    // ------------------------------------------------------------------------------------------ conversations
+
+    fn known_conversation(&self, href: &str) -> Option<&Conversation> {
+        self.conversations.get(self.by_href.get(href)?)
+    }
+
+    fn start_conversation(
+        &mut self,
+        href: Option<String>,
+        destination: Vec<SipUri>,
+        ctx: &mut Context<Self>,
+    ) -> Option<u64> {
+        let live = self.live.as_ref()?;
+        self.next_conversation += 1;
+        let number = self.next_conversation;
+        let view = shared_view(ConversationView { href: href.clone(), ..ConversationView::default() });
+        let address = ConversationActor::new(
+            number,
+            destination,
+            Arc::clone(&view),
+            Arc::clone(&live.context),
+            ctx.address().recipient(),
+            ctx.address().recipient(),
+        )
+        .start();
+        if let Some(href) = &href {
+            self.by_href.insert(href.clone(), number);
+        }
+        self.conversations.insert(number, Conversation { address, view, href, destination: None });
+        Some(number)
+    }
+
+    /// The conversation at this address; a new actor if events tell of it for the first time.
+    fn conversation_by_href(&mut self, href: &str, ctx: &mut Context<Self>) -> u64 {
+        if let Some(number) = self.by_href.get(href) {
+            return *number;
+        }
+        self.start_conversation(Some(href.to_owned()), Vec::new(), ctx).unwrap_or_default()
+    }
+
+    /// From now on rows for this destination go into this conversation.
+    fn serve_destination(&mut self, number: u64, destination: &str) {
+        let taken = self
+            .by_destination
+            .get(destination)
+            .and_then(|other| self.conversations.get(other))
+            .is_some_and(|other| !other.view.borrow().ended);
+        if taken {
+            return;
+        }
+        if let Some(conversation) = self.conversations.get_mut(&number) {
+            conversation.destination = Some(destination.to_owned());
+            self.by_destination.insert(destination.to_owned(), number);
+        }
+    }
+
+    /// The server told which conversation an invitation of ours opened.
+    fn bind(&mut self, number: u64, href: &str) {
+        match self.by_href.get(href).copied() {
+            Some(same) if same == number => return,
+            Some(other) => {
+                // Events spoke of it before the invitation's own event: the queue's actor goes on with what they told.
+                if let Some(other) = self.conversations.remove(&other) {
+                    let told = other.view.borrow().clone();
+                    if let Some(conversation) = self.conversations.get(&number) {
+                        conversation.view.send_modify(|view| {
+                            view.thread_id = told.thread_id.or(view.thread_id.take());
+                            view.messaging_href = told.messaging_href.or(view.messaging_href.take());
+                            view.messaging = told.messaging.or(view.messaging.take());
+                            view.add_participant = told.add_participant.or(view.add_participant.take());
+                            view.ended = told.ended;
+                        });
+                    }
+                    other.address.do_send(StopConversation);
+                }
+            }
+            None => {}
+        }
+        self.by_href.insert(href.to_owned(), number);
+        if let Some(conversation) = self.conversations.get_mut(&number) {
+            conversation.href = Some(href.to_owned());
+            conversation.view.send_modify(|view| view.href = Some(href.to_owned()));
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------ sending
+
+    fn relay(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
+        if self.live.is_none() || self.stopping.is_some() {
+            self.give_back(send.outbox, send.operation_id, ctx);
+            return;
+        }
+        // A burst of one second's worth may go at once; after that, evenly (outbox.per_account_rate).
+        let now = Instant::now();
+        let interval = Duration::from_secs_f64(1.0 / self.environment.settings.per_account_rate.max(0.001));
+        self.earliest_send = self.earliest_send.max(now.checked_sub(Duration::from_secs(1)).unwrap_or(now)) + interval;
+        if self.earliest_send > now {
+            ctx.run_later(self.earliest_send - now, |account, ctx| account.relay_now(send, ctx));
+        } else {
+            self.relay_now(send, ctx);
+        }
+    }
+
+    fn relay_now(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
+        let Some(live) = &self.live else {
+            self.give_back(send.outbox, send.operation_id, ctx);
+            return;
+        };
+        if let Some((id, None)) = &send.conversation
+            && send.recipients.is_empty()
+        {
+            let error = format!("conversation {id} has ended; name recipients to start a new one");
+            let fact = SendFact {
+                outbox: send.outbox,
+                operation_id: send.operation_id,
+                outcome: SendOutcome::Refused {
+                    conversation_href: None,
+                    reason: FailureReason::default(),
+                    http_status: None,
+                    error,
+                },
+            };
+            let context = Arc::clone(&live.context);
+            self.spawn(async move { commit_send(&context, fact).await }, ctx);
+            return;
+        }
+        let Some(number) = self.choose_conversation(&send, ctx) else {
+            self.give_back(send.outbox, send.operation_id, ctx);
+            return;
+        };
+        let (tell, settled) = oneshot::channel();
+        self.waiting.insert(send.outbox, (send.operation_id.clone(), tell));
+        self.operations.insert(send.operation_id.clone(), number);
+        self.operations.insert(call_operation_id(&send.operation_id), number);
+        let (outbox, operation_id) = (send.outbox, send.operation_id.clone());
+        let accepted = self
+            .conversations
+            .get(&number)
+            .is_some_and(|conversation| conversation.address.try_send(Deliver { send, settled }).is_ok());
+        if !accepted {
+            self.waiting.remove(&outbox);
+            self.give_back(outbox, operation_id, ctx);
+        }
+    }
+
+    /// An open conversation with the recipients, or a new one.
+    fn choose_conversation(&mut self, send: &ClaimedSend, ctx: &mut Context<Self>) -> Option<u64> {
+        let open = |number: &u64| {
+            self.conversations.get(number).is_some_and(|conversation| !conversation.view.borrow().ended)
+        };
+        if let Some((_, Some(href))) = &send.conversation {
+            if let Some(number) = self.by_href.get(href).filter(|number| open(number)) {
+                return Some(*number);
+            }
+            return self.start_conversation(Some(href.clone()), send.recipients.clone(), ctx);
+        }
+        let destination = destination_key(&send.recipients);
+        if let Some(thread) = &send.thread_id {
+            let on_thread = self.conversations.iter().find_map(|(number, conversation)| {
+                let view = conversation.view.borrow();
+                (!view.ended && view.thread_id.as_ref() == Some(thread)).then_some(*number)
+            });
+            if on_thread.is_some() {
+                return on_thread;
+            }
+        }
+        if let Some(number) = self.by_destination.get(&destination).filter(|number| open(number)) {
+            return Some(*number);
+        }
+        let number = self.start_conversation(None, send.recipients.clone(), ctx)?;
+        self.by_destination.remove(&destination);
+        self.serve_destination(number, &destination);
+        Some(number)
+    }
+
+    fn give_back(&self, outbox: OutboxId, operation_id: OperationId, ctx: &mut Context<Self>) {
+        let store = Arc::clone(&self.environment.store);
+        self.spawn(
+            async move {
+                if let Err(error) = store.release_claim(outbox, &operation_id).await {
+                    tracing::warn!(outbox.id = outbox.0, error = %crate::error_chain(&error), "a row stays claimed");
+                }
+            },
+            ctx,
+        );
+    }
+
+    fn delivery_finished(&mut self, outbox: OutboxId, operation_id: &OperationId, ctx: &mut Context<Self>) {
+        if self.waiting.get(&outbox).is_some_and(|(waiting, _)| waiting == operation_id) {
+            self.waiting.remove(&outbox);
+        }
+        // Events of a call that is still ringing have to find their conversation; nothing else needs the ids.
+        let ringing = self
+            .operations
+            .get(operation_id)
+            .and_then(|number| self.conversations.get(number))
+            .is_some_and(|conversation| conversation.view.borrow().invitation == InvitationProgress::Ringing);
+        if !ringing {
+            self.operations.remove(operation_id);
+            self.operations.remove(&call_operation_id(operation_id));
+        }
+        if self.stopping.is_some() && self.waiting.is_empty() {
+            self.finish_stopping(ctx);
+        }
+    }
+
+    fn tell_settled(&mut self, settled: Vec<SettledSend>) {
+        for send in settled {
+            let same = self.waiting.get(&send.outbox).is_some_and(|(operation_id, _)| *operation_id == send.operation_id);
+            if same && let Some((_, tell)) = self.waiting.remove(&send.outbox) {
+                // A delivery that already knows has dropped its end.
+                let _ = tell.send(send);
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------ fetching
+
+    fn fetch(&mut self, fetches: Vec<Fetch>, ctx: &mut Context<Self>) {
+        let Some(live) = &self.live else { return };
+        if fetches.is_empty() {
+            return;
+        }
+        let (context, account) = (Arc::clone(&live.context), ctx.address());
+        let fetching = async move {
+            futures_util::stream::iter(fetches)
+                .for_each_concurrent(FETCHES_AT_ONCE, |fetch| {
+                    let (context, account) = (Arc::clone(&context), account.clone());
+                    async move {
+                        if let Some(fetched) = fetch_one(&context, fetch).await {
+                            // The account may be ending; what was fetched is committed already.
+                            let _ = account.send(fetched).await;
+                        }
+                    }
+                })
+                .await;
+        };
+        self.spawn(fetching, ctx);
+    }
+
+    // ------------------------------------------------------------------------------------------ staying signed in
+
+    fn report_activity_later(&self, ctx: &mut Context<Self>) {
+        let jitter = REPORT_EVERY.mul_f64(0.1 * rand::random::<f64>());
+        ctx.run_later(REPORT_EVERY - jitter, |account, ctx| {
+            account.report_activity(ctx);
+            account.report_activity_later(ctx);
+        });
+    }
+
+    fn report_activity(&mut self, ctx: &mut Context<Self>) {
+        let Some(live) = &self.live else { return };
+        // While the server is in trouble a report is skipped, not queued.
+        if live.health.is_failing() {
+            return;
+        }
+        let (client, application, link) =
+            (live.client.clone(), live.application.clone(), live.report_my_activity.clone());
+        let presence = self.environment.settings.presence.clone();
+        let report = async move { report_activity(&client, &application, link, &presence).await };
+        ctx.spawn(report.into_actor(self).map(|link, account, _| {
+            if let (Some(live), Some(link)) = (account.live.as_mut(), link) {
+                live.report_my_activity = Some(link);
+            }
+        }));
+    }
+
+    fn finish_stopping(&mut self, ctx: &mut Context<Self>) {
+        let Some(StopAccount { sign_out }) = self.stopping.take() else { return };
+        self.exit = ExitReason::Requested;
+        let Some((reason, live)) = sign_out.zip(self.live.as_ref()) else {
+            ctx.stop();
+            return;
+        };
+        live.channel.do_send(StopChannel);
+        let (client, application, session) = (live.client.clone(), live.application.clone(), live.session);
+        let (store, account) = (Arc::clone(&self.environment.store), self.account.id);
+        let signing_out = async move {
+            if let Err(error) = client.delete_application(&application).await {
+                // The server expires it by itself.
+                tracing::debug!(error = %crate::error_chain(&error), "the application could not be deleted");
+            }
+            if let Err(error) = store.end_session(account, session, &reason).await {
+                tracing::warn!(error = %crate::error_chain(&error), "the session's end could not be stored");
+            }
+        };
+        ctx.spawn(
+            tracing::Instrument::instrument(signing_out, self.span.clone())
+                .into_actor(self)
+                .map(|(), _, ctx| ctx.stop()),
+        );
+    }
+}
+
+/// Recipients as one key, the same in whatever order they are named.
+fn destination_key(recipients: &[SipUri]) -> String {
+    let mut uris: Vec<&str> = recipients.iter().map(SipUri::as_str).collect();
+    uris.sort_unstable();
+    uris.join(";")
+}
+
+async fn follow_answer(client: &UcwaClient, link: &str, action: InvitationAction) -> Result<(), UcwaError> {
+    let url = client.resolve(link)?;
+    let began = Instant::now();
+    loop {
+        let answer = match action {
+            InvitationAction::Declined => client.decline(&url).await,
+            _ => client.post_empty(&url).await,
+        };
+        match answer {
+            // Repeating is harmless: the second is refused if the first arrived.
+            Err(error)
+                if began.elapsed() < Duration::from_secs(20)
+                    && error.status().is_none_or(|status| status >= 500 || status == 429) =>
+            {
+                tracing::debug!(error = %crate::error_chain(&error), "an invitation's answer is repeated");
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Reports activity; makes the account available again if the server says it is not. Returns the link to use from
+/// now on.
+async fn report_activity(client: &UcwaClient, application: &Url, link: Option<Url>, presence: &str) -> Option<Url> {
+    let unavailable = match &link {
+        Some(link) => match client.report_my_activity(link).await {
+            Ok(()) => false,
+            Err(error) if error.subcode() == Some("MakeMeAvailableRequired") => true,
+            Err(error) => {
+                tracing::warn!(error = %crate::error_chain(&error), "activity could not be reported");
+                false
+            }
+        },
+        None => true,
+    };
+    if !unavailable {
+        return link;
+    }
+    let made_available = async {
+        let read = client.application(application).await?;
+        let Some(make_me_available) = read.make_me_available() else { return Ok(read.report_my_activity()) };
+        client.make_me_available(&make_me_available, presence).await?;
+        Ok::<_, UcwaError>(client.application(application).await?.report_my_activity())
+    };
+    match made_available.await {
+        Ok(link) => link,
+        Err(error) => {
+            tracing::warn!(error = %crate::error_chain(&error), "the account could not be made available again");
+            link
+        }
+    }
+}
+
+/// Commits facts that did not come from the event channel, however long the database takes.
+async fn commit_facts(context: &DeliveryContext, facts: Vec<Fact>) -> CommitOutcome {
+    let commit = ArchiveCommit {
+        account: context.account,
+        session: context.session,
+        epoch: context.epoch,
+        cursor: None,
+        received_at: Timestamp::now(),
+        facts,
+    };
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        match context.store.commit(commit.clone()).await {
+            Ok(outcome) => return outcome,
+            Err(error @ (StoreError::Fenced(_) | StoreError::Closing | StoreError::Refused { .. })) => {
+                tracing::error!(error = %crate::error_chain(&error), "facts could not be stored");
+                return CommitOutcome::default();
+            }
+            Err(error) => {
+                tracing::warn!(error = %crate::error_chain(&error), "facts can't be stored now; trying again");
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+}
+
+/// Fetches one linked resource and commits what it says. `None`: left for the next life of the account.
+async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(15));
+    loop {
+        let answer = match context.client.resolve(&fetch.href) {
+            Ok(url) => context.client.get(&url).await,
+            Err(error) => Err(error),
+        };
+        let why = match answer {
+            Ok(resource) => {
+                let outcome = commit_facts(context, interpret_fetched(&fetch, &resource)).await;
+                return Some(Fetched { fetch, resource: Some(resource), outcome });
+            }
+            // The event channel finds the same and ends this life; the next one asks again or knows better.
+            Err(error) if error.subcode() == Some("ApplicationNotFound") => return None,
+            Err(error) => {
+                let hopeless = matches!(error.status(), Some(400..=499)) && !matches!(error.status(), Some(401 | 408 | 429));
+                if !hopeless && !matches!(error, UcwaError::Untrusted { .. }) && backoff.failures() + 1 < FETCH_ATTEMPTS {
+                    let asked = error.retry_after();
+                    tokio::time::sleep(asked.unwrap_or_else(|| backoff.next_delay())).await;
+                    continue;
+                }
+                crate::error_chain(&error)
+            }
+        };
+        tracing::warn!(href = %fetch.href, why, "a resource that an event only linked could not be fetched");
+        let fact = Fact::Unfetchable(Unfetchable { fetch: fetch.clone(), why });
+        let outcome = commit_facts(context, vec![fact]).await;
+        return Some(Fetched { fetch, resource: None, outcome });
+    }
+}
+
+/// What an earlier life of the account left open.
+#[derive(Default)]
+struct TakenUp {
+    conversations: Vec<FoundConversation>,
+    unsettled: Vec<ClaimedSend>,
+    unfetched: Vec<Fetch>,
+}
+
+struct FoundConversation {
+    href: String,
+    view: ConversationView,
+    remote: Option<String>,
+    multiparty: bool,
+}
+
+/// Compares what the database believes open with what the server has (resource `conversations`), and reads what is
+/// needed to go on. Nothing here is worth failing a sign-in for: what can't be read is asked again when it is needed.
+async fn take_up(
+    store: &crate::store::SharedStore,
+    context: &DeliveryContext,
+    conversations: Option<Url>,
+) -> TakenUp {
+    let mut taken_up = TakenUp::default();
+    let now = Timestamp::now();
+    if let Err(error) =
+        store.record_gap(context.account, context.session, now, "the relay was not following the event channel").await
+    {
+        tracing::warn!(error = %crate::error_chain(&error), "the gap could not be recorded");
+    }
+    match store.unsettled_sends(context.account).await {
+        Ok(unsettled) => taken_up.unsettled = unsettled.into_iter().map(|row| row.send).collect(),
+        Err(error) => tracing::error!(error = %crate::error_chain(&error), "unsettled sends can't be read"),
+    }
+    match store.unfetched(context.account, context.session).await {
+        Ok(unfetched) => taken_up.unfetched = unfetched,
+        Err(error) => tracing::error!(error = %crate::error_chain(&error), "unfetched resources can't be read"),
+    }
+    let known = match store.open_conversations(context.account, context.session).await {
+        Ok(known) => known,
+        Err(error) => {
+            tracing::error!(error = %crate::error_chain(&error), "open conversations can't be read");
+            return taken_up;
+        }
+    };
+    let Some(conversations) = conversations else { return taken_up };
+    let listed = match context.client.get(&conversations).await {
+        Ok(resource) => resource,
+        Err(error) => {
+            tracing::warn!(error = %crate::error_chain(&error), "the server's conversations can't be read");
+            return taken_up;
+        }
+    };
+    let mut hrefs: Vec<String> = listed
+        .links("conversation")
+        .map(|link| link.href.clone())
+        .chain(listed.all_embedded("conversation").map(|conversation| conversation.href.clone()))
+        .collect();
+    hrefs.sort();
+    hrefs.dedup();
+    let mut facts = Vec::new();
+    for gone in known.iter().filter(|conversation| !hrefs.contains(&conversation.href)) {
+        facts.push(Fact::ConversationEnded(ConversationEnded { href: gone.href.clone(), reason: None }));
+    }
+    for href in hrefs {
+        let known = known.iter().find(|conversation| conversation.href == href);
+        match read_conversation(&context.client, &href).await {
+            Ok((resource, mut view)) => {
+                facts.extend(interpret_fetched(
+                    &Fetch {
+                        resource: FetchedResource::Conversation,
+                        href: href.clone(),
+                        conversation_href: Some(href.clone()),
+                    },
+                    &resource,
+                ));
+                view.href = Some(href.clone());
+                taken_up.conversations.push(FoundConversation {
+                    href,
+                    view,
+                    remote: known.and_then(|conversation| conversation.remote_uri.clone()),
+                    multiparty: known.is_some_and(|conversation| conversation.multiparty),
+                });
+            }
+            Err(error) => {
+                tracing::debug!(href, error = %crate::error_chain(&error), "an open conversation can't be read");
+            }
+        }
+    }
+    if !facts.is_empty() {
+        commit_facts(context, facts).await;
+    }
+    taken_up
+}
+
+async fn read_conversation(client: &UcwaClient, href: &str) -> Result<(Resource, ConversationView), UcwaError> {
+    let resource = client.get(&client.resolve(href)?).await?;
+    let mut view = ConversationView::default();
+    view.read_conversation(href, &resource);
+    if view.messaging.is_none()
+        && let Some(messaging) = view.messaging_href.clone()
+    {
+        let messaging_resource = client.get(&client.resolve(&messaging)?).await?;
+        view.messaging = Some(MessagingView::read(&messaging, &messaging_resource));
+    }
+    Ok((resource, view))
+}
+
+impl Actor for AccountActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(256);
+        self.publish(AccountState::Starting, None);
+        let (environment, account, address) = (self.environment.clone(), self.account.clone(), ctx.address());
+        let progress = Arc::new(move |step| address.do_send(SignInProgressed(step)));
+        let signing_in = async move { sign_in(&environment, &account, progress).await };
+        ctx.spawn(
+            tracing::Instrument::instrument(signing_in, self.span.clone())
+                .into_actor(self)
+                .map(|result, account, ctx| account.signed_in(result, ctx)),
+        );
+    }
+
+    /// Runs while unwinding too, so it must not panic.
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.environment.directory.leave(self.account.id);
+        if let Some(live) = &self.live {
+            live.channel.do_send(StopChannel);
+        }
+        for conversation in self.conversations.values() {
+            conversation.address.do_send(StopConversation);
+        }
+        let reason = if std::thread::panicking() { ExitReason::Panicked } else { self.exit.clone() };
+        self.supervisor.do_send(AccountExited { account: self.account.id, life: self.life, reason });
+    }
+}
+
+impl Handler<SignInProgressed> for AccountActor {
+    type Result = ();
+
+    fn handle(&mut self, SignInProgressed(step): SignInProgressed, _: &mut Self::Context) {
+        if self.live.is_none() {
+            let state = match step {
+                SignInStep::Discovery => AccountState::Discovering,
+                _ => AccountState::SigningIn,
+            };
+            self.publish(state, None);
+        }
+    }
+}
+
+impl Handler<EventsCommitted> for AccountActor {
+    type Result = ();
+
+    fn handle(&mut self, committed: EventsCommitted, ctx: &mut Self::Context) {
+        self.tell_settled(committed.outcome.settled);
+        for sender in &committed.batch.senders {
+            for event in &sender.events {
+                self.observe(sender, event, ctx);
+            }
+        }
+        self.fetch(committed.outcome.fetches, ctx);
+    }
+}
+
+impl Handler<Fetched> for AccountActor {
+    type Result = ();
+
+    fn handle(&mut self, fetched: Fetched, ctx: &mut Self::Context) {
+        self.tell_settled(fetched.outcome.settled);
+        if let Some(resource) = &fetched.resource {
+            match fetched.fetch.resource {
+                FetchedResource::Invitation(kind) => {
+                    let event = Event {
+                        kind: EventKind::Updated,
+                        rel: String::new(),
+                        href: fetched.fetch.href.clone(),
+                        title: None,
+                        resource: None,
+                        within: None,
+                        status: None,
+                        reason: None,
+                        raw: 0..0,
+                    };
+                    self.see_invitation(kind, &event, resource, ctx);
+                }
+                FetchedResource::Conversation => {
+                    let number = self.conversation_by_href(&fetched.fetch.href, ctx);
+                    if let Some(conversation) = self.conversations.get(&number) {
+                        conversation.view.send_modify(|view| view.read_conversation(&fetched.fetch.href, resource));
+                    }
+                }
+                FetchedResource::Participant | FetchedResource::Message => {}
+            }
+        }
+        self.fetch(fetched.outcome.fetches, ctx);
+    }
+}
+
+impl Handler<ChannelExited> for AccountActor {
+    type Result = ();
+
+    fn handle(&mut self, ChannelExited(end): ChannelExited, ctx: &mut Self::Context) {
+        if self.stopping.is_some() || matches!(end, ChannelEnd::Requested) {
+            return;
+        }
+        let sentence = describe_end(&end);
+        let reason = match end {
+            ChannelEnd::Panicked => ExitReason::Panicked,
+            ChannelEnd::Fenced => ExitReason::Fenced,
+            ChannelEnd::Attention(_, after) => ExitReason::NeedsAttention(sentence, after),
+            ChannelEnd::Rediscover(_) => ExitReason::Temporary(sentence, None),
+            ChannelEnd::Resumed | ChannelEnd::ApplicationLost(_) | ChannelEnd::Requested => {
+                ExitReason::SessionLost(sentence)
+            }
+        };
+        self.end(reason, ctx);
+    }
+}
+
+impl Handler<Relay> for AccountActor {
+    type Result = ();
+
+    fn handle(&mut self, Relay(send): Relay, ctx: &mut Self::Context) {
+        self.relay(send, ctx);
+    }
+}
+
+impl Handler<DeliveryFinished> for AccountActor {
+    type Result = ();
+
+    fn handle(&mut self, finished: DeliveryFinished, ctx: &mut Self::Context) {
+        self.delivery_finished(finished.outbox, &finished.operation_id, ctx);
+    }
+}
+
+impl Handler<ConversationExited> for AccountActor {
+    type Result = ();
+
+    fn handle(&mut self, exited: ConversationExited, ctx: &mut Self::Context) {
+        if let Some(conversation) = self.conversations.remove(&exited.number) {
+            if let Some(href) = conversation.href {
+                self.by_href.retain(|known, number| *known != href || *number != exited.number);
+            }
+            if let Some(destination) = conversation.destination
+                && self.by_destination.get(&destination) == Some(&exited.number)
+            {
+                self.by_destination.remove(&destination);
+            }
+        }
+        self.operations.retain(|_, number| *number != exited.number);
+        for send in exited.unsent {
+            self.waiting.remove(&send.outbox);
+            self.give_back(send.outbox, send.operation_id, ctx);
+        }
+        if exited.panicked {
+            // A send may have been under way; a fresh life settles it.
+            self.end(ExitReason::Panicked, ctx);
+        }
+    }
+}
+
+impl Handler<StopAccount> for AccountActor {
+    type Result = ();
+
+    fn handle(&mut self, stop: StopAccount, ctx: &mut Self::Context) {
+        self.environment.directory.leave(self.account.id);
+        self.stopping = Some(stop);
+        if self.live.is_none() {
+            // Signing in: nothing is out yet. A sign-out of an application that an earlier life left is done by the
+            // supervisor ending the session when the account is enabled again.
+            ctx.stop();
+            return;
+        }
+        if self.waiting.is_empty() {
+            self.finish_stopping(ctx);
+        } else {
+            ctx.run_later(FINISH_SENDS_WITHIN, Self::finish_stopping);
+        }
+    }
+}

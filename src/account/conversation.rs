@@ -1,0 +1,322 @@
+//! One conversation as this account sees it: what can be said in it now, and the actor that says it.
+//!
+//! The account reads the event channel and keeps each [`ConversationView`] up to date; the [`ConversationActor`] sends
+//! what the outbox hands it, one message at a time, so that order holds and an unknown outcome has only one candidate
+//! (guarantees G5, G6). It ends an idle conversation, and stops when the server says that the conversation is gone;
+//! what it has not begun to send goes back to the account.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::prelude::*;
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
+
+use crate::{
+    account::delivery::{Delivery, DeliveryContext},
+    archive::fact::{FailureReason, OperationStatus},
+    identifiers::{OperationId, OutboxId, SipUri},
+    store::{ClaimedSend, SettledSend},
+    ucwa::Resource,
+};
+
+/// How far an invitation to this conversation has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum InvitationProgress {
+    /// There is none, or it is long past.
+    #[default]
+    None,
+    /// Out, and not answered.
+    Ringing,
+    /// Answered with success.
+    Accepted,
+    /// Answered otherwise.
+    Failed(FailureReason),
+}
+
+/// Resource `messaging`: what can be said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MessagingView {
+    /// Its address.
+    pub href: String,
+    /// `Connected` in any case.
+    pub connected: bool,
+    /// `Disconnected` in any case.
+    pub disconnected: bool,
+    /// Link `sendMessage`; there only while it may be used.
+    pub send_message: Option<String>,
+    /// Link `stopMessaging`.
+    pub stop_messaging: Option<String>,
+    /// Link `addMessaging`.
+    pub add_messaging: Option<String>,
+    /// `negotiatedMessageFormats` has `Html`.
+    pub html: bool,
+}
+
+impl MessagingView {
+    /// Reads the resource; links that are absent are not allowed now.
+    pub fn read(href: &str, resource: &Resource) -> Self {
+        let state = resource.property("state").unwrap_or_default();
+        let link = |rel: &str| resource.link(rel).map(|link| link.href.clone());
+        Self {
+            href: href.to_owned(),
+            connected: state.eq_ignore_ascii_case("Connected"),
+            disconnected: state.eq_ignore_ascii_case("Disconnected"),
+            send_message: link("sendMessage"),
+            stop_messaging: link("stopMessaging"),
+            add_messaging: link("addMessaging"),
+            html: resource
+                .property_list("negotiatedMessageFormats")
+                .is_some_and(|formats| formats.iter().any(|format| format.eq_ignore_ascii_case("Html"))),
+        }
+    }
+}
+
+/// What the event channel told about a conversation, as far as sending depends on it.
+#[derive(Debug, Clone)]
+pub struct ConversationView {
+    /// Address; `None` until the server has made it.
+    pub href: Option<String>,
+    /// Thread.
+    pub thread_id: Option<String>,
+    /// Link `messaging` of the conversation, for asking when no event tells.
+    pub messaging_href: Option<String>,
+    /// The IM leg.
+    pub messaging: Option<MessagingView>,
+    /// Link `addParticipant`.
+    pub add_participant: Option<String>,
+    /// The invitation that opens it.
+    pub invitation: InvitationProgress,
+    /// Completed operations of ours in it, by operation id (`participantInvitation`).
+    pub completed: HashMap<OperationId, (OperationStatus, FailureReason)>,
+    /// It is over.
+    pub ended: bool,
+    /// When something was last said in it.
+    pub last_activity: Instant,
+}
+
+impl Default for ConversationView {
+    fn default() -> Self {
+        Self {
+            href: None,
+            thread_id: None,
+            messaging_href: None,
+            messaging: None,
+            add_participant: None,
+            invitation: InvitationProgress::None,
+            completed: HashMap::new(),
+            ended: false,
+            last_activity: Instant::now(),
+        }
+    }
+}
+
+impl ConversationView {
+    /// Takes over what a `conversation` resource says.
+    pub fn read_conversation(&mut self, href: &str, resource: &Resource) {
+        self.href = Some(href.to_owned());
+        if let Some(thread) = resource.property("threadId").filter(|thread| !thread.is_empty()) {
+            self.thread_id = Some(thread.to_owned());
+        }
+        if let Some(messaging) = resource.embedded("messaging") {
+            self.messaging_href = Some(messaging.href.clone());
+            self.messaging = Some(MessagingView::read(&messaging.href, messaging));
+        } else if let Some(link) = resource.link("messaging") {
+            self.messaging_href = Some(link.href.clone());
+        }
+        self.add_participant = resource.link("addParticipant").map(|link| link.href.clone());
+    }
+}
+
+/// A view that the account writes and the conversation's deliveries wait on.
+pub type SharedView = Arc<watch::Sender<ConversationView>>;
+
+/// A fresh view.
+pub fn shared_view(view: ConversationView) -> SharedView {
+    Arc::new(watch::Sender::new(view))
+}
+
+/// Sent by the account: send this row. `settled` answers if the event stream settles it. If the conversation stops
+/// first, the row comes back in [`ConversationExited`].
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Deliver {
+    /// What to send.
+    pub send: ClaimedSend,
+    /// Answered by the account when a commit settled the row.
+    pub settled: oneshot::Receiver<SettledSend>,
+}
+
+/// Sent to the account when a delivery came to its end, whatever it was.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct DeliveryFinished {
+    /// The row.
+    pub outbox: OutboxId,
+    /// The attempt.
+    pub operation_id: OperationId,
+}
+
+/// Sent by a [`ConversationActor`] to its account exactly once.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ConversationExited {
+    /// Number that the account gave it.
+    pub number: u64,
+    /// Rows it had not begun to send.
+    pub unsent: Vec<ClaimedSend>,
+    /// It ended by a panic.
+    pub panicked: bool,
+}
+
+/// Sent by the account when another actor took over this conversation, or the account ends.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct StopConversation;
+
+/// Says what the outbox wants said, one message at a time.
+pub struct ConversationActor {
+    number: u64,
+    destination: Vec<SipUri>,
+    view: SharedView,
+    context: Arc<DeliveryContext>,
+    account: Recipient<ConversationExited>,
+    finished: Recipient<DeliveryFinished>,
+    idle_after: Duration,
+    queue: VecDeque<Deliver>,
+    delivering: bool,
+}
+
+impl ConversationActor {
+    /// `destination` is whom to call if there is no conversation yet.
+    pub fn new(
+        number: u64,
+        destination: Vec<SipUri>,
+        view: SharedView,
+        context: Arc<DeliveryContext>,
+        account: Recipient<ConversationExited>,
+        finished: Recipient<DeliveryFinished>,
+    ) -> Self {
+        let idle_after = context.settings.idle_conversation;
+        Self {
+            number,
+            destination,
+            view,
+            context,
+            account,
+            finished,
+            idle_after,
+            queue: VecDeque::new(),
+            delivering: false,
+        }
+    }
+
+    /// Stops when the conversation is over and nothing is being delivered.
+    fn watch_for_the_end(&mut self, ctx: &mut Context<Self>) {
+        let mut view = self.view.subscribe();
+        let ended = async move { view.wait_for(|view| view.ended).await.map(drop) };
+        ctx.spawn(ended.into_actor(self).map(|_, conversation, ctx| {
+            if !conversation.delivering {
+                ctx.stop();
+            }
+        }));
+    }
+
+    fn deliver_next(&mut self, ctx: &mut Context<Self>) {
+        if self.delivering {
+            return;
+        }
+        if self.view.borrow().ended {
+            ctx.stop();
+            return;
+        }
+        let Some(Deliver { send, settled }) = self.queue.pop_front() else { return };
+        self.delivering = true;
+        let (outbox, operation_id) = (send.outbox, send.operation_id.clone());
+        let delivery = Delivery::new(
+            Arc::clone(&self.context),
+            Arc::clone(&self.view),
+            self.destination.clone(),
+            send,
+            settled,
+        );
+        ctx.spawn(delivery.run().into_actor(self).map(move |(), conversation, ctx| {
+            conversation.delivering = false;
+            conversation.finished.do_send(DeliveryFinished { outbox, operation_id });
+            // An invitation that failed leaves nothing to talk in: whatever comes next needs a new conversation.
+            conversation.deliver_next(ctx);
+        }));
+    }
+
+    /// Ends the conversation when nothing was said in it for [`Self::idle_after`], else looks again when that may be.
+    fn end_if_idle(&mut self, ctx: &mut Context<Self>) {
+        let (idle, stop) = {
+            let view = self.view.borrow();
+            let stop = view.messaging.as_ref().and_then(|messaging| messaging.stop_messaging.clone());
+            (view.last_activity.elapsed(), stop)
+        };
+        let busy = self.delivering || !self.queue.is_empty();
+        if idle < self.idle_after || busy {
+            let rest = if busy { self.idle_after } else { self.idle_after.saturating_sub(idle) };
+            ctx.run_later(rest + Duration::from_millis(100), Self::end_if_idle);
+            return;
+        }
+        if let Some(stop) = stop {
+            let context = Arc::clone(&self.context);
+            ctx.spawn(
+                async move {
+                    match context.client.resolve(&stop) {
+                        Ok(stop) => context.client.post_empty(&stop).await,
+                        Err(error) => Err(error),
+                    }
+                }
+                .into_actor(self)
+                .map(|result, _, _| {
+                    if let Err(error) = result {
+                        tracing::debug!(error = %crate::error_chain(&error), "an idle conversation could not be ended");
+                    }
+                }),
+            );
+        }
+        ctx.run_later(self.idle_after, Self::end_if_idle);
+    }
+}
+
+impl Actor for ConversationActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.watch_for_the_end(ctx);
+        ctx.run_later(self.idle_after, Self::end_if_idle);
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.account.do_send(ConversationExited {
+            number: self.number,
+            unsent: self.queue.drain(..).map(|deliver| deliver.send).collect(),
+            panicked: std::thread::panicking(),
+        });
+    }
+}
+
+impl Handler<Deliver> for ConversationActor {
+    type Result = ();
+
+    fn handle(&mut self, deliver: Deliver, ctx: &mut Self::Context) {
+        self.queue.push_back(deliver);
+        self.deliver_next(ctx);
+    }
+}
+
+impl Handler<StopConversation> for ConversationActor {
+    type Result = ();
+
+    fn handle(&mut self, _: StopConversation, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}

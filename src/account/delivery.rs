@@ -1,0 +1,653 @@
+//! One attempt to send one outbox row, from the committed operation id to a committed outcome.
+//!
+//! The row is `sending` and its operation id is durable before this begins. Every way out of here commits a
+//! [`SendFact`] or leaves the row to what the event stream already settled. A request whose answer was lost is never
+//! repeated blindly (G5): the event stream is asked first, and only a channel that missed nothing may say "not
+//! accepted".
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, timeout},
+};
+use url::Url;
+
+use crate::{
+    account::{
+        AccountSettings,
+        backoff::Backoff,
+        conversation::{ConversationView, InvitationProgress, MessagingView, SharedView},
+        event_channel::ChannelHealth,
+    },
+    archive::{
+        fact::{ArchiveCommit, Fact, FailureReason, OperationStatus, SendFact, SendOutcome},
+        retry::{Healing, classify_invitation_failure, describe_invitation_failure},
+    },
+    identifiers::{AccountId, OperationId, SessionId, SipUri},
+    store::{ClaimedSend, SettledSend, SharedStore, StoreError},
+    ucwa::{OutgoingInvitation, UcwaClient, UcwaError, html::plain_from_html},
+};
+
+/// How long a conversation may take to become ready for the message: the ring time and what goes before and after it.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long to wait for an event before asking `messaging` itself.
+const ASK_AFTER: Duration = Duration::from_secs(5);
+/// The longest time an outcome stays open before it is called uncertain.
+const SETTLE_AT_MOST: Duration = Duration::from_secs(180);
+/// How long a renewed GET has to be parked before its silence counts.
+const SILENCE_COUNTS_AFTER: Duration = Duration::from_secs(5);
+
+/// What all deliveries of one life of an account share.
+pub struct DeliveryContext {
+    /// The database.
+    pub store: SharedStore,
+    /// Signed in.
+    pub client: UcwaClient,
+    /// Sending account.
+    pub account: AccountId,
+    /// The application.
+    pub session: SessionId,
+    /// Under which lease.
+    pub epoch: i64,
+    /// Link `startMessaging` of `communication`; absent if the server does not allow it.
+    pub start_messaging: Option<Url>,
+    /// For judging whether silence means anything.
+    pub channel: Arc<ChannelHealth>,
+    /// Configuration.
+    pub settings: Arc<AccountSettings>,
+}
+
+/// The operation id of an invitation that carries no text, derived from that of the row, so that its events find the
+/// conversation while the row's own id stays with the message.
+pub fn call_operation_id(row: &OperationId) -> OperationId {
+    OperationId(format!("{row}-call"))
+}
+
+fn participant_operation_id(row: &OperationId, number: usize) -> OperationId {
+    OperationId(format!("{row}-p{number}"))
+}
+
+/// One attempt.
+pub struct Delivery {
+    context: Arc<DeliveryContext>,
+    view: SharedView,
+    destination: Vec<SipUri>,
+    send: ClaimedSend,
+    settled: oneshot::Receiver<SettledSend>,
+}
+
+/// How an attempt ended.
+enum Attempt {
+    /// To be committed.
+    Outcome(SendOutcome),
+    /// The event stream settled it and the row knows.
+    Settled,
+    /// Nothing was asked of the server: the row goes back unsent and uncounted.
+    Release,
+}
+
+/// What the state of the conversation asks for.
+enum Move {
+    Say { send_message: String, html: bool },
+    AddMessaging(String),
+    Start,
+    Wait,
+}
+
+/// What an error of a request that carried the text means for the row.
+enum Problem {
+    /// Certainly not executed.
+    NotAccepted,
+    /// Will never be.
+    Refused,
+    /// The link or the conversation is gone; certainly not executed.
+    LinkGone,
+    /// Nobody knows.
+    Unknown,
+}
+
+impl Delivery {
+    /// An attempt that begins when it is [`Delivery::run`].
+    pub fn new(
+        context: Arc<DeliveryContext>,
+        view: SharedView,
+        destination: Vec<SipUri>,
+        send: ClaimedSend,
+        settled: oneshot::Receiver<SettledSend>,
+    ) -> Self {
+        Self { context, view, destination, send, settled }
+    }
+
+    /// Sends and commits the outcome. Does not return before the outcome is durable, unless the store is closing or
+    /// the account is held elsewhere.
+    pub async fn run(mut self) {
+        match self.attempt().await {
+            Attempt::Settled => {}
+            Attempt::Release => {
+                if let Err(error) =
+                    self.context.store.release_claim(self.send.outbox, &self.send.operation_id).await
+                {
+                    tracing::warn!(
+                        outbox.id = self.send.outbox.0,
+                        error = %crate::error_chain(&error),
+                        "a claimed row could not be given back; it is settled at the next start"
+                    );
+                }
+            }
+            Attempt::Outcome(outcome) => self.commit(outcome).await,
+        }
+        self.view.send_modify(|view| view.last_activity = Instant::now());
+    }
+
+    async fn commit(&self, outcome: SendOutcome) {
+        let fact = SendFact {
+            outbox: self.send.outbox,
+            operation_id: self.send.operation_id.clone(),
+            outcome,
+        };
+        commit_send(&self.context, fact).await;
+    }
+
+    async fn attempt(&mut self) -> Attempt {
+        let deadline = Instant::now() + READY_WITHIN;
+        let mut view = self.view.subscribe();
+        // What became of an earlier call says nothing about this row.
+        self.view.send_if_modified(|view| {
+            let stale = matches!(view.invitation, InvitationProgress::Failed(_));
+            if stale {
+                view.invitation = InvitationProgress::None;
+            }
+            stale
+        });
+        let mut asked_messaging = false;
+        let mut link_was_gone = false;
+        let mut called = false;
+        let mut group_invited = self.destination.len() < 2;
+        loop {
+            let now = view.borrow_and_update().clone();
+            if let InvitationProgress::Failed(reason) = &now.invitation {
+                return if called { self.call_failed(reason) } else { Attempt::Release };
+            }
+            if now.ended {
+                return if called {
+                    self.call_failed(&FailureReason::default())
+                } else {
+                    Attempt::Release
+                };
+            }
+            match self.next_move(&now, called) {
+                Move::Say { send_message, html } => {
+                    if !group_invited {
+                        group_invited = true;
+                        if let Err(attempt) = self.invite_the_others(&mut view).await {
+                            return attempt;
+                        }
+                        continue;
+                    }
+                    match self.say(&now, &send_message, html).await {
+                        Ok(attempt) => return attempt,
+                        Err(error) if link_was_gone => return self.not_accepted(&error),
+                        Err(_) => {
+                            link_was_gone = true;
+                            self.ask_messaging(&now).await;
+                        }
+                    }
+                }
+                Move::AddMessaging(link) => match self.add_messaging(&link).await {
+                    Ok(Some(attempt)) => return attempt,
+                    Ok(None) => called = true,
+                    Err(attempt) => return attempt,
+                },
+                Move::Start => match self.start().await {
+                    Ok(Some(attempt)) => return attempt,
+                    Ok(None) => called = true,
+                    Err(attempt) => return attempt,
+                },
+                Move::Wait => {
+                    let patience = if asked_messaging { READY_WITHIN } else { ASK_AFTER };
+                    let until = deadline.min(Instant::now() + patience);
+                    match tokio::time::timeout_at(until, view.changed()).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_)) => return Attempt::Release,
+                        Err(_) if Instant::now() >= deadline => {
+                            return self.retry_or_fail(
+                                Timestamp::now(),
+                                None,
+                                FailureReason::default(),
+                                "the conversation did not become ready for messages in time".to_owned(),
+                            );
+                        }
+                        Err(_) => {
+                            asked_messaging = true;
+                            self.ask_messaging(&now).await;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_move(&self, view: &ConversationView, called: bool) -> Move {
+        if let Some(messaging) = &view.messaging {
+            if let Some(send_message) = &messaging.send_message {
+                return Move::Say { send_message: send_message.clone(), html: messaging.html };
+            }
+            if let Some(add) = &messaging.add_messaging
+                && messaging.disconnected
+                && !called
+                && view.invitation != InvitationProgress::Ringing
+            {
+                return Move::AddMessaging(add.clone());
+            }
+        }
+        if view.href.is_none() && view.invitation == InvitationProgress::None && !called {
+            return Move::Start;
+        }
+        Move::Wait
+    }
+
+    /// Whether the text can travel with an invitation: it takes plain text only, and a group gets it once all are in.
+    fn text_for_invitation(&self) -> Option<String> {
+        (self.destination.len() < 2 && !self.is_html()).then(|| self.send.body.clone())
+    }
+
+    fn is_html(&self) -> bool {
+        self.send.content_type.eq_ignore_ascii_case("text/html")
+    }
+
+    /// Calls the recipient. `Ok(None)`: a call without the text is ringing; the text follows once it is answered.
+    async fn start(&mut self) -> Result<Option<Attempt>, Attempt> {
+        let Some(start_messaging) = self.context.start_messaging.clone() else {
+            return Err(self.refused(
+                None,
+                None,
+                FailureReason::default(),
+                "the server does not let this account start conversations (no startMessaging link)".to_owned(),
+            ));
+        };
+        let Some(to) = self.destination.first().cloned() else {
+            return Err(self.refused(
+                None,
+                None,
+                FailureReason::default(),
+                "the conversation has ended and the row names no recipients to start a new one".to_owned(),
+            ));
+        };
+        let message = self.text_for_invitation();
+        let operation_id =
+            if message.is_some() { self.send.operation_id.clone() } else { call_operation_id(&self.send.operation_id) };
+        let invitation = OutgoingInvitation {
+            operation_id: operation_id.clone(),
+            to: to.to_string(),
+            subject: self.send.subject.clone(),
+            importance: self.send.importance.clone(),
+            thread_id: self
+                .send
+                .thread_id
+                .clone()
+                .or_else(|| self.view.borrow().thread_id.clone())
+                .or_else(|| Some(uuid::Uuid::new_v4().simple().to_string())),
+            message: message.clone(),
+        };
+        let continuity = self.context.channel.continuity();
+        self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
+        let answer = self.context.client.start_messaging(&start_messaging, &invitation).await;
+        self.invitation_answered(answer, message.is_some(), continuity).await
+    }
+
+    /// Opens the IM leg of a conversation that has none.
+    async fn add_messaging(&mut self, link: &str) -> Result<Option<Attempt>, Attempt> {
+        let Ok(link) = self.context.client.resolve(link) else { return Err(Attempt::Release) };
+        let message = self.text_for_invitation();
+        let operation_id =
+            if message.is_some() { self.send.operation_id.clone() } else { call_operation_id(&self.send.operation_id) };
+        let continuity = self.context.channel.continuity();
+        self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
+        let answer = self.context.client.add_messaging(&link, &operation_id, message.as_deref()).await;
+        self.invitation_answered(answer, message.is_some(), continuity).await
+    }
+
+    async fn invitation_answered(
+        &mut self,
+        answer: Result<Option<String>, UcwaError>,
+        carries_text: bool,
+        continuity: u64,
+    ) -> Result<Option<Attempt>, Attempt> {
+        match answer {
+            Ok(location) if carries_text => {
+                Ok(Some(Attempt::Outcome(SendOutcome::InvitationAccepted { invitation_href: location })))
+            }
+            Ok(_) => Ok(None),
+            Err(error) => {
+                let problem = problem_of_invitation(&error);
+                if !matches!(problem, Problem::Unknown) {
+                    self.view.send_modify(|view| {
+                        if view.invitation == InvitationProgress::Ringing {
+                            view.invitation = InvitationProgress::None;
+                        }
+                    });
+                }
+                match problem {
+                    Problem::Refused => Err(self.refused_by(None, &error)),
+                    Problem::NotAccepted | Problem::LinkGone => Err(self.not_accepted(&error)),
+                    // Without the text nothing can be doubled: the row waits for the call's events like any other.
+                    Problem::Unknown if !carries_text => Ok(None),
+                    Problem::Unknown => Err(self.settle(&error, continuity).await),
+                }
+            }
+        }
+    }
+
+    /// The call without the text failed.
+    fn call_failed(&self, reason: &FailureReason) -> Attempt {
+        let error = describe_invitation_failure(reason);
+        match classify_invitation_failure(reason) {
+            Healing::Temporary => self.retry_or_fail(self.next_attempt_at(None), None, reason.clone(), error),
+            Healing::Permanent => self.refused(None, None, reason.clone(), error),
+        }
+    }
+
+    /// Brings the other recipients of a group in and waits until each has joined or failed.
+    async fn invite_the_others(&self, view: &mut watch::Receiver<ConversationView>) -> Result<(), Attempt> {
+        let mut pending = Vec::new();
+        for (number, uri) in self.destination.iter().enumerate().skip(1) {
+            let Some(link) = view.borrow().add_participant.clone() else {
+                return Err(self.refused(
+                    view.borrow().href.clone(),
+                    None,
+                    FailureReason::default(),
+                    "the server does not let this conversation grow into a group (no addParticipant link)".to_owned(),
+                ));
+            };
+            let operation_id = participant_operation_id(&self.send.operation_id, number);
+            let Ok(link) = self.context.client.resolve(&link) else { return Err(Attempt::Release) };
+            match self.context.client.add_participant(&link, &operation_id, uri.as_str()).await {
+                Ok(_) => pending.push((operation_id, uri.clone())),
+                Err(error) => tracing::warn!(
+                    outbox.id = self.send.outbox.0,
+                    error = %crate::error_chain(&error),
+                    "a recipient could not be invited to the group"
+                ),
+            }
+        }
+        let all = view.wait_for(|view| {
+            view.ended || pending.iter().all(|(operation_id, _)| view.completed.contains_key(operation_id))
+        });
+        // Who has not answered after the ring time will not; the others get the message.
+        let _ = timeout(Duration::from_secs(40), all).await;
+        let joined = pending
+            .iter()
+            .filter(|(operation_id, _)| {
+                matches!(view.borrow().completed.get(operation_id), Some((OperationStatus::Success, _)))
+            })
+            .count();
+        tracing::debug!(outbox.id = self.send.outbox.0, invited = pending.len(), joined, "group assembled");
+        Ok(())
+    }
+
+    /// Posts the text. `Err`: the link is gone, nothing was executed.
+    async fn say(&mut self, view: &ConversationView, link: &str, html: bool) -> Result<Attempt, UcwaError> {
+        let url = self.context.client.resolve(link)?;
+        let (content_type, body) = if self.is_html() && html {
+            ("text/html", self.send.body.clone())
+        } else if self.is_html() {
+            ("text/plain", plain_from_html(&self.send.body))
+        } else {
+            ("text/plain", self.send.body.clone())
+        };
+        let continuity = self.context.channel.continuity();
+        let conversation_href = view.href.clone();
+        match self.context.client.send_message(&url, &self.send.operation_id, content_type, &body).await {
+            Ok(location) => Ok(Attempt::Outcome(SendOutcome::MessageAccepted {
+                conversation_href: conversation_href.unwrap_or_default(),
+                message_href: location,
+            })),
+            Err(error) => match problem_of_message(&error) {
+                Problem::NotAccepted => Ok(self.not_accepted(&error)),
+                Problem::Refused => Ok(self.refused_by(conversation_href, &error)),
+                Problem::LinkGone => Err(error),
+                Problem::Unknown => Ok(self.settle(&error, continuity).await),
+            },
+        }
+    }
+
+    /// Reads `messaging` because no event told what can be said.
+    async fn ask_messaging(&self, view: &ConversationView) {
+        let href = view
+            .messaging
+            .as_ref()
+            .map(|messaging| messaging.href.clone())
+            .or_else(|| view.messaging_href.clone());
+        let Some(href) = href else { return };
+        let Ok(url) = self.context.client.resolve(&href) else { return };
+        match self.context.client.get(&url).await {
+            Ok(resource) => {
+                let messaging = MessagingView::read(&href, &resource);
+                self.view.send_modify(|view| view.messaging = Some(messaging));
+            }
+            Err(error) if matches!(error.status(), Some(404 | 410)) => {
+                self.view.send_modify(|view| view.ended = true);
+            }
+            Err(error) => {
+                tracing::debug!(error = %crate::error_chain(&error), "the conversation's messaging can't be read");
+            }
+        }
+    }
+
+    /// The answer was lost. Waits for the event stream to tell; see the module's documentation.
+    async fn settle(&mut self, error: &UcwaError, continuity: u64) -> Attempt {
+        let wait = self.context.settings.settle_after;
+        tracing::warn!(
+            outbox.id = self.send.outbox.0,
+            operation.id = %self.send.operation_id,
+            error = %crate::error_chain(error),
+            "the answer to a send was lost; the event stream will tell what became of it"
+        );
+        settle(&self.context, &self.send, &mut self.settled, continuity, wait, &crate::error_chain(error)).await
+    }
+
+    fn next_attempt_at(&self, asked: Option<Duration>) -> Timestamp {
+        next_attempt_at(&self.context, &self.send, asked)
+    }
+
+    fn not_accepted(&self, error: &UcwaError) -> Attempt {
+        self.retry_or_fail(
+            self.next_attempt_at(error.retry_after()),
+            error.status(),
+            reason_of(error),
+            crate::error_chain(error),
+        )
+    }
+
+    fn retry_or_fail(
+        &self,
+        at: Timestamp,
+        http_status: Option<u16>,
+        reason: FailureReason,
+        error: String,
+    ) -> Attempt {
+        Attempt::Outcome(retry_or_fail(&self.send, at, http_status, reason, error))
+    }
+
+    fn refused_by(&self, conversation_href: Option<String>, error: &UcwaError) -> Attempt {
+        self.refused(conversation_href, error.status(), reason_of(error), crate::error_chain(error))
+    }
+
+    fn refused(
+        &self,
+        conversation_href: Option<String>,
+        http_status: Option<u16>,
+        reason: FailureReason,
+        error: String,
+    ) -> Attempt {
+        Attempt::Outcome(SendOutcome::Refused { conversation_href, reason, http_status, error })
+    }
+}
+
+fn next_attempt_at(context: &DeliveryContext, send: &ClaimedSend, asked: Option<Duration>) -> Timestamp {
+    let now = Timestamp::now();
+    let ours = context.settings.retry.next_attempt(now, send.attempt, rand::random());
+    let theirs = asked.and_then(|asked| now.checked_add(jiff::SignedDuration::try_from(asked).ok()?).ok());
+    theirs.map_or(ours, |theirs| theirs.max(ours))
+}
+
+fn retry_or_fail(
+    send: &ClaimedSend,
+    at: Timestamp,
+    http_status: Option<u16>,
+    reason: FailureReason,
+    error: String,
+) -> SendOutcome {
+    if send.attempt >= send.max_attempts {
+        return SendOutcome::Refused {
+            conversation_href: None,
+            reason,
+            http_status,
+            error: format!("given up after {} attempts; the last one: {error}", send.attempt),
+        };
+    }
+    SendOutcome::RetryAt { at, reason, http_status, error }
+}
+
+/// Commits what became of a send, however long the database takes.
+pub(super) async fn commit_send(context: &DeliveryContext, fact: SendFact) {
+    let outbox = fact.outbox;
+    let commit = ArchiveCommit {
+        account: context.account,
+        session: context.session,
+        epoch: context.epoch,
+        cursor: None,
+        received_at: Timestamp::now(),
+        facts: vec![Fact::Send(fact)],
+    };
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        match context.store.commit(commit.clone()).await {
+            Ok(_) => return,
+            Err(error @ (StoreError::Fenced(_) | StoreError::Closing)) => {
+                tracing::warn!(
+                    outbox.id = outbox.0,
+                    error = %crate::error_chain(&error),
+                    "the outcome of a send is left to whoever takes up the account"
+                );
+                return;
+            }
+            Err(error) => {
+                tracing::error!(
+                    outbox.id = outbox.0,
+                    error = %crate::error_chain(&error),
+                    "the outcome of a send could not be stored; trying again"
+                );
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+}
+
+/// Settles a row that was `sending` when the last process or life ended.
+pub(super) async fn settle_left_over(
+    context: Arc<DeliveryContext>,
+    send: ClaimedSend,
+    mut settled: oneshot::Receiver<SettledSend>,
+) {
+    let continuity = context.channel.continuity();
+    let wait = context.settings.settle_after;
+    let why = "the program ended before the server's answer was stored";
+    match settle(&context, &send, &mut settled, continuity, wait, why).await {
+        Attempt::Outcome(outcome) => {
+            commit_send(&context, SendFact { outbox: send.outbox, operation_id: send.operation_id, outcome }).await;
+        }
+        Attempt::Settled | Attempt::Release => {}
+    }
+}
+
+async fn settle(
+    context: &DeliveryContext,
+    send: &ClaimedSend,
+    settled: &mut oneshot::Receiver<SettledSend>,
+    continuity: u64,
+    wait: Duration,
+    why: &str,
+) -> Attempt {
+    let began = Instant::now();
+    if timeout(wait / 2, &mut *settled).await.is_ok_and(|answer| answer.is_ok()) {
+        return Attempt::Settled;
+    }
+    // A half-open connection would keep the event for itself: ask anew, then listen for as long again.
+    let asked_again_at = Timestamp::now();
+    context.channel.ask_again();
+    let mut listen = wait / 2;
+    loop {
+        if timeout(listen, &mut *settled).await.is_ok_and(|answer| answer.is_ok()) {
+            return Attempt::Settled;
+        }
+        if context.channel.continuity() != continuity {
+            return uncertain(context, send, "events may have been missed since it was sent", why);
+        }
+        let silence = Timestamp::now().duration_since(context.channel.parked_at());
+        let asked_anew = context.channel.parked_at() >= asked_again_at
+            && silence >= jiff::SignedDuration::try_from(SILENCE_COUNTS_AFTER).unwrap_or_default();
+        if !context.channel.is_failing() && asked_anew {
+            // The channel missed nothing and tells of no such operation: the server did not take it.
+            return Attempt::Outcome(retry_or_fail(
+                send,
+                Timestamp::now(),
+                None,
+                FailureReason::default(),
+                format!("not accepted by the server: {why}"),
+            ));
+        }
+        if began.elapsed() > SETTLE_AT_MOST {
+            return uncertain(context, send, "the event channel can't be read", why);
+        }
+        listen = Duration::from_secs(2);
+    }
+}
+
+fn uncertain(context: &DeliveryContext, send: &ClaimedSend, because: &str, why: &str) -> Attempt {
+    let error = format!("nobody can tell whether the server took it: {why}, and {because}");
+    if context.settings.retry_uncertain {
+        return Attempt::Outcome(retry_or_fail(
+            send,
+            Timestamp::now(),
+            None,
+            FailureReason::default(),
+            format!("{error}; sent again, so the recipient may get it twice"),
+        ));
+    }
+    Attempt::Outcome(SendOutcome::Uncertain { error })
+}
+
+fn reason_of(error: &UcwaError) -> FailureReason {
+    error.reason().map_or_else(FailureReason::default, |reason| FailureReason {
+        code: reason.code.clone(),
+        subcode: reason.subcode.clone(),
+        message: reason.message.clone(),
+    })
+}
+
+/// `sendMessage` (protocol: answers of section "Send in a connected conversation").
+fn problem_of_message(error: &UcwaError) -> Problem {
+    match (error.status(), error.subcode().unwrap_or("None")) {
+        (Some(400 | 405 | 413 | 415), _) => Problem::Refused,
+        (Some(404), "ApplicationNotFound") | (Some(401 | 429 | 503), _) => Problem::NotAccepted,
+        (Some(403 | 404 | 409 | 410), _) => Problem::LinkGone,
+        (Some(_), _) => Problem::Unknown,
+        (None, _) if error.was_sent() => Problem::Unknown,
+        (None, _) => Problem::NotAccepted,
+    }
+}
+
+/// `startMessaging` and `addMessaging`.
+fn problem_of_invitation(error: &UcwaError) -> Problem {
+    match (error.status(), error.subcode().unwrap_or("None")) {
+        (Some(404), "ApplicationNotFound") | (Some(401 | 409 | 410 | 429 | 503), _) => Problem::NotAccepted,
+        (Some(500), "CallbackChannelError") => Problem::NotAccepted,
+        (Some(400 | 403 | 404 | 405 | 413 | 415), _) => Problem::Refused,
+        (Some(_), _) => Problem::Unknown,
+        (None, _) if error.was_sent() => Problem::Unknown,
+        (None, _) => Problem::NotAccepted,
+    }
+}

@@ -1,0 +1,446 @@
+//! One account's event channel: GET, commit, GET.
+//!
+//! Following the `next` link of a response acknowledges it, and the server drops what is not fetched within about 30
+//! seconds. So between a response and the next GET there is exactly one thing: the commit of everything the response
+//! carried together with the new cursor (guarantees G1, G2). The account works on a batch while the next GET is
+//! already parked; it can hold up the channel by at most one batch.
+//!
+//! Owned by [`super::actor::AccountActor`], to whom it sends [`EventsCommitted`] after each commit and
+//! [`ChannelExited`] once at its end. It knows of conversations nothing.
+
+use std::{
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use actix::prelude::*;
+use jiff::Timestamp;
+use tokio::{sync::Notify, time::Instant};
+use url::Url;
+
+use crate::{
+    account::{
+        backoff::Backoff,
+        channel_state::{Answer, ChannelEnd, ChannelState, Step},
+    },
+    archive::{
+        fact::{ArchiveCommit, Fact, Quarantined},
+        interpret::interpret_batch,
+    },
+    identifiers::{AccountId, SessionId},
+    store::{CommitOutcome, SharedStore, StoreError},
+    ucwa::{Continuation, EventBatch, EventParameters, PollAnswer, UcwaClient, UcwaError, xml},
+};
+
+/// Longest time between a response and the next GET that is still well within the server's 30 seconds.
+const SLOW_COMMIT: Duration = Duration::from_secs(5);
+
+/// How a channel is doing, for whoever has to judge it from outside.
+#[derive(Debug)]
+pub struct ChannelHealth {
+    failing: AtomicBool,
+    continuity: AtomicU64,
+    answered_at_ms: AtomicI64,
+    parked_at_ms: AtomicI64,
+    repoll: Notify,
+}
+
+impl Default for ChannelHealth {
+    fn default() -> Self {
+        Self {
+            failing: AtomicBool::new(false),
+            continuity: AtomicU64::new(0),
+            answered_at_ms: AtomicI64::new(Timestamp::now().as_millisecond()),
+            parked_at_ms: AtomicI64::new(0),
+            repoll: Notify::new(),
+        }
+    }
+}
+
+impl ChannelHealth {
+    /// The last GET ended in an error and none has succeeded since.
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
+
+    /// Changes whenever the server may have forgotten events: while it stays the same, nothing was missed.
+    pub fn continuity(&self) -> u64 {
+        self.continuity.load(Ordering::Relaxed)
+    }
+
+    /// When the channel last completed a round.
+    pub fn answered_at(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.answered_at_ms.load(Ordering::Relaxed)).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
+    /// When the GET that is out now was begun.
+    pub fn parked_at(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.parked_at_ms.load(Ordering::Relaxed)).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
+    /// Drops the parked GET and asks the same address again on another connection. Harmless, since nothing is
+    /// acknowledged by it; it finds out whether a silent channel is a dead one.
+    pub fn ask_again(&self) {
+        self.repoll.notify_one();
+    }
+}
+
+/// Sent by an [`EventChannel`] to its account after each commit, in order. The account handles it while the next GET
+/// is parked. If it is lost with a dying account, the next life takes up what is open from the database.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct EventsCommitted {
+    /// What the server said.
+    pub batch: EventBatch,
+    /// What the store found to be done.
+    pub outcome: CommitOutcome,
+}
+
+/// Sent by an [`EventChannel`] to its account exactly once, whatever ended it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ChannelExited(pub ChannelEnd);
+
+/// Sent by the account: stop without acknowledging anything more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct StopChannel;
+
+/// What a channel needs to follow one application.
+pub struct Follow {
+    /// Signed in.
+    pub client: UcwaClient,
+    /// The database.
+    pub store: SharedStore,
+    /// Whose channel.
+    pub account: AccountId,
+    /// Of which application.
+    pub session: SessionId,
+    /// Under which lease.
+    pub epoch: i64,
+    /// The application, for its `events` link.
+    pub application: Url,
+    /// The committed cursor.
+    pub cursor: Url,
+    /// Sent with the first GET.
+    pub parameters: EventParameters,
+    /// Shared with whoever judges the channel.
+    pub health: Arc<ChannelHealth>,
+}
+
+/// The actor: its whole work is one future.
+pub struct EventChannel {
+    follow: Option<Follow>,
+    account: Recipient<EventsCommitted>,
+    exited: Recipient<ChannelExited>,
+    end: ChannelEnd,
+}
+
+impl EventChannel {
+    /// A channel that begins when the actor is started.
+    pub fn new(follow: Follow, account: Recipient<EventsCommitted>, exited: Recipient<ChannelExited>) -> Self {
+        Self { follow: Some(follow), account, exited, end: ChannelEnd::Requested }
+    }
+}
+
+impl Actor for EventChannel {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let Some(follow) = self.follow.take() else {
+            ctx.stop();
+            return;
+        };
+        let account = self.account.clone();
+        ctx.spawn(run(follow, account).into_actor(self).map(|end, channel, ctx| {
+            channel.end = end;
+            ctx.stop();
+        }));
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        let end = if std::thread::panicking() { ChannelEnd::Panicked } else { self.end.clone() };
+        self.exited.do_send(ChannelExited(end));
+    }
+}
+
+impl Handler<StopChannel> for EventChannel {
+    type Result = ();
+
+    fn handle(&mut self, _: StopChannel, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
+type Dispatch = Pin<Box<dyn Future<Output = Result<(), MailboxError>>>>;
+
+async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> ChannelEnd {
+    let mut state = ChannelState::default();
+    let mut parameters = Some(follow.parameters.clone());
+    // The account's work on the last batch, done while the next GET is parked.
+    let mut dispatch: Dispatch = Box::pin(std::future::ready(Ok(())));
+    loop {
+        let (polled, dispatched) = futures_util::join!(poll(&follow, parameters.as_ref()), dispatch.as_mut());
+        dispatch = Box::pin(std::future::ready(Ok(())));
+        if dispatched.is_err() {
+            return ChannelEnd::Requested;
+        }
+        let Some(polled) = polled else { continue };
+        let received_at = Instant::now();
+        let step = {
+            let answer = match &polled {
+                Ok(PollAnswer { batch: Ok(batch), .. }) => Answer::Batch(&batch.continuation),
+                Ok(PollAnswer { body, .. }) => Answer::Unreadable(xml::lenient_next_href(body)),
+                Err(error) => Answer::Failed(error),
+            };
+            state.decide(&answer, received_at)
+        };
+        follow.note_answer(&polled, &state);
+        tracing::trace!(?step, "event channel");
+        match (step, polled) {
+            (Step::Commit { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
+                match follow.commit(&cursor, &batch, &body, received_at).await {
+                    Ok(outcome) => dispatch = Box::pin(account.send(EventsCommitted { batch, outcome })),
+                    Err(end) => return end,
+                }
+                parameters = None;
+            }
+            (Step::CommitAndResume { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
+                follow.health.continuity.fetch_add(1, Ordering::Relaxed);
+                return match follow.commit(&cursor, &batch, &body, received_at).await {
+                    Ok(_) => ChannelEnd::Resumed,
+                    Err(end) => end,
+                };
+            }
+            (Step::Resynchronise { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
+                follow.health.continuity.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!("the server asked for resync; its link is taken");
+                match follow.commit(&cursor, &batch, &body, received_at).await {
+                    Ok(outcome) => dispatch = Box::pin(account.send(EventsCommitted { batch, outcome })),
+                    Err(end) => return end,
+                }
+            }
+            (Step::QuarantineAndRepeat, Ok(answer)) => {
+                if let Err(end) = follow.quarantine(&answer, None).await {
+                    return end;
+                }
+            }
+            (Step::QuarantineAndCommit { cursor }, Ok(answer)) => {
+                follow.health.continuity.fetch_add(1, Ordering::Relaxed);
+                if let Err(end) = follow.quarantine(&answer, Some(&cursor)).await {
+                    return end;
+                }
+            }
+            (Step::ReadApplication { delay }, polled) => {
+                if let Ok(answer) = &polled
+                    && let Err(end) = follow.quarantine_if_useless(answer).await
+                {
+                    return end;
+                }
+                tokio::time::sleep(delay).await;
+                match follow.read_application().await {
+                    Ok(()) => {
+                        follow.health.continuity.fetch_add(1, Ordering::Relaxed);
+                        parameters = Some(follow.parameters.clone());
+                    }
+                    Err(Some(end)) => return end,
+                    Err(None) => {}
+                }
+            }
+            (Step::Repeat { delay }, _) => tokio::time::sleep(delay).await,
+            (Step::End(end), _) => return end,
+            // `decide` answers each kind of answer with a step that fits it.
+            (step, _) => {
+                return ChannelEnd::Rediscover(format!("the event channel took a step that does not fit: {step:?}"));
+            }
+        }
+    }
+}
+
+/// One GET. `None` if somebody asked to begin it again.
+async fn poll(follow: &Follow, parameters: Option<&EventParameters>) -> Option<Result<PollAnswer, UcwaError>> {
+    follow.health.parked_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
+    tokio::select! {
+        answer = follow.client.poll_events(&follow.cursor, parameters) => Some(answer),
+        () = follow.health.repoll.notified() => None,
+    }
+}
+
+impl Follow {
+    fn note_answer(&self, polled: &Result<PollAnswer, UcwaError>, state: &ChannelState) {
+        match polled {
+            Ok(_) => {
+                self.health.failing.store(false, Ordering::Relaxed);
+                self.health.answered_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
+            }
+            Err(error) => {
+                self.health.failing.store(true, Ordering::Relaxed);
+                tracing::warn!(
+                    failures_in_a_row = state.failures_in_a_row(),
+                    error = %crate::error_chain(error),
+                    "the event channel was not answered"
+                );
+            }
+        }
+    }
+
+    /// Stores what a batch carries with the cursor, however long the database takes; until then nothing is
+    /// acknowledged.
+    async fn commit(
+        &mut self,
+        cursor: &str,
+        batch: &EventBatch,
+        body: &str,
+        received_at: Instant,
+    ) -> Result<CommitOutcome, ChannelEnd> {
+        // A payload that breaks the interpreter must not break the account again and again.
+        let facts = std::panic::catch_unwind(AssertUnwindSafe(|| interpret_batch(batch, body))).unwrap_or_else(|_| {
+            tracing::error!("an event-channel response could not be interpreted; it is in event_quarantine");
+            vec![Fact::Quarantined(Quarantined {
+                reason: "the response broke the interpreter; please report it".to_owned(),
+                payload: body.to_owned(),
+            })]
+        });
+        self.commit_facts(cursor, facts, body, received_at).await
+    }
+
+    async fn commit_facts(
+        &mut self,
+        cursor: &str,
+        facts: Vec<Fact>,
+        body: &str,
+        received_at: Instant,
+    ) -> Result<CommitOutcome, ChannelEnd> {
+        let next = match self.client.resolve(cursor) {
+            Ok(next) => next,
+            Err(error) => {
+                return Err(ChannelEnd::Attention(
+                    format!("the event channel's next link leads elsewhere: {error}"),
+                    Some(Duration::from_secs(300)),
+                ));
+            }
+        };
+        let mut commit = ArchiveCommit {
+            account: self.account,
+            session: self.session,
+            epoch: self.epoch,
+            cursor: Some(next.to_string()),
+            received_at: Timestamp::now(),
+            facts,
+        };
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            match self.store.commit(commit.clone()).await {
+                Ok(outcome) => {
+                    let unparked = received_at.elapsed();
+                    if unparked > SLOW_COMMIT {
+                        tracing::warn!(
+                            unparked_ms = unparked.as_millis(),
+                            "the database took so long that the server may have dropped messages"
+                        );
+                    }
+                    self.cursor = next;
+                    return Ok(outcome);
+                }
+                Err(StoreError::Fenced(_)) => return Err(ChannelEnd::Fenced),
+                Err(StoreError::Closing) => return Err(ChannelEnd::Requested),
+                Err(error @ StoreError::Refused { .. }) if backoff.failures() < 3 => {
+                    tracing::error!(error = %crate::error_chain(&error), "the database refused a batch of events");
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+                Err(error @ StoreError::Refused { .. }) => {
+                    tracing::error!(
+                        error = %crate::error_chain(&error),
+                        "the database refuses a batch of events; its raw text goes to event_quarantine"
+                    );
+                    commit.facts = vec![Fact::Quarantined(Quarantined {
+                        reason: format!("the database refused what was read from it: {}", crate::error_chain(&error)),
+                        payload: body.to_owned(),
+                    })];
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error = %crate::error_chain(&error),
+                        "events can't be stored; nothing is acknowledged until they are"
+                    );
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+            }
+        }
+    }
+
+    /// Keeps a response that can't be read; with a cursor, passes over it.
+    async fn quarantine(&mut self, answer: &PollAnswer, cursor: Option<&str>) -> Result<(), ChannelEnd> {
+        let reason = match &answer.batch {
+            Err(problem) => format!("the event-channel response can't be read: {problem}"),
+            Ok(_) => "the event-channel response has no link to go on with".to_owned(),
+        };
+        tracing::error!(%reason, "a response went to event_quarantine");
+        match cursor {
+            Some(cursor) => {
+                let facts = vec![Fact::Quarantined(Quarantined { reason, payload: answer.body.clone() })];
+                self.commit_facts(cursor, facts, &answer.body, Instant::now()).await.map(drop)
+            }
+            None => {
+                // The same response comes again; if this one can't be written down, that one will.
+                if let Err(error) =
+                    self.store.quarantine(self.account, Some(self.session), &reason, &answer.body).await
+                {
+                    tracing::warn!(error = %crate::error_chain(&error), "event_quarantine could not be written");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Keeps a response from which there is no way on.
+    async fn quarantine_if_useless(&mut self, answer: &PollAnswer) -> Result<(), ChannelEnd> {
+        match &answer.batch {
+            Ok(batch) if batch.continuation != Continuation::Missing => Ok(()),
+            _ => self.quarantine(answer, None).await,
+        }
+    }
+
+    /// Takes the `events` link of the application as the cursor. `Err(None)`: not now, ask the old one again.
+    async fn read_application(&mut self) -> Result<(), Option<ChannelEnd>> {
+        match self.client.application(&self.application).await {
+            Ok(application) => match application.events {
+                Some(events) => {
+                    self.cursor = events;
+                    Ok(())
+                }
+                None => Err(Some(ChannelEnd::ApplicationLost(
+                    "the application has no events link any more".to_owned(),
+                ))),
+            },
+            Err(error) if matches!(error.status(), Some(404 | 410)) => Err(Some(ChannelEnd::ApplicationLost(
+                format!("the server no longer knows the application: {error}"),
+            ))),
+            Err(error) => {
+                tracing::warn!(error = %crate::error_chain(&error), "the application can't be read");
+                Err(None)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn asking_again_wakes_a_parked_channel_once() {
+        let health = ChannelHealth::default();
+        health.ask_again();
+        assert!(health.repoll.notified().now_or_never().is_some());
+        assert!(health.repoll.notified().now_or_never().is_none());
+    }
+}

@@ -1,0 +1,209 @@
+//! From an account's row to a followed UCWA application: discovery, token, application, availability.
+//!
+//! A stored application is resumed where it was (guarantee G3); only if the server no longer knows it is a new one
+//! created, and the `sessions` row of the old one says why.
+
+use std::{sync::Arc, time::Duration};
+
+use secrecy::SecretString;
+use url::Url;
+
+use crate::{
+    account::{AccountEnvironment, channel_state::ChannelEnd},
+    secrets::{self, SecretError},
+    store::{Account, Auth, Session, StoreError},
+    ucwa::{
+        Action, Application, NewApplication, SignInSettings, SignInStep, UcwaClient, UcwaError,
+    },
+};
+
+/// A signed-in account.
+pub struct SignedIn {
+    /// With tokens.
+    pub client: UcwaClient,
+    /// The row that stands for the application.
+    pub session: Session,
+    /// After it was made available, with its links.
+    pub application: Application,
+    /// Where the event channel begins.
+    pub cursor: Url,
+    /// The application existed before: conversations may be open.
+    pub resumed: bool,
+}
+
+/// Pause before something is tried again that an operator should look at.
+const SLOW_RETRY: Duration = Duration::from_secs(15 * 60);
+
+/// Why an account is not signed in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SignInFailure {
+    /// Try again by ourselves, not before the server's `Retry-After`, if it gave one.
+    Temporary(String, Option<Duration>),
+    /// An operator has to do something; try again by ourselves after the time, if there is one.
+    Attention(String, Option<Duration>),
+}
+
+impl From<StoreError> for SignInFailure {
+    fn from(error: StoreError) -> Self {
+        Self::Temporary(crate::error_chain(&error), None)
+    }
+}
+
+impl From<UcwaError> for SignInFailure {
+    fn from(error: UcwaError) -> Self {
+        let words = crate::error_chain(&error);
+        match error.action() {
+            // Repeated wrong passwords lock an account in the directory; a policy or a certificate may be mended
+            // without anybody telling us.
+            Action::StopAccount if error.is_credentials_refused() => Self::Attention(words, None),
+            Action::StopAccount => Self::Attention(words, Some(SLOW_RETRY)),
+            _ => Self::Temporary(words, error.retry_after()),
+        }
+    }
+}
+
+impl From<SecretError> for SignInFailure {
+    fn from(error: SecretError) -> Self {
+        Self::Attention(crate::error_chain(&error), None)
+    }
+}
+
+impl SignInFailure {
+    /// How an account's end is told to its supervisor.
+    pub fn sentence(&self) -> &str {
+        match self {
+            Self::Temporary(sentence, _) | Self::Attention(sentence, _) => sentence,
+        }
+    }
+}
+
+/// Signs in. `progress` hears of each step.
+pub async fn sign_in(
+    environment: &AccountEnvironment,
+    account: &Account,
+    progress: Arc<dyn Fn(SignInStep) + Send + Sync>,
+) -> Result<SignedIn, SignInFailure> {
+    let settings = &environment.settings;
+    if account.auth != Auth::Password {
+        return Err(SignInFailure::Attention(
+            format!(
+                "accounts.auth of {} is {:?}, which this version does not speak; set it to password",
+                account.sip_uri,
+                account.auth
+            ),
+            None,
+        ));
+    }
+    let _permit = environment.gate.enter().await;
+    let password = read_password(environment, account).await?;
+    let client = UcwaClient::new(
+        &environment.clients,
+        SignInSettings {
+            sip_uri: account.sip_uri.clone(),
+            username: account.username.clone(),
+            discovery_url: settings.discovery_url.clone(),
+            trusted_domains: settings.trusted_domains.clone(),
+            allow_http: settings.allow_http,
+        },
+        password,
+    );
+    let signed_in = client.sign_in(&*progress).await?;
+    progress(SignInStep::Application);
+    let (session, application, resumed) = match environment.store.open_session(account.id).await? {
+        Some(session) => match resume(&client, &session).await? {
+            Resumed::Application(application) => (session, application, true),
+            Resumed::Gone(reason) => {
+                create(environment, account, &client, &signed_in.applications, &reason).await?
+            }
+        },
+        None => create(environment, account, &client, &signed_in.applications, "").await?,
+    };
+    let application = make_available(&client, application, &settings.presence).await?;
+    let cursor = match &session.event_cursor {
+        Some(cursor) => client.resolve(cursor)?,
+        None => application.events.clone().ok_or_else(|| {
+            SignInFailure::Temporary("the application resource has no events link".to_owned(), None)
+        })?,
+    };
+    Ok(SignedIn { client, session, application, cursor, resumed })
+}
+
+async fn read_password(environment: &AccountEnvironment, account: &Account) -> Result<SecretString, SignInFailure> {
+    let (uri, secret) = (account.sip_uri.clone(), account.secret.clone());
+    let key_file = Arc::clone(&environment.key_file);
+    match tokio::task::spawn_blocking(move || secrets::resolve(&uri, &secret, &key_file)).await {
+        Ok(password) => Ok(password?),
+        Err(_) => Err(SignInFailure::Temporary("reading the password was interrupted".to_owned(), None)),
+    }
+}
+
+enum Resumed {
+    Application(Application),
+    Gone(String),
+}
+
+async fn resume(client: &UcwaClient, session: &Session) -> Result<Resumed, SignInFailure> {
+    let Ok(href) = Url::parse(&session.application_href) else {
+        return Ok(Resumed::Gone("the stored address of the application can't be read".to_owned()));
+    };
+    match client.application(&href).await {
+        Ok(application) => Ok(Resumed::Application(application)),
+        Err(error) if matches!(error.status(), Some(404 | 410)) => {
+            Ok(Resumed::Gone(format!("the server no longer knows the application: {error}")))
+        }
+        // The stored application lies on an origin that sign-in did not lead to this time: the account moved.
+        Err(error @ UcwaError::Untrusted { .. }) => {
+            Ok(Resumed::Gone(format!("the account was moved to another pool: {error}")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn create(
+    environment: &AccountEnvironment,
+    account: &Account,
+    client: &UcwaClient,
+    applications: &Url,
+    reason_for_previous: &str,
+) -> Result<(Session, Application, bool), SignInFailure> {
+    let endpoint_id = environment.store.endpoint_id(account.id).await?;
+    let request = NewApplication {
+        culture: environment.settings.culture.clone(),
+        endpoint_id,
+        user_agent: concat!("ucwa-relay/", env!("CARGO_PKG_VERSION")).to_owned(),
+    };
+    let (application, existed) = client.create_application(applications, &request).await?;
+    let events = application.events.clone().ok_or_else(|| {
+        SignInFailure::Temporary("the new application has no events link".to_owned(), None)
+    })?;
+    let session = environment
+        .store
+        .begin_session(account.id, application.href.as_str(), events.as_str(), reason_for_previous)
+        .await?;
+    tracing::info!(session.id = session.id.0, existed, "a UCWA application was created");
+    Ok((session, application, existed))
+}
+
+/// Publishes presence, without which no invitation comes in, and reads the links that this brings.
+async fn make_available(
+    client: &UcwaClient,
+    application: Application,
+    presence: &str,
+) -> Result<Application, SignInFailure> {
+    let Some(link) = application.make_me_available() else { return Ok(application) };
+    client.make_me_available(&link, presence).await?;
+    Ok(client.application(&application.href).await?)
+}
+
+/// Tells the sentence of a channel's end, for the operator.
+pub fn describe_end(end: &ChannelEnd) -> String {
+    match end {
+        ChannelEnd::Requested => "the event channel was stopped".to_owned(),
+        ChannelEnd::Panicked => "the event channel panicked; please report it".to_owned(),
+        ChannelEnd::Resumed => "the server asked to resume: it lost track of what was followed".to_owned(),
+        ChannelEnd::ApplicationLost(sentence)
+        | ChannelEnd::Rediscover(sentence)
+        | ChannelEnd::Attention(sentence, _) => sentence.clone(),
+        ChannelEnd::Fenced => "another node holds the account now".to_owned(),
+    }
+}

@@ -1,0 +1,75 @@
+//! Publishes what each account is doing in `account_status`, in order, without any actor waiting for the database.
+//!
+//! Actors post; one task writes. Only the newest state of an account matters, so what piles up behind a slow database
+//! is at most one state for each account.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures_util::future::join_all;
+use tokio::sync::mpsc;
+
+use crate::{
+    identifiers::AccountId,
+    store::{AccountState, SharedStore},
+};
+
+/// What an account is doing, with a sentence for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedState {
+    /// The state.
+    pub state: AccountState,
+    /// Why, and what happens next or what to do.
+    pub detail: Option<String>,
+}
+
+/// Where actors post; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct StateBoard {
+    posts: mpsc::UnboundedSender<(AccountId, PublishedState)>,
+}
+
+impl StateBoard {
+    /// Starts the writing task, which ends when the last clone of the board is dropped. Must run within a tokio
+    /// runtime.
+    pub fn start(store: SharedStore, node: String) -> (Self, tokio::task::JoinHandle<()>) {
+        let (posts, inbox) = mpsc::unbounded_channel();
+        (Self { posts }, tokio::spawn(write_states(inbox, store, node)))
+    }
+
+    /// Posts a state; the latest one wins.
+    pub fn post(&self, account: AccountId, state: AccountState, detail: Option<String>) {
+        // The receiver only goes away at shutdown, when nobody reads states any more.
+        let _ = self.posts.send((account, PublishedState { state, detail }));
+    }
+}
+
+async fn write_states(
+    mut inbox: mpsc::UnboundedReceiver<(AccountId, PublishedState)>,
+    store: SharedStore,
+    node: String,
+) {
+    let mut written: HashMap<AccountId, PublishedState> = HashMap::new();
+    let mut received = Vec::new();
+    while inbox.recv_many(&mut received, 1024).await > 0 {
+        let newest: BTreeMap<AccountId, PublishedState> = received.drain(..).collect();
+        let changed: Vec<_> =
+            newest.into_iter().filter(|(account, state)| written.get(account) != Some(state)).collect();
+        let results = join_all(changed.iter().map(|(account, published)| {
+            store.record_state(*account, published.state, published.detail.as_deref(), &node)
+        }))
+        .await;
+        for ((account, state), result) in changed.into_iter().zip(results) {
+            match result {
+                Ok(()) => {
+                    written.insert(account, state);
+                }
+                Err(error) => tracing::warn!(
+                    account.id = account.0,
+                    state = state.state.as_str(),
+                    error = %crate::error_chain(&error),
+                    "the account's state could not be written to account_status"
+                ),
+            }
+        }
+    }
+}

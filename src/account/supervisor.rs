@@ -1,0 +1,376 @@
+//! Owns every account of this process: starts one actor for each enabled row of `accounts`, restarts it with back-off
+//! when it ends, parks it when an operator has to act, and follows changes of the table.
+//!
+//! One account's end touches no other: each life is an actor of its own, and its end arrives here as a message with a
+//! reason (guarantee G7).
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use actix::prelude::*;
+use jiff::Timestamp;
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::{
+    account::{
+        AccountEnvironment,
+        actor::{AccountActor, AccountExited, ExitReason, StopAccount},
+        backoff::Backoff,
+    },
+    identifiers::AccountId,
+    store::{Account, AccountState, StoreError},
+};
+
+/// How soon a change of the table `accounts` is noticed.
+const READ_ACCOUNTS_EVERY: Duration = Duration::from_secs(1);
+/// How often `sessions` learns that event channels are being followed.
+const RECORD_FOLLOWED_EVERY: Duration = Duration::from_secs(15);
+/// A life that was signed in for so long was healthy: the next failure starts from the shortest delay.
+const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+/// Delays between lives.
+const RESTART_BASE: Duration = Duration::from_secs(1);
+const RESTART_CAP: Duration = Duration::from_secs(60);
+
+/// Asks for an orderly end: every account stops, its application stays for the next start. Answered when all have
+/// stopped.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct StopAll(pub oneshot::Sender<()>);
+
+#[derive(Debug)]
+enum Life {
+    /// An actor runs.
+    Running { address: Addr<AccountActor>, since: Instant },
+    /// The next life begins at a time.
+    Waiting(SpawnHandle),
+    /// No life begins before the row changes.
+    Parked,
+    /// The actor was asked to stop; afterwards the row decides.
+    Stopping,
+}
+
+struct Supervised {
+    row: Account,
+    life: Life,
+    number: u64,
+    backoff: Backoff,
+}
+
+/// See the module's documentation.
+pub struct AccountSupervisor {
+    environment: AccountEnvironment,
+    accounts: HashMap<AccountId, Supervised>,
+    stopping: Option<oneshot::Sender<()>>,
+    read_failing: bool,
+}
+
+impl AccountSupervisor {
+    /// A supervisor that begins when it is started.
+    pub fn new(environment: AccountEnvironment) -> Self {
+        Self { environment, accounts: HashMap::new(), stopping: None, read_failing: false }
+    }
+
+    fn read_accounts(&mut self, ctx: &mut Context<Self>) {
+        let store = Arc::clone(&self.environment.store);
+        ctx.spawn(async move { store.accounts().await }.into_actor(self).map(|accounts, supervisor, ctx| {
+            supervisor.accounts_read(accounts, ctx);
+            ctx.run_later(READ_ACCOUNTS_EVERY, Self::read_accounts);
+        }));
+    }
+
+    fn accounts_read(&mut self, accounts: Result<Vec<Account>, StoreError>, ctx: &mut Context<Self>) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let rows = match accounts {
+            Ok(rows) => rows,
+            Err(error) => {
+                if !self.read_failing {
+                    tracing::warn!(error = %crate::error_chain(&error), "the table accounts can't be read; going on with what is known");
+                }
+                self.read_failing = true;
+                return;
+            }
+        };
+        self.read_failing = false;
+        let mut gone: Vec<AccountId> = self.accounts.keys().copied().collect();
+        for row in rows {
+            gone.retain(|id| *id != row.id);
+            self.follow_row(row, ctx);
+        }
+        for id in gone {
+            self.sign_out(id, "the account was removed", ctx);
+        }
+    }
+
+    /// Brings an account's life in line with its row.
+    fn follow_row(&mut self, row: Account, ctx: &mut Context<Self>) {
+        let id = row.id;
+        match self.accounts.get_mut(&id) {
+            None if !row.enabled => {
+                // Not supervised; its state is published once, by whoever disabled it or at the first reading.
+                self.environment.states.post(id, AccountState::Stopped, Some("the account is disabled".to_owned()));
+            }
+            None => {
+                self.accounts.insert(
+                    id,
+                    Supervised {
+                        row,
+                        life: Life::Parked,
+                        number: 0,
+                        backoff: Backoff::new(RESTART_BASE, RESTART_CAP),
+                    },
+                );
+                self.begin_life(id, ctx);
+            }
+            Some(_) if !row.enabled => self.sign_out(id, "the account was disabled", ctx),
+            Some(supervised) if same_settings(&supervised.row, &row) => supervised.row = row,
+            Some(supervised) => {
+                tracing::info!(account.id = id.0, "the account's row changed; it signs in anew");
+                supervised.row = row;
+                supervised.backoff.reset();
+                match &supervised.life {
+                    Life::Running { address, .. } => {
+                        address.do_send(StopAccount { sign_out: None });
+                        supervised.life = Life::Stopping;
+                    }
+                    Life::Waiting(timer) => {
+                        ctx.cancel_future(*timer);
+                        self.begin_life(id, ctx);
+                    }
+                    Life::Parked => self.begin_life(id, ctx),
+                    Life::Stopping => {}
+                }
+            }
+        }
+    }
+
+    fn sign_out(&mut self, id: AccountId, why: &str, ctx: &mut Context<Self>) {
+        let Some(supervised) = self.accounts.get_mut(&id) else { return };
+        supervised.row.enabled = false;
+        match &supervised.life {
+            Life::Running { address, .. } => {
+                address.do_send(StopAccount { sign_out: Some(why.to_owned()) });
+                supervised.life = Life::Stopping;
+            }
+            Life::Waiting(timer) => {
+                ctx.cancel_future(*timer);
+                self.forget(id, why);
+            }
+            Life::Parked => self.forget(id, why),
+            Life::Stopping => {}
+        }
+    }
+
+    fn forget(&mut self, id: AccountId, why: &str) {
+        self.accounts.remove(&id);
+        self.environment.states.post(id, AccountState::Stopped, Some(why.to_owned()));
+    }
+
+    fn begin_life(&mut self, id: AccountId, ctx: &mut Context<Self>) {
+        let Some(supervised) = self.accounts.get_mut(&id) else { return };
+        supervised.number += 1;
+        let address = AccountActor::new(
+            self.environment.clone(),
+            supervised.row.clone(),
+            supervised.number,
+            0,
+            ctx.address().recipient(),
+        )
+        .start();
+        supervised.life = Life::Running { address, since: Instant::now() };
+    }
+
+    /// Waits and begins the next life.
+    fn restart_after(&mut self, id: AccountId, delay: Duration, ctx: &mut Context<Self>) {
+        let timer = ctx.run_later(delay, move |supervisor, ctx| supervisor.begin_life(id, ctx));
+        if let Some(supervised) = self.accounts.get_mut(&id) {
+            supervised.life = Life::Waiting(timer);
+        }
+    }
+
+    fn count_restart(&self, id: AccountId, ctx: &mut Context<Self>) {
+        let store = Arc::clone(&self.environment.store);
+        ctx.spawn(
+            async move {
+                if let Err(error) = store.record_restart(id).await {
+                    tracing::warn!(account.id = id.0, error = %crate::error_chain(&error), "a restart was not counted");
+                }
+            }
+            .into_actor(self),
+        );
+    }
+
+    fn exited(&mut self, exited: &AccountExited, ctx: &mut Context<Self>) {
+        let id = exited.account;
+        let Some(supervised) = self.accounts.get_mut(&id) else { return };
+        if supervised.number != exited.life {
+            return;
+        }
+        if let Life::Running { since, .. } = supervised.life
+            && since.elapsed() > HEALTHY_AFTER
+        {
+            supervised.backoff.reset();
+        }
+        let asked_to_stop = matches!(supervised.life, Life::Stopping);
+        supervised.life = Life::Parked;
+        if self.stopping.is_some() {
+            self.accounts.remove(&id);
+            self.environment.states.post(id, AccountState::Stopped, Some("the relay was stopped".to_owned()));
+            return;
+        }
+        if !supervised.row.enabled {
+            self.forget(id, "the account is disabled");
+            return;
+        }
+        if asked_to_stop {
+            // Its row changed: begin with the new one.
+            self.begin_life(id, ctx);
+            return;
+        }
+        let delay = supervised.backoff.next_delay();
+        let post = |state, detail: String| self.environment.states.post(id, state, Some(detail));
+        match &exited.reason {
+            ExitReason::Requested => self.restart_after(id, delay, ctx),
+            ExitReason::Temporary(sentence, after) => {
+                let delay = after.map_or(delay, |after| after.max(delay));
+                tracing::warn!(account.id = id.0, reason = sentence, delay_ms = delay.as_millis(), "backing off");
+                post(
+                    AccountState::BackingOff,
+                    format!("{sentence}. The next attempt is at {}", shown_time_after(delay)),
+                );
+                self.restart_after(id, delay, ctx);
+            }
+            ExitReason::SessionLost(sentence) => {
+                tracing::warn!(account.id = id.0, reason = sentence, "the session is taken up anew");
+                post(AccountState::BackingOff, format!("{sentence}; signing in again"));
+                self.count_restart(id, ctx);
+                self.restart_after(id, delay, ctx);
+            }
+            ExitReason::Panicked => {
+                tracing::error!(account.id = id.0, delay_ms = delay.as_millis(), "the account panicked and is restarted");
+                post(
+                    AccountState::BackingOff,
+                    format!("an internal error stopped the account; it restarts at {}", shown_time_after(delay)),
+                );
+                self.count_restart(id, ctx);
+                self.restart_after(id, delay, ctx);
+            }
+            ExitReason::NeedsAttention(sentence, after) => {
+                tracing::error!(account.id = id.0, reason = sentence, "the account needs attention");
+                let detail = match after {
+                    Some(after) => format!("{sentence}. Tried again by itself at {}", shown_time_after(*after)),
+                    None => format!(
+                        "{sentence}. Nothing is tried until the account is changed (ucwa-relay account set-password {})",
+                        supervised_uri(&self.accounts, id)
+                    ),
+                };
+                post(AccountState::NeedsAttention, detail);
+                if let Some(after) = after {
+                    self.restart_after(id, *after, ctx);
+                }
+            }
+            ExitReason::Fenced => {
+                post(AccountState::Stopped, "another node holds the account".to_owned());
+                self.restart_after(id, delay, ctx);
+            }
+        }
+    }
+
+    fn record_followed(&self, ctx: &mut Context<Self>) {
+        let sessions: Vec<_> = self
+            .environment
+            .directory
+            .all()
+            .into_iter()
+            .filter(|(_, online)| !online.channel.is_failing())
+            .map(|(_, online)| online.session)
+            .collect();
+        if sessions.is_empty() {
+            return;
+        }
+        let store = Arc::clone(&self.environment.store);
+        ctx.spawn(
+            async move {
+                if let Err(error) = store.record_followed(&sessions, Timestamp::now()).await {
+                    tracing::warn!(error = %crate::error_chain(&error), "sessions.followed_until could not be written");
+                }
+            }
+            .into_actor(self),
+        );
+    }
+}
+
+fn supervised_uri(accounts: &HashMap<AccountId, Supervised>, id: AccountId) -> String {
+    accounts.get(&id).map_or_else(String::new, |supervised| supervised.row.sip_uri.to_string())
+}
+
+/// Whether a life that was begun with one row need not be begun anew for the other.
+fn same_settings(known: &Account, read: &Account) -> bool {
+    known.sip_uri == read.sip_uri
+        && known.username == read.username
+        && known.auth == read.auth
+        && known.secret == read.secret
+        && known.enabled == read.enabled
+        && known.invitations == read.invitations
+}
+
+fn shown_time_after(delay: Duration) -> String {
+    let at = Timestamp::now()
+        .checked_add(jiff::SignedDuration::try_from(delay).unwrap_or_default())
+        .unwrap_or(Timestamp::MAX);
+    at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+impl Actor for AccountSupervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(1024);
+        self.read_accounts(ctx);
+        ctx.run_interval(RECORD_FOLLOWED_EVERY, |supervisor, ctx| supervisor.record_followed(ctx));
+    }
+}
+
+impl Handler<AccountExited> for AccountSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, exited: AccountExited, ctx: &mut Self::Context) {
+        self.exited(&exited, ctx);
+        if self.accounts.is_empty()
+            && let Some(stopped) = self.stopping.take()
+        {
+            // Whoever asked may have given up waiting.
+            let _ = stopped.send(());
+            ctx.stop();
+        }
+    }
+}
+
+impl Handler<StopAll> for AccountSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, StopAll(stopped): StopAll, ctx: &mut Self::Context) {
+        self.record_followed(ctx);
+        let parked: Vec<AccountId> = self
+            .accounts
+            .iter()
+            .filter(|(_, supervised)| matches!(supervised.life, Life::Parked | Life::Waiting(_)))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in parked {
+            self.accounts.remove(&id);
+        }
+        for supervised in self.accounts.values_mut() {
+            if let Life::Running { address, .. } = &supervised.life {
+                address.do_send(StopAccount { sign_out: None });
+                supervised.life = Life::Stopping;
+            }
+        }
+        if self.accounts.is_empty() {
+            let _ = stopped.send(());
+            ctx.stop();
+        } else {
+            self.stopping = Some(stopped);
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! From event batches and fetched resources to facts: what an event means to the archive.
+//!
+//! Pure: no actor, no database, no network. Events are read strictly in document order and each becomes zero or more
+//! facts at its place. What the reference lists but the archive has no use for (audio, presence of contacts) is
+//! counted by the event channel and passed over; what it does not list is quarantined with its raw text (G8).
+//! Sources: `EventsInUCWA`, `ReceiveAnIM`, `SendAnIM` and the resource pages named at each function.
+
+use crate::{
+    archive::{
+        fact::{
+            Content, ConversationEnded, ConversationFact, Direction, Fact, FailureReason, Fetch, FetchedResource,
+            InvitationFact, InvitationKind, MessageFact, OperationStatus, ParticipantChange, ParticipantDetails,
+            ParticipantFact, Person, Phase, Quarantined,
+        },
+        vocabulary::{is_listed_rel, is_listed_sender},
+    },
+    identifiers::OperationId,
+    ucwa::{
+        data_uri,
+        model::{Event, EventBatch, EventKind, Link, Reason, Resource, Sender},
+        time,
+    },
+};
+
+/// Facts of one event-channel response, in document order. `body` is the response text that `batch` was read from.
+pub fn interpret_batch(batch: &EventBatch, body: &str) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    for sender in &batch.senders {
+        for event in &sender.events {
+            interpret_event(sender, event, raw_text(event, body), &mut facts);
+        }
+    }
+    facts
+}
+
+/// Facts of a resource that an event had only linked and that was fetched since.
+pub fn interpret_fetched(fetch: &Fetch, resource: &Resource) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    let conversation = fetch.conversation_href.clone();
+    match fetch.resource {
+        FetchedResource::Message => match conversation.or_else(|| conversation_of(resource)) {
+            Some(conversation_href) => {
+                let phase = match resource.property("status").and_then(status_of) {
+                    Some(_) => Phase::Completed,
+                    None => Phase::Started,
+                };
+                message(&conversation_href, &fetch.href, phase, Some(resource), &Outcome::default(), "", &mut facts);
+            }
+            None => facts.push(quarantined("a message names no conversation", &describe(resource))),
+        },
+        FetchedResource::Invitation(kind) => {
+            invitation(kind, &fetch.href, Phase::Updated, Some(resource), &Outcome::default(), "", &mut facts);
+        }
+        FetchedResource::Conversation => facts.push(Fact::Conversation(conversation_fact(&fetch.href, resource))),
+        FetchedResource::Participant => match conversation.or_else(|| conversation_of(resource)) {
+            Some(conversation_href) => facts.push(Fact::Participant(ParticipantFact {
+                conversation_href,
+                href: fetch.href.clone(),
+                change: ParticipantChange::Updated,
+                title: None,
+                details: Some(participant_details(resource)),
+                is_local: resource.link("me").is_some() || resource.rel == "localParticipant",
+            })),
+            None => facts.push(quarantined("a participant names no conversation", &describe(resource))),
+        },
+    }
+    facts
+}
+
+/// Status and reason of an event, which only some events have.
+#[derive(Debug, Default)]
+struct Outcome {
+    status: Option<OperationStatus>,
+    reason: Option<FailureReason>,
+}
+
+fn interpret_event(sender: &Sender, event: &Event, raw: &str, facts: &mut Vec<Fact>) {
+    if let EventKind::Unknown(kind) = &event.kind {
+        facts.push(quarantined(&format!("event type {kind:?} is not in the UCWA reference"), raw));
+        return;
+    }
+    if !is_listed_sender(&sender.rel) {
+        facts.push(quarantined(&format!("sender {:?} is not in the UCWA reference", sender.rel), raw));
+        return;
+    }
+    if !is_listed_rel(&event.rel) {
+        facts.push(quarantined(&format!("rel {:?} is not in the UCWA reference", event.rel), raw));
+        return;
+    }
+    let outcome = Outcome {
+        status: event.status.as_deref().and_then(status_of),
+        reason: event.reason.as_ref().map(failure_reason),
+    };
+    let resource = event.resource.as_ref();
+    match event.rel.as_str() {
+        "conversation" if event.kind == EventKind::Deleted => {
+            facts.push(Fact::ConversationEnded(ConversationEnded {
+                href: event.href.clone(),
+                reason: outcome.reason,
+            }));
+        }
+        "conversation" => facts.push(Fact::Conversation(match resource {
+            Some(resource) => conversation_fact(&event.href, resource),
+            None => ConversationFact { href: event.href.clone(), link_only: true, ..ConversationFact::default() },
+        })),
+        "messagingInvitation" => {
+            invitation(InvitationKind::Messaging, &event.href, phase(event), resource, &outcome, raw, facts);
+        }
+        "onlineMeetingInvitation" => {
+            invitation(InvitationKind::OnlineMeeting, &event.href, phase(event), resource, &outcome, raw, facts);
+        }
+        "participantInvitation" => {
+            invitation(InvitationKind::Participant, &event.href, phase(event), resource, &outcome, raw, facts);
+        }
+        "message" => match conversation_of_sender(sender).or_else(|| resource.and_then(conversation_of)) {
+            Some(conversation_href) => {
+                message(&conversation_href, &event.href, phase(event), resource, &outcome, raw, facts);
+            }
+            None => facts.push(quarantined("a message event names no conversation", raw)),
+        },
+        "participant" | "localParticipant" => {
+            match conversation_of_sender(sender).or_else(|| resource.and_then(conversation_of)) {
+                Some(conversation_href) => participant(&conversation_href, event, facts),
+                None => facts.push(quarantined("a participant event names no conversation", raw)),
+            }
+        }
+        // `messaging`, `communication`, `me` and their like change what can be done, not what happened.
+        _ => {}
+    }
+}
+
+fn conversation_of_sender(sender: &Sender) -> Option<String> {
+    (sender.rel == "conversation").then(|| sender.href.clone())
+}
+
+/// The conversation that a resource links or embeds.
+fn conversation_of(resource: &Resource) -> Option<String> {
+    resource
+        .link("conversation")
+        .map(|link| link.href.clone())
+        .or_else(|| resource.embedded("conversation").map(|conversation| conversation.href.clone()))
+}
+
+fn phase(event: &Event) -> Phase {
+    match event.kind {
+        EventKind::Started | EventKind::Added => Phase::Started,
+        EventKind::Completed | EventKind::Deleted => Phase::Completed,
+        EventKind::Updated | EventKind::Unknown(_) => Phase::Updated,
+    }
+}
+
+/// Resource `conversation`.
+fn conversation_fact(href: &str, resource: &Resource) -> ConversationFact {
+    let state = text(resource, "state");
+    let conference = state.as_deref().is_some_and(|state| {
+        ["conferencing", "conferenced", "inlobby"].contains(&state.to_ascii_lowercase().as_str())
+    });
+    let crowded = resource
+        .property("participantCount")
+        .and_then(|count| count.trim().parse::<u32>().ok())
+        .is_some_and(|count| count > 2);
+    ConversationFact {
+        href: href.to_owned(),
+        direction: state
+            .as_deref()
+            .is_some_and(|state| state.eq_ignore_ascii_case("Incoming"))
+            .then_some(Direction::Incoming),
+        state,
+        thread_id: text(resource, "threadId"),
+        subject: resource.property("subject").map(str::to_owned),
+        importance: text(resource, "importance"),
+        multiparty: (conference || crowded).then_some(true),
+        online_meeting_uri: resource
+            .embedded("onlineMeeting")
+            .and_then(|meeting| text(meeting, "onlineMeetingUri"))
+            .or_else(|| text(resource, "onlineMeetingUri")),
+        link_only: false,
+    }
+}
+
+/// Resources `messagingInvitation`, `onlineMeetingInvitation`, `participantInvitation`.
+fn invitation(
+    kind: InvitationKind,
+    href: &str,
+    phase: Phase,
+    resource: Option<&Resource>,
+    outcome: &Outcome,
+    raw: &str,
+    facts: &mut Vec<Fact>,
+) {
+    let mut fact = InvitationFact {
+        href: href.to_owned(),
+        kind,
+        phase,
+        direction: None,
+        state: None,
+        operation_id: None,
+        thread_id: None,
+        subject: None,
+        importance: None,
+        from: None,
+        to_uri: None,
+        conversation_href: None,
+        content: Content::default(),
+        status: outcome.status,
+        reason: outcome.reason.clone(),
+        online_meeting_uri: None,
+        link_only: resource.is_none(),
+    };
+    let Some(resource) = resource else {
+        facts.push(Fact::Invitation(fact));
+        return;
+    };
+    fact.direction = direction(resource);
+    fact.state = text(resource, "state");
+    fact.operation_id = text(resource, "operationId").map(OperationId);
+    fact.thread_id = text(resource, "threadId");
+    fact.subject = resource.property("subject").map(str::to_owned);
+    fact.importance = text(resource, "importance");
+    fact.conversation_href = conversation_of(resource);
+    fact.online_meeting_uri = text(resource, "onlineMeetingUri");
+    fact.to_uri = text(resource, "to")
+        .or_else(|| resource.embedded("to").and_then(|to| text(to, "uri")))
+        .map(|uri| normal_uri(&uri))
+        .or_else(|| resource.link("to").and_then(|link| uri_hint(&link.href)));
+    fact.from = resource
+        .embedded("from")
+        .map(person)
+        .or_else(|| resource.link("from").map(linked_person))
+        .or_else(|| resource.link("organizer").map(linked_person));
+    if let Some(link) = resource.link("message") {
+        read_content(std::slice::from_ref(&link), raw, &mut fact.content, facts);
+    }
+    let people: Vec<Fact> = fact
+        .conversation_href
+        .iter()
+        .flat_map(|conversation_href| {
+            ["from", "acceptedByParticipant"].into_iter().flat_map(|role| resource.all_embedded(role)).map(
+                |participant| {
+                    Fact::Participant(ParticipantFact {
+                        conversation_href: conversation_href.clone(),
+                        href: participant.href.clone(),
+                        change: ParticipantChange::Updated,
+                        title: None,
+                        details: Some(participant_details(participant)),
+                        is_local: participant.link("me").is_some(),
+                    })
+                },
+            )
+        })
+        .collect();
+    facts.push(Fact::Invitation(fact));
+    facts.extend(people);
+}
+
+/// Resource `message`.
+fn message(
+    conversation_href: &str,
+    href: &str,
+    phase: Phase,
+    resource: Option<&Resource>,
+    outcome: &Outcome,
+    raw: &str,
+    facts: &mut Vec<Fact>,
+) {
+    let mut fact = MessageFact {
+        conversation_href: conversation_href.to_owned(),
+        href: href.to_owned(),
+        phase,
+        direction: None,
+        sender: None,
+        content: Content::default(),
+        sent_at: None,
+        status: outcome.status,
+        reason: outcome.reason.clone(),
+        operation_id: None,
+        failed_recipients: Vec::new(),
+        link_only: resource.is_none(),
+    };
+    if let Some(resource) = resource {
+        fact.direction = direction(resource);
+        fact.sender = resource
+            .embedded("participant")
+            .map(person)
+            .or_else(|| resource.link("participant").map(linked_person))
+            .or_else(|| {
+                resource.link("contact").map(|link| Person {
+                    href: None,
+                    uri: uri_hint(&link.href),
+                    name: link.title.clone().filter(|title| !title.trim().is_empty()),
+                })
+            });
+        let bodies: Vec<&Link> = ["plainMessage", "htmlMessage"].iter().flat_map(|rel| resource.link(rel)).collect();
+        read_content(&bodies, raw, &mut fact.content, facts);
+        fact.sent_at = resource.property("timeStamp").and_then(|stamp| time::parse(stamp).ok());
+        fact.status = fact.status.or_else(|| resource.property("status").and_then(status_of));
+        fact.operation_id = text(resource, "operationId").map(OperationId);
+        fact.failed_recipients = resource
+            .all_embedded("failedDeliveryParticipant")
+            .map(person)
+            .chain(resource.links("failedDeliveryParticipant").map(linked_person))
+            .collect();
+    }
+    facts.push(Fact::Message(fact));
+}
+
+/// Resources `participant` and `localParticipant`.
+fn participant(conversation_href: &str, event: &Event, facts: &mut Vec<Fact>) {
+    let (change, details) = match event.within.as_ref().map(|within| within.rel.as_str()) {
+        None => {
+            let change = match event.kind {
+                EventKind::Added | EventKind::Started => ParticipantChange::Joined,
+                EventKind::Deleted => ParticipantChange::Left,
+                _ => ParticipantChange::Updated,
+            };
+            (change, event.resource.as_ref().map(participant_details))
+        }
+        Some(role @ ("attendees" | "leaders")) if event.kind != EventKind::Deleted => {
+            let mut details = event.resource.as_ref().map(participant_details).unwrap_or_default();
+            let named = if role == "leaders" { "Leader" } else { "Attendee" };
+            details.role.get_or_insert_with(|| named.to_owned());
+            (ParticipantChange::Updated, Some(details))
+        }
+        // Typing is not membership, and who waits in the lobby is not in the conversation yet.
+        Some(_) => return,
+    };
+    facts.push(Fact::Participant(ParticipantFact {
+        conversation_href: conversation_href.to_owned(),
+        href: event.href.clone(),
+        change,
+        title: event.title.clone().filter(|title| !title.trim().is_empty()),
+        details,
+        is_local: event.rel == "localParticipant",
+    }));
+}
+
+/// Decodes `plainMessage`, `htmlMessage` or `message` links into `content`; what cannot be decoded is quarantined.
+fn read_content(links: &[&Link], raw: &str, content: &mut Content, facts: &mut Vec<Fact>) {
+    for link in links {
+        match data_uri::decode(&link.href) {
+            Ok(decoded) if decoded.media_type.eq_ignore_ascii_case("text/html") => content.html = Some(decoded.text),
+            Ok(decoded) if decoded.media_type.eq_ignore_ascii_case("text/plain") => {
+                content.plain = Some(decoded.text);
+            }
+            Ok(decoded) => facts.push(quarantined(
+                &format!("{} has the media type {:?}, which is not text", link.rel, decoded.media_type),
+                if raw.is_empty() { &link.href } else { raw },
+            )),
+            Err(problem) => facts.push(quarantined(
+                &format!("the data URI of {} can't be decoded: {problem}", link.rel),
+                if raw.is_empty() { &link.href } else { raw },
+            )),
+        }
+    }
+}
+
+fn participant_details(resource: &Resource) -> ParticipantDetails {
+    ParticipantDetails {
+        uri: text(resource, "uri").map(|uri| normal_uri(&uri)),
+        name: text(resource, "name"),
+        role: text(resource, "role"),
+        source_network: text(resource, "sourceNetwork"),
+    }
+}
+
+fn person(resource: &Resource) -> Person {
+    Person {
+        href: Some(resource.href.clone()).filter(|href| !href.is_empty()),
+        uri: text(resource, "uri").map(|uri| normal_uri(&uri)),
+        name: text(resource, "name"),
+    }
+}
+
+fn linked_person(link: &Link) -> Person {
+    Person {
+        href: Some(link.href.clone()),
+        uri: None,
+        name: link.title.clone().filter(|title| !title.trim().is_empty()),
+    }
+}
+
+fn direction(resource: &Resource) -> Option<Direction> {
+    match resource.property("direction")?.trim().to_ascii_lowercase().as_str() {
+        "incoming" => Some(Direction::Incoming),
+        "outgoing" => Some(Direction::Outgoing),
+        _ => None,
+    }
+}
+
+/// `Success`/`Failure` on events, `Succeeded`/`Failed` in resources; `Pending` is neither.
+fn status_of(word: &str) -> Option<OperationStatus> {
+    match word.trim().to_ascii_lowercase().as_str() {
+        "success" | "succeeded" => Some(OperationStatus::Success),
+        "failure" | "failed" => Some(OperationStatus::Failure),
+        _ => None,
+    }
+}
+
+fn failure_reason(reason: &Reason) -> FailureReason {
+    FailureReason {
+        code: reason.code.clone(),
+        subcode: reason.subcode.clone(),
+        message: reason.message.clone(),
+    }
+}
+
+/// A property that is there and not empty.
+fn text(resource: &Resource, name: &str) -> Option<String> {
+    resource.property(name).map(str::trim).filter(|value| !value.is_empty()).map(str::to_owned)
+}
+
+/// URIs are stored lower case; a scheme is added to a bare address.
+fn normal_uri(uri: &str) -> String {
+    let lower = uri.trim().to_lowercase();
+    if lower.contains(':') || !lower.contains('@') { lower } else { format!("sip:{lower}") }
+}
+
+/// The address that a contact's href ends in. A hint for a name, for where nothing better is known.
+fn uri_hint(href: &str) -> Option<String> {
+    let path = href.split(['?', '#']).next()?;
+    let segment = path.trim_end_matches('/').rsplit('/').next()?;
+    let decoded = percent_encoding::percent_decode_str(segment).decode_utf8().ok()?;
+    decoded.contains('@').then(|| normal_uri(&decoded))
+}
+
+fn raw_text<'body>(event: &Event, body: &'body str) -> &'body str {
+    body.get(event.raw.clone()).unwrap_or(body)
+}
+
+fn quarantined(reason: &str, payload: &str) -> Fact {
+    Fact::Quarantined(Quarantined { reason: reason.to_owned(), payload: payload.to_owned() })
+}
+
+/// A fetched resource in words, for the quarantine: its XML is gone by then.
+fn describe(resource: &Resource) -> String {
+    format!("resource {} at {} with properties {:?}", resource.rel, resource.href, resource.properties)
+}

@@ -1,0 +1,108 @@
+//! Takes due rows out of the queue and hands each to its account.
+//!
+//! One task for all accounts: it waits until the queue may have changed, claims the first due row of every destination
+//! that has none under way, and gives each to the account's actor. It never waits for an account: a row that an
+//! account can't take now goes back unsent.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    account::{Directory, actor::Relay, backoff::Backoff},
+    store::{ClaimSettings, ClaimedSend, SharedStore},
+};
+
+/// The dispatcher's surroundings.
+pub struct Dispatcher {
+    /// The database.
+    pub store: SharedStore,
+    /// Who is signed in.
+    pub directory: Directory,
+    /// How rows are claimed.
+    pub claim: ClaimSettings,
+    /// `outbox.poll_ms`: the safety net under the change notices.
+    pub poll: Duration,
+}
+
+impl Dispatcher {
+    /// Runs until `stop` is cancelled. What is claimed by then is handed out; nothing more is claimed.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        while !stop.is_cancelled() {
+            let claimed = match self.store.claim_due(Timestamp::now(), &self.claim).await {
+                Ok(claimed) => {
+                    backoff.reset();
+                    claimed
+                }
+                Err(error) => {
+                    tracing::warn!(error = %crate::error_chain(&error), "the queue can't be read; trying again");
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(backoff.next_delay()) => continue,
+                    }
+                }
+            };
+            let full = i64::try_from(claimed.len()).unwrap_or(i64::MAX) >= self.claim.limit;
+            let refused = self.hand_out(claimed).await;
+            if refused > 0 {
+                // Whoever could not take a row now needs a moment; the other accounts' rows wait no longer than that.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            } else if !full {
+                let wait = self.until_next_due().await;
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.store.outbox_changed(wait) => {}
+                }
+            }
+        }
+    }
+
+    /// How long to wait at most: until a row that waits for a time is due.
+    async fn until_next_due(&self) -> Duration {
+        let now = Timestamp::now();
+        match self.store.next_due(now).await {
+            Ok(Some(due)) => Duration::try_from(due.duration_since(now))
+                .unwrap_or_default()
+                .clamp(Duration::from_millis(5), self.poll.max(Duration::from_millis(5))),
+            Ok(None) => self.poll,
+            Err(error) => {
+                tracing::debug!(error = %crate::error_chain(&error), "the next due time is not known");
+                self.poll
+            }
+        }
+    }
+
+    /// Returns how many rows could not be handed out and were given back.
+    async fn hand_out(&self, claimed: Vec<ClaimedSend>) -> usize {
+        let mut refused = Vec::new();
+        for send in claimed {
+            let row = (send.outbox, send.operation_id.clone());
+            let taken = self
+                .directory
+                .get(send.account)
+                .is_some_and(|online| online.address.try_send(Relay(send)).is_ok());
+            if !taken {
+                refused.push(row);
+            }
+        }
+        let results = join_all(
+            refused.iter().map(|(outbox, operation_id)| self.store.release_claim(*outbox, operation_id)),
+        )
+        .await;
+        for ((outbox, _), result) in refused.iter().zip(results) {
+            if let Err(error) = result {
+                tracing::warn!(outbox.id = outbox.0, error = %crate::error_chain(&error), "a row stays claimed");
+            }
+        }
+        refused.len()
+    }
+}
+
+/// Starts the dispatcher on the current tokio runtime.
+pub fn start(dispatcher: Dispatcher, stop: CancellationToken) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(dispatcher.run(stop))
+}
+

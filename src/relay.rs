@@ -1,0 +1,186 @@
+//! The whole server, wired up in one place: store, HTTP clients, accounts, outbox, in the order in which they depend
+//! on each other; and taken down in the opposite order.
+
+use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
+
+use actix::prelude::*;
+use anyhow::Context as _;
+use tokio::{sync::oneshot, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    account::{
+        AccountEnvironment, AccountSettings, Directory,
+        gate::SignInGate,
+        state_board::StateBoard,
+        supervisor::{AccountSupervisor, StopAll},
+    },
+    archive::retry::RetryPolicy,
+    config::{Config, UncertainPolicy},
+    outbox::dispatcher::{self, Dispatcher},
+    store::{self, ClaimSettings, Role, SharedStore},
+    ucwa::{EventParameters, HttpClients, HttpSettings},
+};
+
+/// How long an orderly stop may take before the process ends anyway. Nothing is lost then; the next start settles it.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// Rows claimed at once.
+const CLAIM_LIMIT: i64 = 500;
+
+/// A running server.
+pub struct Relay {
+    /// The database.
+    pub store: SharedStore,
+    /// Who is signed in.
+    pub directory: Directory,
+    supervisor: Addr<AccountSupervisor>,
+    stop: CancellationToken,
+    dispatcher: JoinHandle<()>,
+    states: JoinHandle<()>,
+}
+
+impl Relay {
+    /// Opens the database, declares the configured accounts and starts everything. Must run within an actix system.
+    pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        let store = store::connect(&config.store_settings(), Role::Server).await?;
+        for declared in &config.accounts {
+            store
+                .declare_account(&declared.to_new_account())
+                .await
+                .with_context(|| format!("account {} of the configuration could not be declared", declared.sip_uri))?;
+        }
+        let extra_ca_pem = match &config.server.ca_file {
+            Some(path) => Some(
+                tokio::fs::read(path)
+                    .await
+                    .with_context(|| format!("server.ca_file {} can't be read", path.display()))?,
+            ),
+            None => None,
+        };
+        let clients = HttpClients::new(&HttpSettings {
+            extra_ca_pem,
+            request_timeout: config.server.request_timeout,
+            poll_margin: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(10),
+            allow_http: config.server.allow_http,
+        })?;
+        let node = config.cluster.node_id.clone();
+        let (states, writing_states) = StateBoard::start(Arc::clone(&store), node.clone());
+        let directory = Directory::default();
+        let environment = AccountEnvironment {
+            store: Arc::clone(&store),
+            clients,
+            key_file: Arc::from(config.key_file().as_path()) as Arc<Path>,
+            gate: SignInGate::new(
+                usize::try_from(config.relay.accounts_online_at_once.get()).unwrap_or(usize::MAX),
+                f64::from(config.relay.sign_in_rate.get()),
+            ),
+            states,
+            directory: directory.clone(),
+            settings: Arc::new(account_settings(config)),
+        };
+        let supervisor = AccountSupervisor::new(environment).start();
+        let stop = CancellationToken::new();
+        let dispatcher = dispatcher::start(
+            Dispatcher {
+                store: Arc::clone(&store),
+                directory: directory.clone(),
+                claim: ClaimSettings {
+                    node,
+                    max_attempts: i64::from(config.outbox.max_attempts.get()),
+                    max_body_bytes: config.outbox.max_body_bytes,
+                    limit: CLAIM_LIMIT,
+                },
+                poll: config.outbox.poll(),
+            },
+            stop.clone(),
+        );
+        tracing::info!(node = %config.cluster.node_id, "ucwa-relay is running");
+        Ok(Self { store, directory, supervisor, stop, dispatcher, states: writing_states })
+    }
+
+    /// Stops in order: no new rows, sends that are out are finished, event channels end, the database is closed. UCWA
+    /// applications stay, so that the next start resumes them.
+    pub async fn stop(self) {
+        let Self { store, directory: _, supervisor, stop, dispatcher, states } = self;
+        let in_order = async {
+            stop.cancel();
+            // It only ends by itself or by this; a panic in it was logged when it happened.
+            let _ = dispatcher.await;
+            let (stopped, all_stopped) = oneshot::channel();
+            if supervisor.send(StopAll(stopped)).await.is_ok() {
+                let _ = all_stopped.await;
+            }
+            drop(supervisor);
+            // Ends when the last account has dropped its handle, with every state written.
+            let _ = states.await;
+        };
+        if tokio::time::timeout(STOP_WITHIN, in_order).await.is_err() {
+            tracing::warn!("not everything stopped in time; what was under way is settled at the next start");
+        }
+        store.close().await;
+    }
+}
+
+fn account_settings(config: &Config) -> AccountSettings {
+    AccountSettings {
+        discovery_url: config.server.discovery_url.clone(),
+        trusted_domains: config.server.trusted_domains.clone(),
+        allow_http: config.server.allow_http,
+        poll: EventParameters {
+            low: Duration::from_secs(15),
+            medium: Duration::from_secs(5),
+            timeout: config.server.poll_timeout,
+            priority: 0,
+        },
+        culture: config.relay.culture.clone(),
+        presence: config.relay.presence.as_str().to_owned(),
+        invitations: config.relay.invitations,
+        idle_conversation: config.relay.idle_conversation,
+        settle_after: config.outbox.settle_after,
+        retry_uncertain: config.outbox.uncertain == UncertainPolicy::Retry,
+        retry: RetryPolicy { base: config.outbox.retry_base, cap: config.outbox.retry_max },
+        per_account_rate: f64::from(NonZeroU32::get(config.outbox.per_account_rate)),
+        node: config.cluster.node_id.clone(),
+    }
+}
+
+/// Runs the server until it is interrupted or terminated: a first signal stops it in order, a second one at once.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    on_actix(async {
+        let relay = Relay::start(config).await?;
+        wait_for_signal().await?;
+        tracing::info!("stopping; a second signal stops at once");
+        tokio::select! {
+            () = relay.stop() => Ok(()),
+            again = wait_for_signal() => again,
+        }
+    })
+}
+
+/// Runs a future on an actix system over a tokio runtime with a worker for each core.
+pub fn on_actix<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no tokio runtime")?;
+    let mut runtime = Some(runtime);
+    let system = actix::System::with_tokio_rt(move || {
+        runtime.take().unwrap_or_else(|| {
+            tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .expect("a second runtime can be built where the first one could")
+        })
+    });
+    system.block_on(future)
+}
+
+/// Waits for SIGINT or SIGTERM.
+pub async fn wait_for_signal() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened for")?;
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened for")?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}

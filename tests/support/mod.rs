@@ -1,0 +1,293 @@
+//! What whole-program tests share: the real binary as simulator and as server, a database of their own, and waiting
+//! for conditions.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use sqlx::{Row, SqlitePool, sqlite::SqliteConnectOptions};
+use tempfile::TempDir;
+use ucwa_relay::{
+    demo::reckoning::Reckoning,
+    simulator::LedgerSnapshot,
+    store::{self, HistoryFilter, OutboxFilter, Role, StoreSettings},
+};
+
+/// Longest time that anything may take; a healthy run needs a fraction of it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+const BINARY: &str = env!("CARGO_BIN_EXE_ucwa-relay");
+
+/// Asks again and again until there is an answer.
+pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually_within(PATIENCE, what, &mut ask).await
+}
+
+/// As [`eventually`], with a limit of its own.
+pub async fn eventually_within<T>(limit: Duration, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited {} s in vain: {what}", limit.as_secs());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A child process that is killed when the test ends, with what it wrote to stderr.
+pub struct Process {
+    child: Child,
+    stderr: Arc<Mutex<String>>,
+}
+
+impl Process {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let stderr = Arc::new(Mutex::new(String::new()));
+        let mut pipe = child.stderr.take().expect("stderr is piped");
+        let sink = Arc::clone(&stderr);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+                sink.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]));
+            }
+        });
+        Self { child, stderr }
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the process can be killed");
+        self.child.wait().expect("the process can be waited for");
+    }
+
+    /// SIGTERM, then waits; gives whether it ended with exit code 0.
+    pub fn terminate(&mut self) -> bool {
+        let killed = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
+        assert!(killed.success());
+        self.child.wait().expect("the process can be waited for").success()
+    }
+
+    /// What it has written to stderr so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.lock().unwrap().clone()
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("the process can be asked").is_none()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- stderr of the process\n{}", self.stderr());
+        }
+    }
+}
+
+/// The simulator as a process of its own, steered through its control API.
+pub struct Simulate {
+    /// The process.
+    pub process: Process,
+    /// For `server.discovery_url`.
+    pub discovery_url: String,
+    admin: String,
+    http: reqwest::Client,
+}
+
+impl Simulate {
+    /// Starts it on free ports.
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(BINARY);
+        command
+            .args(["simulate", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+            .args(arguments)
+            .stdout(Stdio::piped());
+        let mut process = Process::start(command);
+        let mut lines = BufReader::new(process.child.stdout.take().expect("stdout is piped")).lines();
+        let mut line = || lines.next().expect("the simulator says where it listens").expect("in UTF-8");
+        let discovery_url = line().split('"').nth(1).expect("an address in quotes").to_owned();
+        let admin = line().trim_start_matches("# ledger and control: ").trim_end_matches("/ledger").to_owned();
+        std::thread::spawn(move || lines.for_each(drop));
+        // Loopback without TLS: the provider is only needed because the client insists on one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self { process, discovery_url, admin, http: reqwest::Client::new() }
+    }
+
+    /// GET on the control API.
+    pub async fn get(&self, path: &str) -> Value {
+        let answer = self.http.get(format!("{}{path}", self.admin)).send().await.expect("the control API answers");
+        serde_json::from_str(&answer.text().await.expect("in full")).expect("in JSON")
+    }
+
+    /// POST on the control API; the answer, whatever its status.
+    pub async fn post(&self, path: &str, body: &Value) -> Value {
+        let answer = self
+            .http
+            .post(format!("{}{path}", self.admin))
+            .header("content-type", "application/json")
+            .body(body.to_string())
+            .send()
+            .await
+            .expect("the control API answers");
+        let text = answer.text().await.expect("in full");
+        if text.is_empty() { Value::Null } else { serde_json::from_str(&text).expect("in JSON") }
+    }
+
+    /// Somebody calls an account; retried until the account takes calls. Gives the conversation's id.
+    pub async fn call(&self, from: &str, to_account: &str, text: &str) -> String {
+        let request = json!({ "from": from, "to_account": to_account, "text": text });
+        eventually(&format!("{to_account} takes a call"), async || {
+            self.post("/call", &request).await["conversation"].as_str().map(str::to_owned)
+        })
+        .await
+    }
+
+    /// The caller says something, as soon as the conversation takes it.
+    pub async fn say(&self, conversation: &str, text: &str) {
+        let request = json!({ "conversation": conversation, "text": text });
+        eventually("the conversation is connected", async || {
+            self.post("/say", &request).await.get("serials").is_some().then_some(())
+        })
+        .await;
+    }
+
+    /// Everything it delivered and accepted.
+    pub async fn ledger(&self) -> LedgerSnapshot {
+        serde_json::from_value(self.get("/ledger").await).expect("a ledger")
+    }
+}
+
+/// A folder with a configuration and a database, and the server that may run in it.
+pub struct Relay {
+    /// Everything lies in here.
+    pub folder: TempDir,
+    /// The running server.
+    pub server: Option<Process>,
+}
+
+impl Relay {
+    /// Writes a configuration for a simulator; `more` is TOML appended to it.
+    pub fn configure(simulator: &Simulate, more: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let text = format!(
+            "[database]\nurl = \"sqlite://{}\"\n[server]\ndiscovery_url = \"{}\"\nallow_http = true\n{more}\n",
+            folder.path().join("archive.db").display(),
+            simulator.discovery_url
+        );
+        std::fs::write(folder.path().join("ucwa-relay.toml"), text).expect("the configuration is written");
+        Self { folder, server: None }
+    }
+
+    /// The database file.
+    pub fn database(&self) -> PathBuf {
+        self.folder.path().join("archive.db")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(BINARY);
+        command.current_dir(self.folder.path()).args(arguments).env("NO_COLOR", "1");
+        command
+    }
+
+    /// Runs a command of the program to its end.
+    pub fn tool(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).stdin(Stdio::null()).output().expect("the binary starts")
+    }
+
+    /// As [`Relay::tool`]; it has to succeed. Gives its stdout.
+    pub fn tool_ok(&self, arguments: &[&str]) -> String {
+        let output = self.tool(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?} failed: {stderr}");
+        String::from_utf8(output.stdout).expect("in UTF-8")
+    }
+
+    /// Adds an account with a password.
+    pub fn add_account(&self, uri: &str, password: &str) {
+        let file = self.folder.path().join("password");
+        std::fs::write(&file, password).expect("the password file is written");
+        let username = uri.trim_start_matches("sip:");
+        let file = file.to_str().expect("a path in UTF-8");
+        self.tool_ok(&["account", "add", uri, "--username", username, "--password-file", file]);
+    }
+
+    /// Starts `run`.
+    pub fn start(&mut self) {
+        let mut command = self.command(&["run"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).env("RUST_BACKTRACE", "1");
+        self.server = Some(Process::start(command));
+    }
+
+    /// The running server.
+    pub fn server(&mut self) -> &mut Process {
+        self.server.as_mut().expect("the server was started")
+    }
+
+    /// A plain connection to the database, as any other program has.
+    pub async fn sql(&self) -> SqlitePool {
+        sqlite(&self.database()).await
+    }
+
+    /// Waits until an account is in a state; gives its detail.
+    pub async fn account_state(&self, uri: &str, state: &str) -> String {
+        let pool = self.sql().await;
+        let detail = eventually(&format!("{uri} is {state}"), async || {
+            sqlx::query("SELECT coalesce(detail, '') FROM account_overview WHERE account = ? AND state = ?")
+                .bind(uri)
+                .bind(state)
+                .fetch_optional(&pool)
+                .await
+                .expect("account_overview can be read")
+                .map(|row| row.get::<String, _>(0))
+        })
+        .await;
+        pool.close().await;
+        detail
+    }
+
+    /// Compares the simulator's ledger with the database.
+    pub async fn reckon(&self, simulator: &Simulate) -> Reckoning {
+        let store = store::connect(&store_settings(&self.database()), Role::Tool).await.expect("the database opens");
+        let archive = store
+            .history(&HistoryFilter { limit: i64::MAX, ..HistoryFilter::default() })
+            .await
+            .expect("the archive can be read");
+        let outbox = store
+            .outbox_rows(&OutboxFilter { limit: i64::MAX, ..OutboxFilter::default() })
+            .await
+            .expect("the queue can be read");
+        store.close().await;
+        Reckoning::compare(&simulator.ledger().await, &archive, &outbox)
+    }
+}
+
+/// Settings for reading a database through the program's own store.
+pub fn store_settings(database: &Path) -> StoreSettings {
+    let mut config = ucwa_relay::config::Config::default();
+    config.database.url = format!("sqlite://{}", database.display());
+    config.store_settings()
+}
+
+/// A plain connection to a SQLite file.
+pub async fn sqlite(database: &Path) -> SqlitePool {
+    let options = SqliteConnectOptions::new().filename(database).busy_timeout(Duration::from_secs(10));
+    SqlitePool::connect_with(options).await.expect("the database opens")
+}
+
+/// One number.
+pub async fn count(pool: &SqlitePool, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(pool).await.expect("the query runs")
+}
