@@ -8,13 +8,14 @@ use crate::{
     archive::{
         Workspace, chain,
         fact::{
-            ArchiveCommit, Content, ConversationEnded, ConversationFact, Direction, Fact, FailureReason, Fetch,
-            FetchedResource, InvitationFact, InvitationKind, MessageFact, OperationStatus, ParticipantChange,
-            ParticipantDetails, ParticipantFact, Person, Phase, Quarantined, SendFact, SendOutcome, Unfetchable,
+            ArchiveCommit, Content, ConversationEnded, ConversationFact, Direction, Fact, FailureReason,
+            Fetch, FetchedResource, InvitationFact, InvitationKind, MessageFact, OperationStatus,
+            ParticipantChange, ParticipantDetails, ParticipantFact, Person, Phase, Quarantined, SendFact,
+            SendOutcome, Unfetchable,
         },
         row::{
-            AttemptRow, Awaiting, ChainHead, ConversationRow, InvitationRow, MessageRow, MessageSource, MessageStatus,
-            OutboxSend, ParticipantRow, QuarantineRow, SessionRow,
+            AttemptRow, Awaiting, ChainHead, ConversationRow, InvitationRow, MessageRow, MessageSource,
+            MessageStatus, OutboxSend, ParticipantRow, QuarantineRow, SessionRow,
         },
         workspace::Counters,
     },
@@ -121,13 +122,18 @@ impl Ledger {
             highest(self.counters.participants, self.participants.keys().last().copied());
         self.counters.invitations =
             highest(self.counters.invitations, self.invitations.keys().last().copied());
-        self.counters.messages =
-            highest(self.counters.messages, self.messages.keys().last().map(|id| id.0));
+        self.counters.messages = highest(self.counters.messages, self.messages.keys().last().map(|id| id.0));
     }
 
     fn apply(&mut self, cursor: Option<String>, facts: Vec<Fact>) -> CommitOutcome {
-        let commit =
-            ArchiveCommit { account: ALICE, session: SESSION, epoch: 0, cursor, received_at: self.now, facts };
+        let commit = ArchiveCommit {
+            account: ALICE,
+            session: SESSION,
+            epoch: 0,
+            cursor,
+            received_at: self.now,
+            facts,
+        };
         let mut workspace = self.workspace();
         workspace.check(&commit).unwrap();
         let outcome = workspace.apply(&commit, self.now);
@@ -465,14 +471,16 @@ fn a_conversation_is_described_step_by_step_and_ends_once() {
     let row = ledger.conversations.values().next().unwrap();
     assert_eq!(row.state.as_deref(), Some("Disconnected"));
     assert_eq!(row.ended_at, Some(start() + 4.seconds()));
-    assert_eq!((row.end_code.as_deref(), row.end_subcode.as_deref()), (Some("RemoteFailure"), Some("Declined")));
+    assert_eq!(
+        (row.end_code.as_deref(), row.end_subcode.as_deref()),
+        (Some("RemoteFailure"), Some("Declined"))
+    );
 }
 
 #[test]
 fn a_conversation_that_was_only_linked_is_fetched() {
     let mut ledger = Ledger::new();
-    let link =
-        ConversationFact { href: TALK.to_owned(), link_only: true, ..ConversationFact::default() };
+    let link = ConversationFact { href: TALK.to_owned(), link_only: true, ..ConversationFact::default() };
     let outcome = ledger.events(vec![Fact::Conversation(link.clone())]);
     assert_eq!(outcome.fetches, [fetch(FetchedResource::Conversation, TALK)]);
     ledger.answer(conversation("Connected"));
@@ -582,8 +590,12 @@ fn started_and_completed_are_one_message() {
 #[test]
 fn a_message_announced_without_text_gets_it_later() {
     let mut ledger = Ledger::new();
-    let started =
-        MessageFact { phase: Phase::Started, status: None, content: Content::default(), ..message_fact(1, "") };
+    let started = MessageFact {
+        phase: Phase::Started,
+        status: None,
+        content: Content::default(),
+        ..message_fact(1, "")
+    };
     ledger.events(vec![Fact::Message(started)]);
     assert_eq!(ledger.check_chain(), 0);
     ledger.events(vec![message(1, "Hi")]);
@@ -605,8 +617,11 @@ fn html_without_plain_text_is_kept_and_made_readable() {
 #[test]
 fn a_linked_message_is_fetched_first_and_then_settled() {
     let mut ledger = Ledger::new();
-    let outcome =
-        ledger.events(vec![participant(ParticipantChange::Joined, None), message_link(1), message(2, "second")]);
+    let outcome = ledger.events(vec![
+        participant(ParticipantChange::Joined, None),
+        message_link(1),
+        message(2, "second"),
+    ]);
     let href = format!("{TALK}/messages/1");
     // The second message named Bob's address, so nobody has to ask for it.
     assert_eq!(outcome.fetches, [fetch(FetchedResource::Message, &href)]);
@@ -666,7 +681,10 @@ fn the_invitations_text_and_its_repetition_are_one_message() {
     ledger.later(3);
     ledger.events(vec![invitation_over(OperationStatus::Success)]);
     let copy = Content { plain: Some("Hungry?\r\n".into()), html: Some("<b>Hungry?</b>".into()) };
-    ledger.events(vec![Fact::Message(MessageFact { content: copy, ..message_fact(1, "") }), message(2, "Hungry?")]);
+    ledger.events(vec![
+        Fact::Message(MessageFact { content: copy, ..message_fact(1, "") }),
+        message(2, "Hungry?"),
+    ]);
     assert_eq!(ledger.texts(), ["Hungry?", "Hungry?"], "said again, it is another message");
     let row = &ledger.messages[&id];
     assert_eq!((row.source, row.awaiting), (MessageSource::Event, None));
