@@ -857,6 +857,24 @@ fn an_event_that_nobody_can_place_waits_for_its_201() {
     }
 }
 
+#[test]
+fn an_event_that_was_settled_unclaimed_stands_in_nobodys_way() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![our_message(1)]);
+    ledger.later(60);
+    ledger.settle_overdue();
+    assert_eq!(ledger.check_chain(), 1);
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    let event = MessageFact { operation_id: Some(operation.clone()), ..our_message_fact(1) };
+    ledger.events(vec![Fact::Message(event)]);
+    ledger.answer(send(5, &operation, accepted(Some(1))));
+    assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+    assert_eq!(ledger.texts(), ["", "Done"]);
+    let hrefs = ledger.messages.values().filter(|row| row.href.is_some()).count();
+    assert_eq!(hrefs, 1, "an href names one row");
+    assert_eq!(ledger.check_chain(), 2);
+}
+
 fn delivered_once(ledger: &Ledger, operation: &OperationId) {
     let row = ledger.only_message();
     assert_eq!((row.body.as_str(), row.status), ("Done", MessageStatus::Delivered));

@@ -60,7 +60,7 @@ pub(super) async fn counters(connection: &mut SqliteConnection) -> Result<Counte
 }
 
 /// A list of keys as a query takes it.
-fn json(keys: &impl Serialize) -> Result<String, sqlx::Error> {
+pub(super) fn json(keys: &impl Serialize) -> Result<String, sqlx::Error> {
     serde_json::to_string(keys).map_err(|error| sqlx::Error::Encode(error.into()))
 }
 
@@ -353,7 +353,9 @@ async fn outbox(
     if !keys.sending.is_empty() {
         let accounts = json(&keys.sending.iter().map(|id| id.0).collect::<Vec<_>>())?;
         let rows = sqlx::query(
-            "SELECT o.* FROM json_each(?1) k CROSS JOIN outbox o ON o.account_id = k.value AND o.state = 'sending'",
+            "SELECT o.*
+               FROM json_each(?1) k
+              CROSS JOIN outbox o INDEXED BY outbox_sending ON o.account_id = k.value AND o.state = 'sending'",
         )
         .bind(&accounts)
         .fetch_all(&mut *connection)
@@ -365,7 +367,7 @@ async fn outbox(
             "SELECT t.id, t.outbox_id, t.operation_id, t.finished_at, t.outcome, t.http_status, t.code, t.subcode,
                     t.detail
                FROM json_each(?1) k
-              CROSS JOIN outbox o ON o.account_id = k.value AND o.state = 'sending'
+              CROSS JOIN outbox o INDEXED BY outbox_sending ON o.account_id = k.value AND o.state = 'sending'
               CROSS JOIN outbox_attempts t ON t.operation_id = o.operation_id",
         )
         .bind(&accounts)

@@ -305,7 +305,7 @@ async fn claim(
             SET state = 'sending', attempts = attempts + 1, operation_id = json_extract(k.value, '$[1]'),
                 next_attempt_at = NULL, claimed_by = ?2, claimed_at = ?3, updated_at = ?3, revision = revision + 1
            FROM json_each(?1) k
-          WHERE outbox.id = json_extract(k.value, '$[0]') AND outbox.state = 'queued'",
+          WHERE outbox.id = json_extract(k.value, '$[0]') AND +outbox.state = 'queued'",
     )
     .bind(&claims)
     .bind(&settings.node)
@@ -475,7 +475,7 @@ impl OutboxStore for SqliteStore {
         let failed = failed("reading sends under way");
         let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT {CLAIMED}
-               FROM outbox o {GIVEN_CONVERSATION}
+               FROM outbox o INDEXED BY outbox_sending {GIVEN_CONVERSATION}
               WHERE o.state = 'sending' AND o.account_id = ?1
               ORDER BY o.id"
         )))
