@@ -475,8 +475,10 @@ SELECT a.sip_uri AS account,
        s.detail,
        (SELECT count(*) FROM messages m
          WHERE m.account_id = a.id AND m.sent_at >= strftime('%Y-%m-%dT00:00:00.000Z', 'now')) AS messages_today,
-       (SELECT count(*) FROM outbox o WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = a.id)
-     + (SELECT count(*) FROM outbox o WHERE o.state = 'queued' AND o.destination IS NULL
+       (SELECT count(*) FROM outbox o INDEXED BY outbox_queued
+         WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = a.id)
+     + (SELECT count(*) FROM outbox o INDEXED BY outbox_new
+         WHERE o.state = 'queued' AND o.destination IS NULL
            AND CASE WHEN substr(lower(trim(o.account)), 1, 3) = 'sip' THEN lower(trim(o.account))
                     ELSE 'sip:' || lower(trim(o.account)) END = a.sip_uri) AS queued,
        s.last_event_at,

@@ -527,6 +527,21 @@ impl Workspace {
         operations
     }
 
+    /// Operation ids of loaded messages and invitations whose attempt is not loaded.
+    pub fn missing_operations(&self) -> Vec<OperationId> {
+        let mut operations: Vec<_> = self
+            .messages
+            .iter()
+            .filter(|row| row.outbox.is_some())
+            .filter_map(|row| row.operation_id.clone())
+            .chain(self.invitations.iter().filter_map(|row| row.operation_id.clone()))
+            .filter(|operation| self.attempts.by_operation(operation).is_none())
+            .collect();
+        operations.sort_unstable();
+        operations.dedup();
+        operations
+    }
+
     /// Ids of messages that loaded invitations and outbox rows speak of.
     pub fn referenced_messages(&self) -> Vec<MessageId> {
         let mut ids: Vec<MessageId> = self.invitations.iter().filter_map(|row| row.message).collect();

@@ -51,6 +51,13 @@ impl Text {
     }
 }
 
+/// Replaces a row's text.
+fn say(row: &mut MessageRow, text: Text) {
+    text.content_type.clone_into(&mut row.content_type);
+    row.body = text.body;
+    row.body_html = text.body_html;
+}
+
 impl Workspace {
     /// A new row that is not settled.
     pub(super) fn new_message(
@@ -158,15 +165,13 @@ impl Workspace {
             }
             None => {
                 let text = Text::of(&fact.content, self.plain_from_html);
-                match self.copy_of_invitation(applying, conversation_id, first, &text, &sender, fact) {
-                    Some(place) => place,
-                    None => {
-                        let place = self.new_message(applying, conversation_id, Direction::Incoming, &text);
-                        self.describe_incoming(place, &sender, fact);
-                        self.release(place);
-                        place
-                    }
-                }
+                let copy = self.copy_of_invitation(applying, conversation_id, first, &text, &sender, fact);
+                copy.unwrap_or_else(|| {
+                    let place = self.new_message(applying, conversation_id, Direction::Incoming, &text);
+                    self.describe_incoming(place, &sender, fact);
+                    self.release(place);
+                    place
+                })
             }
         };
         if let Some(status) = fact.status {
@@ -193,12 +198,8 @@ impl Workspace {
         }
         self.undelete_message(place);
         let row = self.messages.get_mut(place);
-        *row = MessageRow {
-            content_type: text.content_type.to_owned(),
-            body: text.body,
-            body_html: text.body_html,
-            ..placeholder
-        };
+        *row = placeholder;
+        say(row, text);
         self.describe_incoming(place, sender, fact);
         self.release(place);
     }
@@ -244,7 +245,7 @@ impl Workspace {
         if !row.is_chained() {
             if let (None, Some(html)) = (&row.body_html, &text.body_html) {
                 row.body_html = Some(html.clone());
-                row.content_type = text.content_type.to_owned();
+                text.content_type.clone_into(&mut row.content_type);
             }
             if let Some(sent_at) = fact.sent_at {
                 row.sent_at = to_milliseconds(sent_at);
@@ -271,28 +272,21 @@ impl Workspace {
         if conversation_row.first_message_href.as_deref() == Some(&fact.href) {
             conversation_row.first_message_href = None;
         }
-        let place = match self.our_message(applying, conversation_id, known, fact) {
-            Some(place) => {
-                if let Some(placeholder) = known.filter(|&other| other != place)
-                    && !self.messages.get(placeholder).is_chained()
-                {
-                    self.delete_message(placeholder);
-                }
-                applying.fetched(FetchedResource::Message, &fact.href);
-                place
+        let place = if let Some(place) = self.our_message(applying, conversation_id, known, fact) {
+            if let Some(placeholder) = known.filter(|&other| other != place)
+                && !self.messages.get(placeholder).is_chained()
+            {
+                self.delete_message(placeholder);
             }
-            None => match known {
-                Some(place) => {
-                    self.describe_unmatched(applying, place, fact);
-                    place
-                }
-                None => {
-                    let text = Text::of(&fact.content, self.plain_from_html);
-                    let place = self.new_message(applying, conversation_id, Direction::Outgoing, &text);
-                    self.describe_unmatched(applying, place, fact);
-                    place
-                }
-            },
+            applying.fetched(FetchedResource::Message, &fact.href);
+            place
+        } else {
+            let place = known.unwrap_or_else(|| {
+                let text = Text::of(&fact.content, self.plain_from_html);
+                self.new_message(applying, conversation_id, Direction::Outgoing, &text)
+            });
+            self.describe_unmatched(applying, place, fact);
+            place
         };
         self.receipt(applying, place, fact);
     }
@@ -395,16 +389,13 @@ impl Workspace {
         conversation: ConversationId,
         source: MessageSource,
     ) -> usize {
-        let place = match self.messages.by_operation(operation) {
-            Some(place) => place,
-            None => {
-                let text = Text::of_send(self.outbox.get(send), self.plain_from_html);
-                let place = self.new_message(applying, conversation, Direction::Outgoing, &text);
-                self.messages.get_mut(place).source = source;
-                self.attach(applying, place, send, operation);
-                place
-            }
-        };
+        let place = self.messages.by_operation(operation).unwrap_or_else(|| {
+            let text = Text::of_send(self.outbox.get(send), self.plain_from_html);
+            let place = self.new_message(applying, conversation, Direction::Outgoing, &text);
+            self.messages.get_mut(place).source = source;
+            self.attach(applying, place, send, operation);
+            place
+        });
         let row = self.outbox.get_mut(send);
         row.message = Some(self.messages.get(place).id);
         row.conversation = Some(conversation);
@@ -444,9 +435,7 @@ impl Workspace {
         {
             let text = Text::of_send(self.outbox.get(send), self.plain_from_html);
             let row = self.messages.get_mut(place);
-            row.content_type = text.content_type.to_owned();
-            row.body = text.body;
-            row.body_html = text.body_html;
+            say(row, text);
             let id = row.id;
             self.attach(applying, place, send, operation);
             if let Some(href) = href {
@@ -514,9 +503,7 @@ impl Workspace {
             fill(&mut row.operation_id, fact.operation_id.as_ref());
             if row.body.is_empty() && !fact.content.is_empty() {
                 let text = Text::of(&fact.content, self.plain_from_html);
-                row.content_type = text.content_type.to_owned();
-                row.body = text.body;
-                row.body_html = text.body_html;
+                say(row, text);
             }
             if fact.link_only && row.body.is_empty() {
                 row.awaiting = Some(Awaiting::Fetch);
@@ -537,8 +524,10 @@ impl Workspace {
             .filter_map(|person: &Person| self.called(applying, person))
             .collect();
         let failed = (!failed.is_empty()).then(|| failed.join(";"));
+        let href_is_free = self.messages.by_resource(applying.session, &fact.href).is_none();
         let row = self.messages.get_mut(place);
-        if row.href.is_none() {
+        // A row that was chained before anybody claimed it keeps its href.
+        if row.href.is_none() && href_is_free {
             row.href = Some(fact.href.clone());
         }
         if !row.is_chained()

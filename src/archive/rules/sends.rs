@@ -62,7 +62,7 @@ impl Workspace {
                 self.send_accepted(applying, send, operation, false);
                 match self.messages.get(message).status {
                     MessageStatus::Delivered => {
-                        self.send_completed(applying, send, operation, OperationStatus::Success, None, None)
+                        self.send_completed(applying, send, operation, OperationStatus::Success, None, None);
                     }
                     MessageStatus::Failed => {
                         let row = self.messages.get(message);

@@ -1,1 +1,1124 @@
+//! The rules, without a database: a ledger in memory keeps what each commit leaves behind.
 
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp, ToSpan};
+
+use crate::{
+    archive::{
+        Workspace, chain,
+        fact::{
+            ArchiveCommit, Content, ConversationEnded, ConversationFact, Direction, Fact, FailureReason,
+            Fetch, FetchedResource, InvitationFact, InvitationKind, MessageFact, OperationStatus,
+            ParticipantChange, ParticipantDetails, ParticipantFact, Person, Phase, Quarantined, SendFact,
+            SendOutcome, Unfetchable,
+        },
+        row::{
+            AttemptRow, Awaiting, ChainHead, ConversationRow, InvitationRow, MessageRow, MessageSource,
+            MessageStatus, OutboxSend, ParticipantRow, QuarantineRow, SessionRow,
+        },
+        workspace::Counters,
+    },
+    identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId},
+    store::{CommitOutcome, OutboxState},
+};
+
+const ALICE: AccountId = AccountId(1);
+const SESSION: SessionId = SessionId(1);
+const TALK: &str = "/conversations/7";
+const BOB: &str = "/conversations/7/participants/bob";
+
+fn start() -> Timestamp {
+    "2026-11-22T10:00:00Z".parse().unwrap()
+}
+
+/// What a database would keep.
+#[derive(Debug, Clone, PartialEq)]
+struct Ledger {
+    session: SessionRow,
+    head: ChainHead,
+    conversations: BTreeMap<ConversationId, ConversationRow>,
+    participants: BTreeMap<i64, ParticipantRow>,
+    invitations: BTreeMap<i64, InvitationRow>,
+    messages: BTreeMap<MessageId, MessageRow>,
+    outbox: BTreeMap<OutboxId, OutboxSend>,
+    attempts: BTreeMap<i64, AttemptRow>,
+    quarantine: Vec<QuarantineRow>,
+    counters: Counters,
+    now: Timestamp,
+    batch: u32,
+}
+
+impl Ledger {
+    fn new() -> Self {
+        let account_uri: crate::identifiers::SipUri = "sip:alice@contoso.com".parse().unwrap();
+        Self {
+            session: SessionRow {
+                id: SESSION,
+                account: ALICE,
+                account_uri: account_uri.clone(),
+                event_cursor: None,
+                last_ack_at: None,
+                ended_at: None,
+            },
+            head: ChainHead { account: ALICE, account_uri, seq: 0, hash: chain::GENESIS.to_owned() },
+            conversations: BTreeMap::new(),
+            participants: BTreeMap::new(),
+            invitations: BTreeMap::new(),
+            messages: BTreeMap::new(),
+            outbox: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            quarantine: Vec::new(),
+            counters: Counters::default(),
+            now: start(),
+            batch: 0,
+        }
+    }
+
+    fn workspace(&self) -> Workspace {
+        let mut workspace = Workspace::new(|html| html.replace("<b>", "").replace("</b>", ""), self.counters);
+        workspace.load_session(self.session.clone());
+        workspace.load_chain_head(self.head.clone());
+        self.conversations.values().cloned().for_each(|row| workspace.load_conversation(row));
+        self.participants.values().cloned().for_each(|row| workspace.load_participant(row));
+        self.invitations.values().cloned().for_each(|row| workspace.load_invitation(row));
+        self.messages.values().cloned().for_each(|row| workspace.load_message(row));
+        self.outbox.values().cloned().for_each(|row| workspace.load_outbox(row));
+        self.attempts.values().cloned().for_each(|row| workspace.load_attempt(row));
+        workspace
+    }
+
+    fn keep(&mut self, workspace: &Workspace) {
+        let changes = workspace.changes();
+        for id in changes.deleted_messages {
+            self.messages.remove(id);
+        }
+        for row in changes.sessions {
+            self.session = row.clone();
+        }
+        for row in changes.chain_heads {
+            self.head = row.clone();
+        }
+        self.conversations.extend(changes.conversations.into_iter().map(|row| (row.id, row.clone())));
+        self.participants.extend(changes.participants.into_iter().map(|row| (row.id, row.clone())));
+        self.invitations.extend(changes.invitations.into_iter().map(|row| (row.id, row.clone())));
+        self.messages.extend(changes.messages.into_iter().map(|row| (row.id, row.clone())));
+        self.outbox.extend(changes.outbox.into_iter().map(|row| (row.id, row.clone())));
+        self.attempts.extend(changes.attempts.into_iter().map(|row| (row.id, row.clone())));
+        for row in changes.quarantine {
+            let same = |other: &QuarantineRow| {
+                other.cursor.is_some()
+                    && (&other.cursor, &other.payload_sha256, other.occurrence)
+                        == (&row.cursor, &row.payload_sha256, row.occurrence)
+            };
+            if !self.quarantine.iter().any(same) {
+                self.quarantine.push(row.clone());
+            }
+        }
+        let highest = |known: i64, ids: Option<i64>| known.max(ids.unwrap_or(0));
+        self.counters.conversations =
+            highest(self.counters.conversations, self.conversations.keys().last().map(|id| id.0));
+        self.counters.participants =
+            highest(self.counters.participants, self.participants.keys().last().copied());
+        self.counters.invitations =
+            highest(self.counters.invitations, self.invitations.keys().last().copied());
+        self.counters.messages = highest(self.counters.messages, self.messages.keys().last().map(|id| id.0));
+    }
+
+    fn apply(&mut self, cursor: Option<String>, facts: Vec<Fact>) -> CommitOutcome {
+        let commit = ArchiveCommit {
+            account: ALICE,
+            session: SESSION,
+            epoch: 0,
+            cursor,
+            received_at: self.now,
+            facts,
+        };
+        let mut workspace = self.workspace();
+        workspace.check(&commit).unwrap();
+        let outcome = workspace.apply(&commit, self.now);
+        self.keep(&workspace);
+        outcome
+    }
+
+    /// Commits a batch from the event channel, and once more as after a crash before the acknowledgement: the second
+    /// time must change nothing.
+    fn events(&mut self, facts: Vec<Fact>) -> CommitOutcome {
+        self.batch += 1;
+        let cursor = Some(format!("/events?ack={}", self.batch));
+        let outcome = self.apply(cursor.clone(), facts.clone());
+        let once = self.clone();
+        self.later(1);
+        self.apply(cursor, facts);
+        self.now = once.now;
+        let mut again = self.clone();
+        again.session.last_ack_at = once.session.last_ack_at;
+        pretty_assert_same(&once, &again);
+        *self = once;
+        outcome
+    }
+
+    /// Commits what did not come from the event channel.
+    fn answer(&mut self, fact: Fact) -> CommitOutcome {
+        self.apply(None, vec![fact])
+    }
+
+    fn later(&mut self, seconds: i64) {
+        self.now += seconds.seconds();
+    }
+
+    fn settle_overdue(&mut self) {
+        let mut workspace = self.workspace();
+        workspace.settle_overdue(self.now);
+        self.keep(&workspace);
+    }
+
+    /// A row of the queue whose first attempt, `op-ID-1`, is under way.
+    fn sending(&mut self, id: i64, destination: &str, body: &str) -> OperationId {
+        self.outbox.insert(
+            OutboxId(id),
+            OutboxSend {
+                id: OutboxId(id),
+                account: ALICE,
+                destination: destination.to_owned(),
+                body: body.to_owned(),
+                content_type: "text/plain".to_owned(),
+                correlation: Some(format!("ticket {id}")),
+                given_conversation: None,
+                conversation: None,
+                state: OutboxState::Queued,
+                operation_id: None,
+                message: None,
+                next_attempt_at: None,
+                last_code: None,
+                last_subcode: None,
+                last_error: None,
+                claimed_at: None,
+                sent_at: None,
+                finished_at: None,
+            },
+        );
+        self.claim(id)
+    }
+
+    /// Another attempt.
+    fn claim(&mut self, id: i64) -> OperationId {
+        let number = self.attempts.len() + 1;
+        let operation = OperationId(format!("op-{id}-{number}"));
+        let row = self.outbox.get_mut(&OutboxId(id)).unwrap();
+        row.state = OutboxState::Sending;
+        row.operation_id = Some(operation.clone());
+        row.next_attempt_at = None;
+        row.claimed_at = Some(self.now);
+        let attempt = i64::try_from(number).unwrap();
+        self.attempts.insert(
+            attempt,
+            AttemptRow {
+                id: attempt,
+                outbox: OutboxId(id),
+                operation_id: operation.clone(),
+                finished_at: None,
+                outcome: None,
+                http_status: None,
+                code: None,
+                subcode: None,
+                detail: None,
+            },
+        );
+        operation
+    }
+
+    fn texts(&self) -> Vec<&str> {
+        self.messages.values().map(|message| message.body.as_str()).collect()
+    }
+
+    fn only_message(&self) -> &MessageRow {
+        assert_eq!(self.messages.len(), 1, "{:?}", self.messages);
+        self.messages.values().next().unwrap()
+    }
+
+    fn row(&self, id: i64) -> &OutboxSend {
+        &self.outbox[&OutboxId(id)]
+    }
+
+    /// Every chained message continues the chain; returns how many there are.
+    fn check_chain(&self) -> i64 {
+        let mut chained: Vec<&MessageRow> =
+            self.messages.values().filter(|message| message.is_chained()).collect();
+        chained.sort_by_key(|message| message.chain_seq);
+        let mut hash = chain::GENESIS.to_owned();
+        for (number, message) in (1..).zip(&chained) {
+            assert_eq!(message.chain_seq, Some(number));
+            assert_eq!(message.awaiting, None);
+            let content = chain::Content {
+                account: "sip:alice@contoso.com",
+                conversation: message.conversation,
+                direction: message.direction,
+                sender_uri: message.sender_uri.as_deref(),
+                sender_name: message.sender_name.as_deref(),
+                content_type: &message.content_type,
+                body: &message.body,
+                body_html: message.body_html.as_deref(),
+                sent_at: message.sent_at,
+                operation_id: message.operation_id.as_ref().map(|id| id.0.as_str()),
+                outbox: message.outbox,
+                correlation: message.correlation.as_deref(),
+            }
+            .hash();
+            assert_eq!(message.content_hash.as_ref(), Some(&content));
+            hash = chain::link(&hash, number, &content);
+            assert_eq!(message.chain_hash.as_ref(), Some(&hash));
+        }
+        assert_eq!((self.head.seq, &self.head.hash), (i64::try_from(chained.len()).unwrap(), &hash));
+        self.head.seq
+    }
+}
+
+fn pretty_assert_same(once: &Ledger, again: &Ledger) {
+    assert_eq!(once.conversations, again.conversations, "conversations changed when delivered again");
+    assert_eq!(once.participants, again.participants, "participants changed when delivered again");
+    assert_eq!(once.invitations, again.invitations, "invitations changed when delivered again");
+    assert_eq!(once.messages, again.messages, "messages changed when delivered again");
+    assert_eq!(once.outbox, again.outbox, "outbox changed when delivered again");
+    assert_eq!(once.attempts, again.attempts, "attempts changed when delivered again");
+    assert_eq!(once.quarantine, again.quarantine, "quarantine changed when delivered again");
+    assert_eq!(once, again);
+}
+
+// ------------------------------------------------------------------------------------------------ facts
+
+fn conversation(state: &str) -> Fact {
+    Fact::Conversation(ConversationFact {
+        href: TALK.to_owned(),
+        state: Some(state.to_owned()),
+        ..ConversationFact::default()
+    })
+}
+
+fn ended() -> Fact {
+    Fact::ConversationEnded(ConversationEnded { href: TALK.to_owned(), reason: None })
+}
+
+fn bob() -> Person {
+    Person {
+        href: Some(BOB.to_owned()),
+        uri: Some("sip:bob@contoso.com".to_owned()),
+        name: Some("Bob".to_owned()),
+    }
+}
+
+fn bob_by_link() -> Person {
+    Person { href: Some(BOB.to_owned()), uri: None, name: Some("Bob".to_owned()) }
+}
+
+fn participant(change: ParticipantChange, uri: Option<&str>) -> Fact {
+    Fact::Participant(ParticipantFact {
+        conversation_href: TALK.to_owned(),
+        href: BOB.to_owned(),
+        change,
+        title: Some("Bob".to_owned()),
+        details: uri
+            .map(|uri| ParticipantDetails { uri: Some(uri.to_owned()), ..ParticipantDetails::default() }),
+        is_local: false,
+    })
+}
+
+fn invitation_fact(phase: Phase) -> InvitationFact {
+    InvitationFact {
+        href: "/invitations/1".to_owned(),
+        kind: InvitationKind::Messaging,
+        phase,
+        direction: Some(Direction::Incoming),
+        state: Some("Connecting".to_owned()),
+        operation_id: None,
+        thread_id: Some("thread".to_owned()),
+        subject: Some("Lunch".to_owned()),
+        importance: Some("Normal".to_owned()),
+        from: Some(bob()),
+        to_uri: Some("sip:alice@contoso.com".to_owned()),
+        conversation_href: Some(TALK.to_owned()),
+        content: Content { plain: Some("Hungry?".to_owned()), html: None },
+        status: None,
+        reason: None,
+        online_meeting_uri: None,
+        link_only: false,
+    }
+}
+
+fn invitation(phase: Phase) -> Fact {
+    Fact::Invitation(invitation_fact(phase))
+}
+
+fn invitation_over(status: OperationStatus) -> Fact {
+    let reason = (status == OperationStatus::Failure).then(declined);
+    Fact::Invitation(InvitationFact {
+        status: Some(status),
+        reason,
+        content: Content::default(),
+        from: None,
+        ..invitation_fact(Phase::Completed)
+    })
+}
+
+fn our_invitation(operation: &OperationId, phase: Phase, status: Option<OperationStatus>) -> Fact {
+    Fact::Invitation(InvitationFact {
+        href: "/invitations/9".to_owned(),
+        direction: Some(Direction::Outgoing),
+        operation_id: Some(operation.clone()),
+        from: None,
+        to_uri: Some("sip:bob@contoso.com".to_owned()),
+        content: Content::default(),
+        status,
+        reason: (status == Some(OperationStatus::Failure)).then(declined),
+        ..invitation_fact(phase)
+    })
+}
+
+fn declined() -> FailureReason {
+    FailureReason { code: Some("RemoteFailure".into()), subcode: Some("Declined".into()), message: None }
+}
+
+fn message_fact(number: u32, plain: &str) -> MessageFact {
+    MessageFact {
+        conversation_href: TALK.to_owned(),
+        href: format!("{TALK}/messages/{number}"),
+        phase: Phase::Completed,
+        direction: Some(Direction::Incoming),
+        sender: Some(bob()),
+        content: Content { plain: Some(plain.to_owned()), html: None },
+        sent_at: Some(start() + i64::from(number).seconds()),
+        status: Some(OperationStatus::Success),
+        reason: None,
+        operation_id: None,
+        failed_recipients: Vec::new(),
+        link_only: false,
+    }
+}
+
+fn message(number: u32, plain: &str) -> Fact {
+    Fact::Message(message_fact(number, plain))
+}
+
+fn our_message_fact(number: u32) -> MessageFact {
+    MessageFact {
+        direction: Some(Direction::Outgoing),
+        sender: None,
+        content: Content::default(),
+        ..message_fact(number, "")
+    }
+}
+
+fn our_message(number: u32) -> Fact {
+    Fact::Message(our_message_fact(number))
+}
+
+fn message_link(number: u32) -> Fact {
+    Fact::Message(MessageFact {
+        direction: None,
+        sender: None,
+        content: Content::default(),
+        sent_at: None,
+        status: None,
+        phase: Phase::Started,
+        link_only: true,
+        ..message_fact(number, "")
+    })
+}
+
+fn send(id: i64, operation: &OperationId, outcome: SendOutcome) -> Fact {
+    Fact::Send(SendFact { outbox: OutboxId(id), operation_id: operation.clone(), outcome })
+}
+
+fn accepted(number: Option<u32>) -> SendOutcome {
+    SendOutcome::MessageAccepted {
+        conversation_href: TALK.to_owned(),
+        message_href: number.map(|number| format!("{TALK}/messages/{number}")),
+    }
+}
+
+fn retry(ledger: &Ledger) -> SendOutcome {
+    SendOutcome::RetryAt {
+        at: ledger.now + 30.seconds(),
+        reason: declined(),
+        http_status: Some(503),
+        error: "the server is busy".to_owned(),
+    }
+}
+
+fn fetch(resource: FetchedResource, href: &str) -> Fetch {
+    let conversation_href = (resource != FetchedResource::Conversation).then(|| TALK.to_owned());
+    Fetch { resource, href: href.to_owned(), conversation_href }
+}
+
+// ------------------------------------------------------------------------------------------------ conversations
+
+#[test]
+fn a_conversation_is_described_step_by_step_and_ends_once() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![conversation("Incoming")]);
+    ledger.later(2);
+    ledger.events(vec![conversation("Connected")]);
+    let row = ledger.conversations.values().next().unwrap();
+    assert_eq!(row.started_at, start());
+    assert_eq!(row.connected_at, Some(start() + 2.seconds()));
+    ledger.later(2);
+    ledger.events(vec![Fact::ConversationEnded(ConversationEnded {
+        href: TALK.to_owned(),
+        reason: Some(declined()),
+    })]);
+    ledger.later(2);
+    ledger.events(vec![conversation("Connected")]);
+    let row = ledger.conversations.values().next().unwrap();
+    assert_eq!(row.state.as_deref(), Some("Disconnected"));
+    assert_eq!(row.ended_at, Some(start() + 4.seconds()));
+    assert_eq!(
+        (row.end_code.as_deref(), row.end_subcode.as_deref()),
+        (Some("RemoteFailure"), Some("Declined"))
+    );
+}
+
+#[test]
+fn a_conversation_that_was_only_linked_is_fetched() {
+    let mut ledger = Ledger::new();
+    let link = ConversationFact { href: TALK.to_owned(), link_only: true, ..ConversationFact::default() };
+    let outcome = ledger.events(vec![Fact::Conversation(link.clone())]);
+    assert_eq!(outcome.fetches, [fetch(FetchedResource::Conversation, TALK)]);
+    ledger.answer(conversation("Connected"));
+    let outcome = ledger.events(vec![Fact::Conversation(link)]);
+    assert_eq!(outcome.fetches, []);
+    assert!(!ledger.conversations.values().next().unwrap().awaiting_fetch);
+}
+
+// ------------------------------------------------------------------------------------------------ participants
+
+#[test]
+fn leaving_and_joining_again_are_two_stays() {
+    let mut ledger = Ledger::new();
+    let uri = Some("sip:bob@contoso.com");
+    ledger.events(vec![participant(ParticipantChange::Joined, uri)]);
+    ledger.events(vec![participant(ParticipantChange::Joined, uri)]);
+    assert_eq!(ledger.participants.len(), 1, "an open stay is the same stay");
+    ledger.later(5);
+    ledger.events(vec![participant(ParticipantChange::Left, None)]);
+    ledger.later(5);
+    let outcome = ledger.events(vec![participant(ParticipantChange::Joined, None)]);
+    assert_eq!(outcome.fetches, [], "the address is known from before");
+    let stays: Vec<_> = ledger.participants.values().map(|stay| (stay.joined_at, stay.left_at)).collect();
+    let at = |seconds: i64| Some(start() + seconds.seconds());
+    assert_eq!(stays, [(at(0), at(5)), (at(10), None)]);
+    ledger.later(5);
+    ledger.events(vec![ended()]);
+    assert!(ledger.participants.values().all(|stay| stay.left_at.is_some()));
+}
+
+#[test]
+fn joining_and_leaving_in_one_batch_is_one_stay_however_often_it_comes() {
+    let mut ledger = Ledger::new();
+    // `events` delivers it twice.
+    ledger.events(vec![
+        participant(ParticipantChange::Joined, Some("sip:bob@contoso.com")),
+        participant(ParticipantChange::Left, None),
+    ]);
+    assert_eq!(ledger.participants.len(), 1);
+}
+
+#[test]
+fn a_linked_participant_is_fetched_once_and_leaving_makes_it_pointless() {
+    let mut ledger = Ledger::new();
+    let outcome = ledger.events(vec![participant(ParticipantChange::Joined, None)]);
+    assert_eq!(outcome.fetches, [fetch(FetchedResource::Participant, BOB)]);
+    ledger.answer(participant(ParticipantChange::Updated, Some("sip:bob@contoso.com")));
+    let stay = ledger.participants.values().next().unwrap();
+    assert_eq!(stay.sip_uri.as_deref(), Some("sip:bob@contoso.com"));
+    assert_eq!(ledger.events(vec![participant(ParticipantChange::Updated, None)]).fetches, []);
+
+    let mut ledger = Ledger::new();
+    let outcome = ledger.events(vec![
+        participant(ParticipantChange::Joined, None),
+        participant(ParticipantChange::Left, None),
+    ]);
+    assert_eq!(outcome.fetches, []);
+}
+
+#[test]
+fn the_local_participant_is_the_account() {
+    let mut ledger = Ledger::new();
+    let outcome = ledger.events(vec![Fact::Participant(ParticipantFact {
+        conversation_href: TALK.to_owned(),
+        href: "/conversations/7/localParticipant".to_owned(),
+        change: ParticipantChange::Joined,
+        title: None,
+        details: None,
+        is_local: true,
+    })]);
+    assert_eq!(outcome.fetches, []);
+    let stay = ledger.participants.values().next().unwrap();
+    assert_eq!((stay.is_local, stay.sip_uri.as_deref()), (true, Some("sip:alice@contoso.com")));
+}
+
+// ------------------------------------------------------------------------------------------------ incoming
+
+#[test]
+fn an_incoming_message_is_stored_once_and_chained_at_once() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![message(1, "Hi"), message(2, "there")]);
+    assert_eq!(ledger.texts(), ["Hi", "there"]);
+    let row = ledger.messages.values().next().unwrap();
+    assert_eq!(row.sender_uri.as_deref(), Some("sip:bob@contoso.com"));
+    assert_eq!(row.status, MessageStatus::Delivered);
+    assert_eq!(row.sent_at, start() + 1.seconds());
+    assert_eq!(ledger.check_chain(), 2);
+    assert_eq!(ledger.participants.len(), 1, "the sender is in the conversation");
+}
+
+#[test]
+fn started_and_completed_are_one_message() {
+    let mut ledger = Ledger::new();
+    let started = MessageFact { phase: Phase::Started, status: None, ..message_fact(1, "Hi") };
+    ledger.events(vec![Fact::Message(started)]);
+    assert_eq!(ledger.only_message().status, MessageStatus::Pending);
+    ledger.events(vec![Fact::Message(MessageFact {
+        status: Some(OperationStatus::Failure),
+        reason: Some(declined()),
+        ..message_fact(1, "Hi")
+    })]);
+    let row = ledger.only_message();
+    assert_eq!((row.status, row.subcode.as_deref()), (MessageStatus::Failed, Some("Declined")));
+    assert_eq!(ledger.check_chain(), 1);
+}
+
+#[test]
+fn a_message_announced_without_text_gets_it_later() {
+    let mut ledger = Ledger::new();
+    let started = MessageFact {
+        phase: Phase::Started,
+        status: None,
+        content: Content::default(),
+        ..message_fact(1, "")
+    };
+    ledger.events(vec![Fact::Message(started)]);
+    assert_eq!(ledger.check_chain(), 0);
+    ledger.events(vec![message(1, "Hi")]);
+    assert_eq!(ledger.texts(), ["Hi"]);
+    assert_eq!(ledger.check_chain(), 1);
+}
+
+#[test]
+fn html_without_plain_text_is_kept_and_made_readable() {
+    let mut ledger = Ledger::new();
+    let content = Content { plain: None, html: Some("<b>Hi</b>\0".to_owned()) };
+    ledger.events(vec![Fact::Message(MessageFact { content, ..message_fact(1, "") })]);
+    let row = ledger.only_message();
+    assert_eq!(row.body, "Hi\u{2400}");
+    assert_eq!(row.body_html.as_deref(), Some("<b>Hi</b>\u{2400}"));
+    assert_eq!(row.content_type, "text/html");
+}
+
+#[test]
+fn a_linked_message_is_fetched_first_and_then_settled() {
+    let mut ledger = Ledger::new();
+    let outcome = ledger.events(vec![
+        participant(ParticipantChange::Joined, None),
+        message_link(1),
+        message(2, "second"),
+    ]);
+    let href = format!("{TALK}/messages/1");
+    // The second message named Bob's address, so nobody has to ask for it.
+    assert_eq!(outcome.fetches, [fetch(FetchedResource::Message, &href)]);
+    assert_eq!(ledger.check_chain(), 1);
+    ledger.answer(message(1, "first"));
+    assert_eq!(ledger.texts(), ["first", "second"]);
+    assert_eq!(ledger.check_chain(), 2);
+    assert_eq!(ledger.events(vec![message_link(1)]).fetches, []);
+}
+
+#[test]
+fn a_message_that_cannot_be_fetched_says_why() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![message_link(1)]);
+    ledger.answer(Fact::Unfetchable(Unfetchable {
+        fetch: fetch(FetchedResource::Message, &format!("{TALK}/messages/1")),
+        why: "the server has forgotten it (404)".to_owned(),
+    }));
+    let row = ledger.only_message();
+    assert_eq!((row.body.as_str(), row.awaiting), ("", None));
+    assert_eq!(row.reason.as_deref(), Some("the server has forgotten it (404)"));
+    assert_eq!(ledger.check_chain(), 1);
+}
+
+#[test]
+fn a_message_waits_for_its_sender_or_for_the_news_that_nobody_knows_him() {
+    let from_link = || Fact::Message(MessageFact { sender: Some(bob_by_link()), ..message_fact(1, "Hi") });
+    let mut ledger = Ledger::new();
+    let outcome = ledger.events(vec![from_link()]);
+    assert_eq!(outcome.fetches, [fetch(FetchedResource::Participant, BOB)]);
+    assert_eq!(ledger.only_message().awaiting, Some(Awaiting::Sender));
+    let mut unknown = ledger.clone();
+
+    ledger.answer(participant(ParticipantChange::Updated, Some("sip:bob@contoso.com")));
+    assert_eq!(ledger.only_message().sender_uri.as_deref(), Some("sip:bob@contoso.com"));
+    assert_eq!(ledger.check_chain(), 1);
+
+    unknown.answer(Fact::Unfetchable(Unfetchable {
+        fetch: fetch(FetchedResource::Participant, BOB),
+        why: "404".to_owned(),
+    }));
+    assert_eq!(unknown.only_message().sender_uri, None);
+    assert_eq!(unknown.only_message().sender_name.as_deref(), Some("Bob"));
+    assert_eq!(unknown.check_chain(), 1);
+}
+
+// ------------------------------------------------------------------------------------------------ 12.5
+
+#[test]
+fn the_invitations_text_and_its_repetition_are_one_message() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![invitation(Phase::Started), conversation("Incoming")]);
+    let row = ledger.only_message();
+    assert_eq!((row.source, row.status), (MessageSource::Invitation, MessageStatus::Delivered));
+    assert_eq!((row.awaiting, row.href.as_deref()), (Some(Awaiting::Copy), None));
+    let id = row.id;
+    ledger.later(3);
+    ledger.events(vec![invitation_over(OperationStatus::Success)]);
+    let copy = Content { plain: Some("Hungry?\r\n".into()), html: Some("<b>Hungry?</b>".into()) };
+    ledger.events(vec![
+        Fact::Message(MessageFact { content: copy, ..message_fact(1, "") }),
+        message(2, "Hungry?"),
+    ]);
+    assert_eq!(ledger.texts(), ["Hungry?", "Hungry?"], "said again, it is another message");
+    let row = &ledger.messages[&id];
+    assert_eq!((row.source, row.awaiting), (MessageSource::Event, None));
+    assert_eq!(row.body_html.as_deref(), Some("<b>Hungry?</b>"));
+    assert_eq!(row.sent_at, start() + 1.seconds());
+    assert_eq!(ledger.check_chain(), 2);
+    let invitation = ledger.invitations.values().next().unwrap();
+    assert_eq!(invitation.message, Some(id));
+    assert_eq!(invitation.finished_at, Some(start() + 3.seconds()));
+}
+
+#[test]
+fn all_of_it_in_one_batch_is_one_message_too() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![
+        invitation(Phase::Started),
+        invitation(Phase::Updated),
+        invitation_over(OperationStatus::Success),
+        message(1, "Hungry?"),
+        ended(),
+    ]);
+    assert_eq!(ledger.only_message().source, MessageSource::Event);
+    assert_eq!(ledger.check_chain(), 1);
+}
+
+#[test]
+fn a_repetition_that_was_only_linked_is_one_message_too() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![invitation(Phase::Started), message_link(1)]);
+    assert_eq!(ledger.messages.len(), 2);
+    ledger.answer(message(1, "Hungry?"));
+    assert_eq!(ledger.only_message().href.as_deref(), Some("/conversations/7/messages/1"));
+    assert_eq!(ledger.check_chain(), 1);
+}
+
+#[test]
+fn another_first_message_is_no_repetition_and_settles_the_text() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![invitation(Phase::Started)]);
+    ledger.events(vec![message(1, "Are you there?"), message(2, "Hungry?")]);
+    assert_eq!(ledger.texts(), ["Hungry?", "Are you there?", "Hungry?"]);
+    assert_eq!(ledger.check_chain(), 3);
+}
+
+#[test]
+fn text_that_is_never_accepted_here_keeps_its_source() {
+    for over in [vec![invitation_over(OperationStatus::Failure)], vec![ended()]] {
+        let mut ledger = Ledger::new();
+        ledger.events(vec![invitation(Phase::Started)]);
+        assert_eq!(ledger.check_chain(), 0);
+        ledger.events(over);
+        assert_eq!(ledger.only_message().source, MessageSource::Invitation);
+        assert_eq!(ledger.check_chain(), 1);
+    }
+}
+
+#[test]
+fn after_a_minute_the_text_is_settled_and_a_late_repetition_still_finds_it() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![invitation(Phase::Started)]);
+    ledger.later(59);
+    ledger.settle_overdue();
+    assert_eq!(ledger.check_chain(), 0);
+    ledger.later(1);
+    ledger.settle_overdue();
+    assert_eq!(ledger.check_chain(), 1);
+    // We were away for an hour; by the server's clock it was said at once.
+    ledger.later(3600);
+    ledger.events(vec![message(1, "Hungry?")]);
+    assert_eq!(ledger.only_message().href.as_deref(), Some("/conversations/7/messages/1"));
+    assert_eq!(ledger.check_chain(), 1);
+}
+
+#[test]
+fn an_equal_text_long_afterwards_is_another_message() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![invitation(Phase::Started)]);
+    ledger.later(120);
+    let late = MessageFact { sent_at: Some(ledger.now), ..message_fact(1, "Hungry?") };
+    ledger.events(vec![Fact::Message(late)]);
+    assert_eq!(ledger.texts(), ["Hungry?", "Hungry?"]);
+}
+
+#[test]
+fn text_without_a_conversation_is_kept_and_finds_it_later() {
+    let mut ledger = Ledger::new();
+    let lonely = InvitationFact { conversation_href: None, ..invitation_fact(Phase::Started) };
+    ledger.events(vec![Fact::Invitation(lonely)]);
+    assert_eq!(ledger.texts(), ["Hungry?"]);
+    ledger.events(vec![invitation(Phase::Updated), message(1, "Hungry?")]);
+    assert_eq!(ledger.conversations.len(), 1);
+    assert_eq!(ledger.only_message().source, MessageSource::Event);
+}
+
+#[test]
+fn a_linked_invitation_is_fetched_and_then_brings_its_text() {
+    let mut ledger = Ledger::new();
+    let link = InvitationFact {
+        link_only: true,
+        content: Content::default(),
+        direction: None,
+        from: None,
+        conversation_href: None,
+        ..invitation_fact(Phase::Started)
+    };
+    let outcome = ledger.events(vec![Fact::Invitation(link)]);
+    assert_eq!(outcome.fetches.len(), 1);
+    assert_eq!(outcome.fetches[0].resource, FetchedResource::Invitation(InvitationKind::Messaging));
+    ledger.answer(invitation(Phase::Started));
+    assert_eq!(ledger.texts(), ["Hungry?"]);
+    assert!(!ledger.invitations.values().next().unwrap().awaiting_fetch);
+}
+
+// ------------------------------------------------------------------------------------------------ outgoing
+
+#[test]
+fn the_event_after_the_201() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.answer(send(5, &operation, accepted(Some(1))));
+    assert_eq!(ledger.row(5).state, OutboxState::Sent);
+    assert_eq!(ledger.only_message().status, MessageStatus::Pending);
+    assert_eq!(ledger.check_chain(), 0, "the server's time is still to come");
+    let outcome = ledger.events(vec![our_message(1)]);
+    assert_eq!(outcome.settled[0].state, OutboxState::Delivered);
+    delivered_once(&ledger, &operation);
+}
+
+#[test]
+fn the_event_before_the_201_by_operation_id() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    let event = MessageFact { operation_id: Some(operation.clone()), ..our_message_fact(1) };
+    ledger.events(vec![Fact::Message(event)]);
+    delivered_once(&ledger, &operation);
+    ledger.answer(send(5, &operation, accepted(Some(1))));
+    delivered_once(&ledger, &operation);
+}
+
+#[test]
+fn the_event_before_the_201_without_operation_id() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.sending(6, "sip:carol@contoso.com", "To somebody else");
+    ledger.events(vec![participant(ParticipantChange::Joined, Some("sip:bob@contoso.com"))]);
+    ledger.events(vec![our_message(1)]);
+    delivered_once(&ledger, &operation);
+    ledger.answer(send(5, &operation, accepted(Some(1))));
+    delivered_once(&ledger, &operation);
+    assert_eq!(ledger.row(6).state, OutboxState::Sending);
+}
+
+#[test]
+fn an_event_that_nobody_can_place_waits_for_its_201() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    let other = ledger.sending(6, "sip:carol@contoso.com", "Other");
+    // Nobody knows yet who is in the conversation, and two rows are in flight.
+    ledger.events(vec![our_message(1)]);
+    assert_eq!(ledger.texts(), [""]);
+    assert_eq!(ledger.check_chain(), 0);
+    for number in [Some(1), None] {
+        let mut ledger = ledger.clone();
+        ledger.answer(send(5, &operation, accepted(number)));
+        delivered_once(&ledger, &operation);
+        ledger.answer(send(6, &other, accepted(Some(2))));
+        ledger.events(vec![our_message(2)]);
+        assert_eq!(ledger.texts(), ["Done", "Other"]);
+        assert_eq!(ledger.check_chain(), 2);
+    }
+}
+
+#[test]
+fn an_event_that_was_settled_unclaimed_stands_in_nobodys_way() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![our_message(1)]);
+    ledger.later(60);
+    ledger.settle_overdue();
+    assert_eq!(ledger.check_chain(), 1);
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    let event = MessageFact { operation_id: Some(operation.clone()), ..our_message_fact(1) };
+    ledger.events(vec![Fact::Message(event)]);
+    ledger.answer(send(5, &operation, accepted(Some(1))));
+    assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+    assert_eq!(ledger.texts(), ["", "Done"]);
+    let hrefs = ledger.messages.values().filter(|row| row.href.is_some()).count();
+    assert_eq!(hrefs, 1, "an href names one row");
+    assert_eq!(ledger.check_chain(), 2);
+}
+
+fn delivered_once(ledger: &Ledger, operation: &OperationId) {
+    let row = ledger.only_message();
+    assert_eq!((row.body.as_str(), row.status), ("Done", MessageStatus::Delivered));
+    assert_eq!(row.sender_uri.as_deref(), Some("sip:alice@contoso.com"));
+    assert_eq!(row.operation_id.as_ref(), Some(operation));
+    assert_eq!((row.outbox, row.correlation.as_deref()), (Some(OutboxId(5)), Some("ticket 5")));
+    assert_eq!(row.sent_at, start() + 1.seconds());
+    assert_eq!(row.href.as_deref(), Some("/conversations/7/messages/1"));
+    assert_eq!(ledger.check_chain(), 1);
+    let send = ledger.row(5);
+    assert_eq!((send.state, send.message), (OutboxState::Delivered, Some(row.id)));
+    assert_eq!(send.conversation, Some(row.conversation));
+    let attempt = ledger.attempts.values().find(|attempt| &attempt.operation_id == operation).unwrap();
+    assert_eq!(attempt.outcome.as_deref(), Some("delivered"));
+}
+
+#[test]
+fn two_sends_without_location_are_reported_in_order() {
+    let mut ledger = Ledger::new();
+    let first = ledger.sending(5, "sip:bob@contoso.com", "one");
+    ledger.answer(send(5, &first, accepted(None)));
+    let second = ledger.sending(6, "sip:bob@contoso.com", "two");
+    ledger.events(vec![our_message(1)]);
+    assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+    assert_eq!(ledger.row(6).state, OutboxState::Sending);
+    ledger.events(vec![our_message(2)]);
+    assert_eq!(ledger.row(6).state, OutboxState::Delivered);
+    ledger.answer(send(6, &second, accepted(None)));
+    assert_eq!(ledger.texts(), ["one", "two"]);
+    assert_eq!(ledger.check_chain(), 2);
+}
+
+#[test]
+fn a_failed_delivery_names_who_was_not_reached() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.answer(send(5, &operation, accepted(Some(1))));
+    ledger.events(vec![Fact::Message(MessageFact {
+        status: Some(OperationStatus::Failure),
+        reason: Some(declined()),
+        failed_recipients: vec![bob(), Person { name: Some("Carol".into()), ..Person::default() }],
+        ..our_message_fact(1)
+    })]);
+    let row = ledger.only_message();
+    assert_eq!(row.status, MessageStatus::Failed);
+    assert_eq!(row.failed_recipients.as_deref(), Some("sip:bob@contoso.com;Carol"));
+    let send = ledger.row(5);
+    assert_eq!((send.state, send.last_subcode.as_deref()), (OutboxState::Failed, Some("Declined")));
+    assert!(send.last_error.as_deref().unwrap().contains("Carol"));
+}
+
+#[test]
+fn a_receipt_that_never_comes_does_not_hold_the_chain_up() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.answer(send(5, &operation, accepted(Some(1))));
+    ledger.later(60);
+    ledger.settle_overdue();
+    assert_eq!(ledger.check_chain(), 1);
+    ledger.events(vec![our_message(1)]);
+    let row = ledger.only_message();
+    assert_eq!((row.status, row.sent_at), (MessageStatus::Delivered, start()), "chained content stays");
+    assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+    assert_eq!(ledger.check_chain(), 1);
+}
+
+#[test]
+fn our_invitation_carries_the_row_whichever_comes_first() {
+    let href = Some("/invitations/9".to_owned());
+    for event_first in [true, false] {
+        let mut ledger = Ledger::new();
+        let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+        let created = send(5, &operation, SendOutcome::InvitationAccepted { invitation_href: href.clone() });
+        let started = our_invitation(&operation, Phase::Started, None);
+        if event_first {
+            let outcome = ledger.events(vec![started]);
+            assert_eq!(outcome.settled[0].state, OutboxState::Sent);
+            ledger.answer(created);
+        } else {
+            ledger.answer(created);
+            assert_eq!((ledger.row(5).state, ledger.messages.len()), (OutboxState::Sent, 0));
+            ledger.events(vec![started]);
+        }
+        let row = ledger.only_message();
+        assert_eq!((row.status, row.source), (MessageStatus::Pending, MessageSource::Invitation));
+        assert_eq!(ledger.row(5).conversation, Some(row.conversation));
+        ledger.events(vec![our_invitation(&operation, Phase::Completed, Some(OperationStatus::Success))]);
+        assert_eq!(ledger.only_message().status, MessageStatus::Delivered);
+        assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+        assert_eq!(ledger.invitations.len(), 1);
+        assert_eq!(ledger.check_chain(), 1);
+    }
+}
+
+#[test]
+fn a_declined_invitation_fails_the_row_and_a_retry_takes_its_text_back() {
+    let mut ledger = Ledger::new();
+    let first = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    let events = vec![
+        our_invitation(&first, Phase::Started, None),
+        our_invitation(&first, Phase::Completed, Some(OperationStatus::Failure)),
+        ended(),
+    ];
+    let outcome = ledger.events(events.clone());
+    assert_eq!(outcome.settled.len(), 1);
+    assert_eq!(outcome.settled[0].state, OutboxState::Failed);
+    assert_eq!(ledger.row(5).last_subcode.as_deref(), Some("Declined"));
+    assert_eq!(ledger.only_message().status, MessageStatus::Failed);
+
+    ledger.answer(send(5, &first, retry(&ledger)));
+    assert_eq!(ledger.row(5).state, OutboxState::Queued);
+    assert_eq!(ledger.row(5).next_attempt_at, Some(ledger.now + 30.seconds()));
+    assert_eq!((ledger.row(5).message, ledger.row(5).conversation), (None, None));
+    assert_eq!(ledger.messages.len(), 0);
+
+    // The old batch once more, then the new attempt: the row stands in the archive once.
+    let cursor = ledger.session.event_cursor.clone();
+    ledger.apply(cursor, events);
+    assert_eq!((ledger.row(5).state, ledger.messages.len()), (OutboxState::Queued, 0));
+    let second = ledger.claim(5);
+    ledger.answer(send(5, &second, accepted(Some(1))));
+    ledger.events(vec![our_message(1)]);
+    assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+    assert_eq!(ledger.only_message().operation_id, Some(second));
+    assert_eq!(ledger.check_chain(), 1);
+    assert_eq!(ledger.attempts[&1].outcome.as_deref(), Some("failed"));
+}
+
+#[test]
+fn an_older_attempts_failure_changes_nothing_and_its_success_everything() {
+    let mut ledger = Ledger::new();
+    let first = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.answer(send(5, &first, retry(&ledger)));
+    ledger.claim(5);
+    let late = |status| {
+        Fact::Message(MessageFact {
+            operation_id: Some(first.clone()),
+            status: Some(status),
+            ..our_message_fact(1)
+        })
+    };
+    let mut failed = ledger.clone();
+    failed.events(vec![late(OperationStatus::Failure)]);
+    assert_eq!(failed.row(5).state, OutboxState::Sending);
+
+    ledger.events(vec![late(OperationStatus::Success)]);
+    assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+    let second = ledger.row(5).operation_id.clone().unwrap();
+    ledger.answer(send(5, &second, retry(&ledger)));
+    assert_eq!(ledger.row(5).state, OutboxState::Delivered, "there is nothing to retry");
+}
+
+#[test]
+fn an_uncertain_row_is_settled_by_a_late_event() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.answer(send(5, &operation, SendOutcome::Uncertain { error: "no answer".to_owned() }));
+    assert_eq!(ledger.row(5).state, OutboxState::Uncertain);
+    let event = MessageFact { operation_id: Some(operation), ..our_message_fact(1) };
+    ledger.events(vec![Fact::Message(event)]);
+    assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+    assert_eq!(ledger.row(5).last_error, None);
+}
+
+#[test]
+fn what_the_server_refuses_in_a_conversation_is_kept_as_failed() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.answer(send(
+        5,
+        &operation,
+        SendOutcome::Refused {
+            conversation_href: Some(TALK.to_owned()),
+            reason: FailureReason { code: Some("EntityTooLarge".into()), ..FailureReason::default() },
+            http_status: Some(413),
+            error: "the message is too long".to_owned(),
+        },
+    ));
+    let row = ledger.only_message();
+    assert_eq!((row.status, row.outbox), (MessageStatus::Failed, Some(OutboxId(5))));
+    assert_eq!(ledger.row(5).state, OutboxState::Failed);
+    assert_eq!(ledger.row(5).last_error.as_deref(), Some("the message is too long"));
+    assert_eq!(ledger.attempts[&1].http_status, Some(413));
+    assert_eq!(ledger.check_chain(), 1);
+}
+
+#[test]
+fn an_answer_for_another_accounts_row_is_ignored() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.outbox.get_mut(&OutboxId(5)).unwrap().account = AccountId(2);
+    ledger.answer(send(5, &operation, accepted(Some(1))));
+    assert_eq!(ledger.row(5).state, OutboxState::Sending);
+    assert_eq!(ledger.messages.len(), 0);
+}
+
+// ------------------------------------------------------------------------------------------------ the rest
+
+#[test]
+fn the_end_of_a_session_settles_everything() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.answer(send(5, &operation, accepted(Some(1))));
+    ledger.events(vec![
+        invitation(Phase::Started),
+        message_link(2),
+        Fact::Message(MessageFact {
+            sender: Some(Person { href: Some("/carol".into()), ..Person::default() }),
+            ..message_fact(3, "Hi")
+        }),
+    ]);
+    let mut workspace = ledger.workspace();
+    workspace.settle_session(SESSION);
+    ledger.keep(&workspace);
+    assert_eq!(ledger.check_chain(), 4);
+    assert!(ledger.messages.values().any(|row| row.reason.is_some()));
+}
+
+#[test]
+fn equal_payloads_of_one_batch_are_each_kept_once() {
+    let mut ledger = Ledger::new();
+    let odd = || Fact::Quarantined(Quarantined { reason: "odd".to_owned(), payload: "<x/>\0".to_owned() });
+    ledger.events(vec![odd(), odd()]);
+    assert_eq!(ledger.quarantine.len(), 2);
+    assert_eq!(ledger.quarantine[0].payload, "<x/>\u{2400}");
+    ledger.events(vec![odd()]);
+    assert_eq!(ledger.quarantine.len(), 3, "another batch is another event");
+}
+
+#[test]
+fn a_commit_for_a_foreign_session_is_refused() {
+    let ledger = Ledger::new();
+    let commit = ArchiveCommit {
+        account: AccountId(2),
+        session: SESSION,
+        epoch: 0,
+        cursor: None,
+        received_at: start(),
+        facts: Vec::new(),
+    };
+    assert!(ledger.workspace().check(&commit).is_err());
+}
+
+#[test]
+fn patience_is_a_minute() {
+    assert_eq!(super::PATIENCE, SignedDuration::from_secs(60));
+}

@@ -44,8 +44,11 @@ pub(super) fn optional_user_time(row: &SqliteRow, column: &str) -> Result<Option
 }
 
 /// The column holds what this program does not write.
-pub(super) fn undecodable(column: &str, problem: impl ToString) -> sqlx::Error {
-    sqlx::Error::ColumnDecode { index: column.to_owned(), source: problem.to_string().into() }
+pub(super) fn undecodable(
+    column: &str,
+    problem: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> sqlx::Error {
+    sqlx::Error::ColumnDecode { index: column.to_owned(), source: problem.into() }
 }
 
 /// Reads an enumeration by a function that knows its words.

@@ -2,15 +2,22 @@
 //!
 //! Rows go in chunks of fixed sizes, so that there are few different statements and they stay prepared.
 
+use jiff::Timestamp;
 use sqlx::{Encode, QueryBuilder, Sqlite, SqliteConnection, Type, query_builder::Separated};
 
-use super::column::{optional_time_text, time_text};
-use crate::archive::{
-    Changes,
-    row::{
-        AttemptRow, ConversationRow, InvitationRow, MessageRow, OutboxSend, ParticipantRow, QuarantineRow,
-        SessionRow,
+use super::{
+    column::{optional_time_text, time_text},
+    load::json,
+};
+use crate::{
+    archive::{
+        Changes,
+        row::{
+            AttemptRow, ConversationRow, InvitationRow, MessageRow, OutboxSend, ParticipantRow,
+            QuarantineRow, SessionRow,
+        },
     },
+    identifiers::AccountId,
 };
 
 /// Rows per statement: the largest that fits, then smaller ones for the rest.
@@ -40,17 +47,8 @@ pub(super) async fn flush(
     }
     quarantine(connection, changes.quarantine).await?;
     chain_heads(connection, changes).await?;
-    for row in &changes.sessions {
-        session(connection, row).await?;
-    }
-    for (account, at) in &changes.last_events {
-        sqlx::query("UPDATE account_status SET last_event_at = ?2 WHERE account_id = ?1")
-            .bind(account.0)
-            .bind(time_text(*at))
-            .execute(&mut *connection)
-            .await?;
-    }
-    Ok(())
+    sessions(connection, &changes.sessions).await?;
+    last_events(connection, &changes.last_events).await
 }
 
 /// `head` (…) VALUES rows `tail`, in chunks.
@@ -89,14 +87,42 @@ fn awaits(fetch: bool) -> Option<&'static str> {
     fetch.then_some("fetch")
 }
 
-async fn session(connection: &mut SqliteConnection, row: &SessionRow) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE sessions SET event_cursor = ?2, last_ack_at = ?3 WHERE id = ?1")
-        .bind(row.id.0)
-        .bind(&row.event_cursor)
-        .bind(optional_time_text(row.last_ack_at))
-        .execute(connection)
-        .await?;
-    Ok(())
+async fn sessions(connection: &mut SqliteConnection, rows: &[&SessionRow]) -> Result<(), sqlx::Error> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let values: Vec<_> =
+        rows.iter().map(|row| (row.id.0, &row.event_cursor, optional_time_text(row.last_ack_at))).collect();
+    sqlx::query(
+        "UPDATE sessions
+            SET event_cursor = json_extract(k.value, '$[1]'), last_ack_at = json_extract(k.value, '$[2]')
+           FROM json_each(?1) k
+          WHERE sessions.id = json_extract(k.value, '$[0]')",
+    )
+    .bind(json(&values)?)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+async fn last_events(
+    connection: &mut SqliteConnection,
+    events: &[(AccountId, Timestamp)],
+) -> Result<(), sqlx::Error> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let values: Vec<_> = events.iter().map(|(account, at)| (account.0, time_text(*at))).collect();
+    sqlx::query(
+        "UPDATE account_status
+            SET last_event_at = json_extract(k.value, '$[1]')
+           FROM json_each(?1) k
+          WHERE account_status.account_id = json_extract(k.value, '$[0]')",
+    )
+    .bind(json(&values)?)
+    .execute(connection)
+    .await
+    .map(drop)
 }
 
 async fn chain_heads(connection: &mut SqliteConnection, changes: &Changes<'_>) -> Result<(), sqlx::Error> {

@@ -37,6 +37,7 @@ pub(super) async fn workspace(
     outbox(connection, &mut workspace, keys).await?;
     conversations_by_id(connection, &mut workspace).await?;
     messages(connection, &mut workspace, keys).await?;
+    sends_of_messages(connection, &mut workspace).await?;
     missing_senders(connection, &mut workspace).await?;
     Ok(workspace)
 }
@@ -59,7 +60,7 @@ pub(super) async fn counters(connection: &mut SqliteConnection) -> Result<Counte
 }
 
 /// A list of keys as a query takes it.
-fn json(keys: &impl Serialize) -> Result<String, sqlx::Error> {
+pub(super) fn json(keys: &impl Serialize) -> Result<String, sqlx::Error> {
     serde_json::to_string(keys).map_err(|error| sqlx::Error::Encode(error.into()))
 }
 
@@ -336,35 +337,8 @@ async fn outbox(
     workspace: &mut Workspace,
     keys: &Keys,
 ) -> Result<(), sqlx::Error> {
-    if !keys.operations.is_empty() {
-        let operations: Vec<&str> =
-            keys.operations.iter().map(|(_, operation)| operation.0.as_str()).collect();
-        let operations = json(&operations)?;
-        let rows = sqlx::query(
-            "SELECT t.id, t.outbox_id, t.operation_id, t.finished_at, t.outcome, t.http_status, t.code, t.subcode,
-                    t.detail
-               FROM json_each(?1) k CROSS JOIN outbox_attempts t ON t.operation_id = k.value",
-        )
-        .bind(&operations)
-        .fetch_all(&mut *connection)
-        .await?;
-        for row in rows {
-            workspace.load_attempt(attempt(&row)?);
-        }
-        let rows = sqlx::query(
-            "SELECT o.*
-               FROM json_each(?1) k
-              CROSS JOIN outbox_attempts t ON t.operation_id = k.value
-              CROSS JOIN outbox o ON o.id = t.outbox_id
-              WHERE o.account_id IS NOT NULL",
-        )
-        .bind(&operations)
-        .fetch_all(&mut *connection)
-        .await?;
-        for row in rows {
-            workspace.load_outbox(outbox_send(&row)?);
-        }
-    }
+    let operations: Vec<&str> = keys.operations.iter().map(|(_, operation)| operation.0.as_str()).collect();
+    sends_by_operation(connection, workspace, &operations).await?;
     if !keys.outbox.is_empty() {
         let rows = sqlx::query(
             "SELECT o.* FROM json_each(?1) k CROSS JOIN outbox o ON o.id = k.value WHERE o.account_id IS NOT NULL",
@@ -379,7 +353,9 @@ async fn outbox(
     if !keys.sending.is_empty() {
         let accounts = json(&keys.sending.iter().map(|id| id.0).collect::<Vec<_>>())?;
         let rows = sqlx::query(
-            "SELECT o.* FROM json_each(?1) k CROSS JOIN outbox o ON o.account_id = k.value AND o.state = 'sending'",
+            "SELECT o.*
+               FROM json_each(?1) k
+              CROSS JOIN outbox o INDEXED BY outbox_sending ON o.account_id = k.value AND o.state = 'sending'",
         )
         .bind(&accounts)
         .fetch_all(&mut *connection)
@@ -391,7 +367,7 @@ async fn outbox(
             "SELECT t.id, t.outbox_id, t.operation_id, t.finished_at, t.outcome, t.http_status, t.code, t.subcode,
                     t.detail
                FROM json_each(?1) k
-              CROSS JOIN outbox o ON o.account_id = k.value AND o.state = 'sending'
+              CROSS JOIN outbox o INDEXED BY outbox_sending ON o.account_id = k.value AND o.state = 'sending'
               CROSS JOIN outbox_attempts t ON t.operation_id = o.operation_id",
         )
         .bind(&accounts)
@@ -402,6 +378,52 @@ async fn outbox(
         }
     }
     Ok(())
+}
+
+/// Attempts and outbox rows by operation id.
+async fn sends_by_operation(
+    connection: &mut SqliteConnection,
+    workspace: &mut Workspace,
+    operations: &[&str],
+) -> Result<(), sqlx::Error> {
+    if operations.is_empty() {
+        return Ok(());
+    }
+    let operations = json(&operations)?;
+    let rows = sqlx::query(
+        "SELECT t.id, t.outbox_id, t.operation_id, t.finished_at, t.outcome, t.http_status, t.code, t.subcode, t.detail
+           FROM json_each(?1) k CROSS JOIN outbox_attempts t ON t.operation_id = k.value",
+    )
+    .bind(&operations)
+    .fetch_all(&mut *connection)
+    .await?;
+    for row in rows {
+        workspace.load_attempt(attempt(&row)?);
+    }
+    let rows = sqlx::query(
+        "SELECT o.*
+           FROM json_each(?1) k
+          CROSS JOIN outbox_attempts t ON t.operation_id = k.value
+          CROSS JOIN outbox o ON o.id = t.outbox_id
+          WHERE o.account_id IS NOT NULL",
+    )
+    .bind(&operations)
+    .fetch_all(connection)
+    .await?;
+    for row in rows {
+        workspace.load_outbox(outbox_send(&row)?);
+    }
+    Ok(())
+}
+
+/// Outbox rows that loaded messages and invitations answer to, where the event itself names no operation.
+async fn sends_of_messages(
+    connection: &mut SqliteConnection,
+    workspace: &mut Workspace,
+) -> Result<(), sqlx::Error> {
+    let operations = workspace.missing_operations();
+    let operations: Vec<&str> = operations.iter().map(|operation| operation.0.as_str()).collect();
+    sends_by_operation(connection, workspace, &operations).await
 }
 
 fn attempt(row: &SqliteRow) -> Result<AttemptRow, sqlx::Error> {

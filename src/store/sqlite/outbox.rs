@@ -67,7 +67,7 @@ async fn admit_new_rows(
         "SELECT id, account, recipients, body, content_type, subject, importance, conversation_id, thread_id,
                 send_after, strftime('%Y-%m-%dT%H:%M:%fZ', send_after) AS send_after_read,
                 expires_at, strftime('%Y-%m-%dT%H:%M:%fZ', expires_at) AS expires_at_read
-           FROM outbox
+           FROM outbox INDEXED BY outbox_new
           WHERE state = 'queued' AND destination IS NULL
           ORDER BY id
           LIMIT ?1",
@@ -217,7 +217,7 @@ async fn refuse(
 /// Rows that waited too long.
 async fn expire(connection: &mut SqliteConnection, now: Timestamp) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "UPDATE outbox
+        "UPDATE outbox INDEXED BY outbox_expiring
             SET state = 'expired', last_code = 'Expired', last_subcode = NULL,
                 last_error = 'it was to be sent before ' || expires_at || coalesce('; ' || last_error, ''),
                 finished_at = ?1, updated_at = ?1, revision = revision + 1
@@ -305,7 +305,7 @@ async fn claim(
             SET state = 'sending', attempts = attempts + 1, operation_id = json_extract(k.value, '$[1]'),
                 next_attempt_at = NULL, claimed_by = ?2, claimed_at = ?3, updated_at = ?3, revision = revision + 1
            FROM json_each(?1) k
-          WHERE outbox.id = json_extract(k.value, '$[0]') AND outbox.state = 'queued'",
+          WHERE outbox.id = json_extract(k.value, '$[0]') AND +outbox.state = 'queued'",
     )
     .bind(&claims)
     .bind(&settings.node)
@@ -454,14 +454,14 @@ impl OutboxStore for SqliteStore {
         let failed = failed("looking for the next due row");
         let row = sqlx::query(
             "SELECT min(due) AS due FROM (
-                 SELECT min(send_after) AS due FROM outbox
+                 SELECT min(send_after) AS due FROM outbox INDEXED BY outbox_send_after
                   WHERE state = 'queued' AND send_after IS NOT NULL AND send_after > ?1 AND destination IS NOT NULL
                  UNION ALL
-                 SELECT min(next_attempt_at) FROM outbox
+                 SELECT min(next_attempt_at) FROM outbox INDEXED BY outbox_next_attempt
                   WHERE state = 'queued' AND next_attempt_at IS NOT NULL AND next_attempt_at > ?1
                     AND destination IS NOT NULL
                  UNION ALL
-                 SELECT min(expires_at) FROM outbox
+                 SELECT min(expires_at) FROM outbox INDEXED BY outbox_expiring
                   WHERE state = 'queued' AND expires_at IS NOT NULL AND expires_at > ?1 AND destination IS NOT NULL)",
         )
         .bind(time_text(now))
@@ -475,7 +475,7 @@ impl OutboxStore for SqliteStore {
         let failed = failed("reading sends under way");
         let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT {CLAIMED}
-               FROM outbox o {GIVEN_CONVERSATION}
+               FROM outbox o INDEXED BY outbox_sending {GIVEN_CONVERSATION}
               WHERE o.state = 'sending' AND o.account_id = ?1
               ORDER BY o.id"
         )))

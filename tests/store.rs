@@ -1,0 +1,1110 @@
+//! What every dialect of the store promises, written against its traits. An outside connection plays the programs and
+//! people who use plain SQL.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use jiff::{Timestamp, ToSpan};
+use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
+use tempfile::TempDir;
+use ucwa_relay::{
+    archive::{
+        chain,
+        fact::{
+            ArchiveCommit, Content, ConversationEnded, ConversationFact, Direction, Fact, FailureReason,
+            FetchedResource, InvitationFact, InvitationKind, MessageFact, OperationStatus, ParticipantChange,
+            ParticipantDetails, ParticipantFact, Person, Phase, Quarantined, SendFact, SendOutcome,
+        },
+    },
+    identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
+    store::{
+        AccountState, Auth, ClaimSettings, ClaimedSend, HistoryFilter, InvitationPolicy, NewAccount,
+        NewOutboxRow, OutboxFilter, OutboxState, Role, SecretSource, Session, SharedStore, StoreError,
+        StoreSettings, connect, migrate,
+    },
+};
+
+const NODE: &str = "node-1";
+const TALK: &str = "/conversations/7";
+
+// ------------------------------------------------------------------------------------------------ support
+
+/// A database of its own, with a server on it.
+struct Database {
+    directory: TempDir,
+    store: SharedStore,
+}
+
+fn settings(url: String) -> StoreSettings {
+    StoreSettings {
+        url,
+        max_connections: 2,
+        commit_interval: Duration::from_millis(2),
+        full_text: true,
+        node: NODE.to_owned(),
+        plain_from_html: |html| html.replace("<b>", "").replace("</b>", ""),
+    }
+}
+
+impl Database {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let url = url(&directory);
+        let store = connect(&settings(url), Role::Server).await.unwrap();
+        Self { directory, store }
+    }
+
+    fn settings(&self) -> StoreSettings {
+        settings(url(&self.directory))
+    }
+
+    /// As after a restart of the program.
+    async fn reopen(&mut self) {
+        self.store.close().await;
+        self.store = connect(&self.settings(), Role::Server).await.unwrap();
+    }
+
+    /// A connection as another program has it.
+    async fn outside(&self) -> Outside {
+        let path = self.directory.path().join("relay.db");
+        Outside(SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap())
+    }
+
+    /// An account that is online here, with a session.
+    async fn online(&self, name: &str) -> Online {
+        let account = self.store.add_account(&new_account(name)).await.unwrap();
+        let session =
+            self.store.begin_session(account, "/applications/1", "/events?ack=1", "").await.unwrap();
+        self.store.record_state(account, AccountState::Online, None, NODE).await.unwrap();
+        Online { store: self.store.clone(), account, session }
+    }
+
+    async fn claim(&self) -> Vec<ClaimedSend> {
+        self.claim_at(Timestamp::now()).await
+    }
+
+    async fn claim_at(&self, now: Timestamp) -> Vec<ClaimedSend> {
+        self.store.claim_due(now, &claim_settings()).await.unwrap()
+    }
+
+    async fn state(&self, id: i64) -> (OutboxState, Option<String>) {
+        let (row, _) = self.store.outbox_row(OutboxId(id)).await.unwrap().unwrap();
+        (row.state, row.last_code)
+    }
+}
+
+fn url(directory: &TempDir) -> String {
+    format!("sqlite://{}", directory.path().join("relay.db").display())
+}
+
+fn claim_settings() -> ClaimSettings {
+    ClaimSettings { node: NODE.to_owned(), max_attempts: 3, max_body_bytes: 1000, limit: 100 }
+}
+
+fn uri(name: &str) -> SipUri {
+    format!("{name}@contoso.com").parse().unwrap()
+}
+
+fn new_account(name: &str) -> NewAccount {
+    NewAccount {
+        sip_uri: uri(name),
+        username: format!("CONTOSO\\{name}"),
+        auth: Auth::Password,
+        secret: SecretSource::Reference("env:PASSWORD".to_owned()),
+        invitations: None,
+    }
+}
+
+struct Outside(SqliteConnection);
+
+impl Outside {
+    async fn run(&mut self, sql: &str) -> Result<u64, String> {
+        sqlx::query(AssertSqlSafe(sql.to_owned()))
+            .execute(&mut self.0)
+            .await
+            .map(|done| done.rows_affected())
+            .map_err(|error| error.to_string())
+    }
+
+    /// Rows as `a|b|c`, NULL as nothing.
+    async fn rows(&mut self, sql: &str) -> Vec<String> {
+        sqlx::query(AssertSqlSafe(sql.to_owned()))
+            .fetch_all(&mut self.0)
+            .await
+            .unwrap()
+            .iter()
+            .map(|row| {
+                (0..row.len())
+                    .map(|column| {
+                        row.try_get_unchecked::<Option<String>, _>(column).unwrap().unwrap_or_default()
+                    })
+                    .collect::<Vec<_>>()
+                    .join("|")
+            })
+            .collect()
+    }
+
+    async fn count(&mut self, sql: &str) -> i64 {
+        sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM {sql}")))
+            .fetch_one(&mut self.0)
+            .await
+            .unwrap()
+    }
+}
+
+struct Online {
+    store: SharedStore,
+    account: AccountId,
+    session: Session,
+}
+
+impl Online {
+    fn commit_of(&self, cursor: Option<&str>, facts: Vec<Fact>) -> ArchiveCommit {
+        ArchiveCommit {
+            account: self.account,
+            session: self.session.id,
+            epoch: 0,
+            cursor: cursor.map(ToOwned::to_owned),
+            received_at: Timestamp::now(),
+            facts,
+        }
+    }
+
+    async fn events(&self, cursor: &str, facts: Vec<Fact>) -> ucwa_relay::store::CommitOutcome {
+        self.store.commit(self.commit_of(Some(cursor), facts)).await.unwrap()
+    }
+
+    async fn answer(&self, fact: Fact) -> ucwa_relay::store::CommitOutcome {
+        self.store.commit(self.commit_of(None, vec![fact])).await.unwrap()
+    }
+
+    async fn send_fact(&self, send: &ClaimedSend, outcome: SendOutcome) {
+        let fact = SendFact { outbox: send.outbox, operation_id: send.operation_id.clone(), outcome };
+        self.answer(Fact::Send(fact)).await;
+    }
+}
+
+fn bob() -> Person {
+    Person {
+        href: Some(format!("{TALK}/participants/bob")),
+        uri: Some("sip:bob@contoso.com".to_owned()),
+        name: Some("Bob".to_owned()),
+    }
+}
+
+fn bob_joined() -> Fact {
+    Fact::Participant(ParticipantFact {
+        conversation_href: TALK.to_owned(),
+        href: format!("{TALK}/participants/bob"),
+        change: ParticipantChange::Joined,
+        title: Some("Bob".to_owned()),
+        details: Some(ParticipantDetails {
+            uri: Some("sip:bob@contoso.com".to_owned()),
+            ..ParticipantDetails::default()
+        }),
+        is_local: false,
+    })
+}
+
+fn conversation() -> Fact {
+    Fact::Conversation(ConversationFact {
+        href: TALK.to_owned(),
+        state: Some("Connected".to_owned()),
+        thread_id: Some("thread".to_owned()),
+        subject: Some("Lunch".to_owned()),
+        ..ConversationFact::default()
+    })
+}
+
+fn message_fact(number: u32, text: &str) -> MessageFact {
+    MessageFact {
+        conversation_href: TALK.to_owned(),
+        href: format!("{TALK}/messages/{number}"),
+        phase: Phase::Completed,
+        direction: Some(Direction::Incoming),
+        sender: Some(bob()),
+        content: Content { plain: Some(text.to_owned()), html: None },
+        sent_at: Some(Timestamp::now()),
+        status: Some(OperationStatus::Success),
+        reason: None,
+        operation_id: None,
+        failed_recipients: Vec::new(),
+        link_only: false,
+    }
+}
+
+fn message(number: u32, text: &str) -> Fact {
+    Fact::Message(message_fact(number, text))
+}
+
+fn link(number: u32) -> Fact {
+    Fact::Message(MessageFact {
+        direction: None,
+        sender: None,
+        content: Content::default(),
+        status: None,
+        phase: Phase::Started,
+        link_only: true,
+        ..message_fact(number, "")
+    })
+}
+
+fn invitation() -> Fact {
+    Fact::Invitation(InvitationFact {
+        href: "/invitations/1".to_owned(),
+        kind: InvitationKind::Messaging,
+        phase: Phase::Started,
+        direction: Some(Direction::Incoming),
+        state: Some("Connecting".to_owned()),
+        operation_id: None,
+        thread_id: Some("thread".to_owned()),
+        subject: Some("Lunch".to_owned()),
+        importance: Some("Normal".to_owned()),
+        from: Some(bob()),
+        to_uri: Some("sip:alice@contoso.com".to_owned()),
+        conversation_href: Some(TALK.to_owned()),
+        content: Content { plain: Some("Hungry?".to_owned()), html: None },
+        status: None,
+        reason: None,
+        online_meeting_uri: None,
+        link_only: false,
+    })
+}
+
+fn accepted(number: u32) -> SendOutcome {
+    SendOutcome::MessageAccepted {
+        conversation_href: TALK.to_owned(),
+        message_href: Some(format!("{TALK}/messages/{number}")),
+    }
+}
+
+fn our_message(number: u32) -> Fact {
+    Fact::Message(MessageFact {
+        direction: Some(Direction::Outgoing),
+        sender: None,
+        content: Content::default(),
+        ..message_fact(number, "")
+    })
+}
+
+fn retry_at(at: Timestamp) -> SendOutcome {
+    SendOutcome::RetryAt {
+        at,
+        reason: FailureReason { code: Some("ServiceFailure".into()), ..FailureReason::default() },
+        http_status: Some(503),
+        error: "the server is busy".to_owned(),
+    }
+}
+
+async fn texts(store: &SharedStore) -> Vec<String> {
+    let filter = HistoryFilter { limit: 1000, ..HistoryFilter::default() };
+    store.history(&filter).await.unwrap().into_iter().map(|row| row.body).collect()
+}
+
+// ------------------------------------------------------------------------------------------------ accounts
+
+#[tokio::test]
+async fn an_account_lives_in_the_database() {
+    let database = Database::new().await;
+    let store = &database.store;
+    let id = store.add_account(&new_account("alice")).await.unwrap();
+    let again = store.add_account(&new_account("alice")).await.unwrap_err();
+    assert!(matches!(&again, StoreError::AlreadyExists(words) if words.contains("sip:alice@contoso.com")));
+
+    let added = store.account(&uri("alice")).await.unwrap().unwrap();
+    assert_eq!((added.id, added.enabled, added.display_name.as_deref()), (id, true, None));
+    store.set_display_name(id, "Alice").await.unwrap();
+    let named = store.account(&uri("alice")).await.unwrap().unwrap();
+    assert_eq!(named.display_name.as_deref(), Some("Alice"));
+    assert_eq!(named.updated_at, added.updated_at, "no person changed it");
+
+    assert_eq!(store.declare_account(&new_account("alice")).await.unwrap(), id);
+    assert_eq!(store.account(&uri("alice")).await.unwrap().unwrap(), named, "nothing differs");
+    let declared = NewAccount { invitations: Some(InvitationPolicy::Decline), ..new_account("alice") };
+    store.declare_account(&declared).await.unwrap();
+    let declared = store.account(&uri("alice")).await.unwrap().unwrap();
+    assert_eq!(declared.invitations, Some(InvitationPolicy::Decline));
+
+    store.set_secret(id, &SecretSource::Sealed(vec![1, 2])).await.unwrap();
+    store.set_enabled(id, false).await.unwrap();
+    let changed = store.account(&uri("alice")).await.unwrap().unwrap();
+    assert_eq!((changed.secret, changed.enabled), (SecretSource::Sealed(vec![1, 2]), false));
+
+    store.remove_account(id).await.unwrap();
+    assert_eq!(store.accounts().await.unwrap(), []);
+    assert!(store.account_overview(None).await.unwrap().is_empty());
+    assert_eq!(store.add_account(&new_account("alice")).await.unwrap(), id, "its archive is its own again");
+    assert!(store.account(&uri("alice")).await.unwrap().unwrap().enabled);
+}
+
+#[tokio::test]
+async fn a_change_by_plain_sql_moves_updated_at() {
+    let database = Database::new().await;
+    database.store.add_account(&new_account("alice")).await.unwrap();
+    let mut outside = database.outside().await;
+    outside.run("UPDATE accounts SET updated_at = '2020-01-01T00:00:00.000Z'").await.unwrap();
+    outside.run("UPDATE accounts SET enabled = 0").await.unwrap();
+    assert_eq!(outside.count("accounts WHERE updated_at > '2026'").await, 1);
+}
+
+#[tokio::test]
+async fn the_overview_tells_what_an_account_is_doing() {
+    let mut database = Database::new().await;
+    let alice = database.online("alice").await;
+    alice.events("/events?ack=2", vec![conversation(), message(1, "Hi")]).await;
+    database.store.record_restart(alice.account).await.unwrap();
+    database
+        .store
+        .enqueue(&NewOutboxRow { account: "alice@contoso.com".into(), ..row("x@y.z") })
+        .await
+        .unwrap();
+    let overview = database.store.account_overview(Some(&uri("alice"))).await.unwrap().remove(0);
+    assert_eq!((overview.state.as_str(), overview.node_id.as_deref()), ("online", Some(NODE)));
+    assert_eq!((overview.messages_today, overview.queued), (1, 1));
+    assert!(overview.last_event_at.is_some() && overview.since.is_some());
+
+    database.reopen().await;
+    let overview = database.store.account_overview(None).await.unwrap().remove(0);
+    assert_eq!(overview.state, "stopped", "a server's end is the end of its accounts' work");
+}
+
+// ------------------------------------------------------------------------------------------------ sessions
+
+#[tokio::test]
+async fn a_session_is_resumed_and_a_new_one_ends_it() {
+    let mut database = Database::new().await;
+    let alice = database.online("alice").await;
+    let endpoint = database.store.endpoint_id(alice.account).await.unwrap();
+    assert_eq!(alice.session.endpoint_id, endpoint);
+    alice.events("/events?ack=2", vec![conversation(), bob_joined(), invitation()]).await;
+    database.reopen().await;
+    let store = &database.store;
+    let resumed = store.open_session(alice.account).await.unwrap().unwrap();
+    assert_eq!(resumed.id, alice.session.id);
+    assert_eq!(resumed.event_cursor.as_deref(), Some("/events?ack=2"));
+
+    let open = store.open_conversations(alice.account, resumed.id).await.unwrap();
+    assert_eq!(open.len(), 1);
+    assert_eq!(open[0].remote_uri.as_deref(), Some("sip:bob@contoso.com"));
+    assert_eq!(open[0].thread_id.as_deref(), Some("thread"));
+
+    let later = Timestamp::now() + 1.hour();
+    store.record_followed(&[resumed.id], Timestamp::now() - 1.hour()).await.unwrap();
+    store.record_gap(alice.account, resumed.id, later, "the server said resume").await.unwrap();
+    let next = store
+        .begin_session(alice.account, "/applications/2", "/e", "the application was gone")
+        .await
+        .unwrap();
+    assert_eq!(next.endpoint_id, endpoint);
+    let mut outside = database.outside().await;
+    assert_eq!(outside.rows("SELECT end_reason FROM sessions").await, ["the application was gone", ""]);
+    assert_eq!(outside.count("participants WHERE left_at IS NULL").await, 0);
+    assert_eq!(outside.count("conversations WHERE ended_at IS NULL").await, 0);
+    assert_eq!(outside.count("messages WHERE chain_seq = 1").await, 1, "its open text is settled");
+    assert_eq!(
+        outside.rows("SELECT account, reason, backfilled FROM coverage_gaps").await,
+        ["sip:alice@contoso.com|the server said resume|0"],
+        "the time until `later` is accounted for"
+    );
+    assert!(store.open_conversations(alice.account, resumed.id).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_time_between_two_sessions_is_a_gap() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    outside.run("UPDATE sessions SET last_ack_at = '2026-01-01T00:00:00.000Z'").await.unwrap();
+    database.store.end_session(alice.account, alice.session.id, "disabled").await.unwrap();
+    assert!(database.store.open_session(alice.account).await.unwrap().is_none());
+    database.store.begin_session(alice.account, "/applications/2", "/e", "unused").await.unwrap();
+    assert_eq!(
+        outside.rows("SELECT from_at, reason FROM coverage_gaps").await,
+        ["2026-01-01T00:00:00.000Z|disabled"]
+    );
+}
+
+// ------------------------------------------------------------------------------------------------ archive
+
+#[tokio::test]
+async fn what_was_committed_and_not_acknowledged_comes_again_and_changes_nothing() {
+    let mut database = Database::new().await;
+    let alice = database.online("alice").await;
+    let facts = vec![
+        invitation(),
+        conversation(),
+        bob_joined(),
+        message(1, "Hungry?"),
+        link(2),
+        message(3, "Now?"),
+        Fact::Quarantined(Quarantined { reason: "odd".into(), payload: "<x/>".into() }),
+    ];
+    let commit = alice.commit_of(Some("/events?ack=2"), facts);
+    let first = alice.store.commit(commit.clone()).await.unwrap();
+    let dump = "SELECT 'm', id, href, body, status, chain_hash, awaiting FROM messages
+                UNION ALL SELECT 'c', id, href, state, started_at, ended_at, connected_at FROM conversations
+                UNION ALL SELECT 'p', id, href, sip_uri, joined_at, left_at, display_name FROM participants
+                UNION ALL SELECT 'i', id, href, state, message_id, subject, from_uri FROM invitations
+                UNION ALL SELECT 'q', id, payload, reason, received_at, cursor, NULL FROM event_quarantine
+                UNION ALL SELECT 's', id, event_cursor, NULL, NULL, NULL, NULL FROM sessions
+                UNION ALL SELECT 'h', seq, hash, NULL, NULL, NULL, NULL FROM chain_heads";
+    let before = database.outside().await.rows(dump).await;
+    assert_eq!(before.len(), 9);
+
+    // The process died before it could acknowledge.
+    database.reopen().await;
+    let again = database.store.commit(commit).await.unwrap();
+    assert_eq!(database.outside().await.rows(dump).await, before);
+    assert_eq!(again.fetches, first.fetches);
+    assert_eq!(again.fetches.len(), 1);
+    assert_eq!(database.store.unfetched(alice.account, alice.session.id).await.unwrap(), first.fetches);
+    assert_eq!(first.fetches[0].resource, FetchedResource::Message);
+}
+
+#[tokio::test]
+async fn many_accounts_commit_together_and_only_the_offender_fails() {
+    let database = Database::new().await;
+    let mut outside = database.outside().await;
+    outside
+        .run(
+            "CREATE TRIGGER poison BEFORE INSERT ON messages WHEN NEW.body = 'poison'
+             BEGIN SELECT RAISE(ABORT, 'poison'); END",
+        )
+        .await
+        .unwrap();
+    let mut accounts = Vec::new();
+    for number in 0..20 {
+        accounts.push(database.online(&format!("user{number}")).await);
+    }
+    let foreign =
+        ArchiveCommit { account: accounts[0].account, ..accounts[1].commit_of(None, vec![message(9, "x")]) };
+    let mut commits: Vec<_> = accounts
+        .iter()
+        .enumerate()
+        .map(|(number, account)| {
+            let text = if number == 7 { "poison" } else { "Hi" };
+            account.commit_of(Some("/events?ack=2"), vec![conversation(), message(1, text)])
+        })
+        .collect();
+    commits.push(foreign);
+    let outcomes = join_all(commits.into_iter().map(|commit| database.store.commit(commit))).await;
+    for (number, outcome) in outcomes.iter().enumerate() {
+        assert_eq!(outcome.is_err(), number == 7 || number == 20, "{number}: {outcome:?}");
+    }
+    assert!(matches!(outcomes[7], Err(StoreError::Refused { .. })));
+    assert_eq!(outside.count("messages").await, 19);
+    assert_eq!(outside.count("messages WHERE chain_seq = 1").await, 19);
+    let cursor = database.store.open_session(accounts[7].account).await.unwrap().unwrap().event_cursor;
+    assert_eq!(cursor.as_deref(), Some("/events?ack=1"), "nothing of the refused commit is there");
+}
+
+#[tokio::test]
+async fn the_chain_runs_through_everything_and_its_head_is_kept() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    for batch in 0..5u32 {
+        let facts = (0..40).map(|number| message(batch * 40 + number, &format!("text {number}"))).collect();
+        alice.events(&format!("/events?ack={}", batch + 2), facts).await;
+    }
+    let mut outside = database.outside().await;
+    let rows =
+        sqlx::query("SELECT * FROM messages ORDER BY chain_seq").fetch_all(&mut outside.0).await.unwrap();
+    assert_eq!(rows.len(), 200);
+    let mut head = chain::GENESIS.to_owned();
+    for (seq, row) in (1..).zip(&rows) {
+        let content = chain::Content {
+            account: "sip:alice@contoso.com",
+            conversation: ConversationId(row.get("conversation_id")),
+            direction: Direction::Incoming,
+            sender_uri: row.get("sender_uri"),
+            sender_name: row.get("sender_name"),
+            content_type: row.get("content_type"),
+            body: row.get("body"),
+            body_html: row.get("body_html"),
+            sent_at: row.get::<&str, _>("sent_at").parse().unwrap(),
+            operation_id: row.get("operation_id"),
+            outbox: row.get::<Option<i64>, _>("outbox_id").map(OutboxId),
+            correlation: row.get("correlation"),
+        };
+        assert_eq!(row.get::<i64, _>("chain_seq"), seq);
+        assert_eq!(row.get::<&str, _>("content_hash"), content.hash());
+        head = chain::link(&head, seq, &content.hash());
+        assert_eq!(row.get::<&str, _>("chain_hash"), head);
+    }
+    assert_eq!(outside.rows("SELECT seq, hash FROM chain_heads").await, [format!("200|{head}")]);
+}
+
+#[tokio::test]
+async fn a_text_that_is_not_repeated_is_settled_after_its_time() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    alice.events("/events?ack=2", vec![invitation()]).await;
+    let mut outside = database.outside().await;
+    database.store.settle_overdue(Timestamp::now()).await.unwrap();
+    assert_eq!(outside.count("messages WHERE awaiting = 'copy'").await, 1);
+    database.store.settle_overdue(Timestamp::now() + 61.seconds()).await.unwrap();
+    assert_eq!(outside.rows("SELECT awaiting, source, chain_seq FROM messages").await, ["|invitation|1"]);
+    alice.events("/events?ack=3", vec![message(1, "Hungry?\r\n")]).await;
+    assert_eq!(outside.rows("SELECT source, body, chain_seq FROM messages").await, ["event|Hungry?|1"]);
+}
+
+#[tokio::test]
+async fn ids_of_removed_rows_are_not_given_again() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    alice.events("/events?ack=2", vec![invitation(), link(1)]).await;
+    // The link turns out to be the invitation's text: its row goes.
+    alice.answer(message(1, "Hungry?")).await;
+    alice.events("/events?ack=3", vec![message(2, "Now?")]).await;
+    let mut outside = database.outside().await;
+    assert_eq!(outside.rows("SELECT id, body FROM messages").await, ["1|Hungry?", "3|Now?"]);
+}
+
+#[tokio::test]
+async fn payloads_are_quarantined_outside_a_batch_too() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    database.store.quarantine(alice.account, Some(alice.session.id), "odd", "<a/>").await.unwrap();
+    database.store.quarantine(alice.account, None, "odd", "<a/>").await.unwrap();
+    assert_eq!(database.outside().await.count("event_quarantine WHERE resolved_at IS NULL").await, 2);
+}
+
+#[tokio::test]
+async fn history_is_filtered_and_followed() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    let carol = database.online("carol").await;
+    alice
+        .events("/e2", vec![conversation(), message(1, "one"), message(2, "two"), message(3, "three")])
+        .await;
+    carol.events("/e2", vec![conversation(), message(1, "for carol")]).await;
+    let store = &database.store;
+    let history = async |filter: HistoryFilter| {
+        let rows = store.history(&HistoryFilter { limit: filter.limit.max(2), ..filter }).await.unwrap();
+        rows.into_iter().map(|row| row.body).collect::<Vec<_>>()
+    };
+    let of = |name: &str| HistoryFilter { account: Some(uri(name)), ..HistoryFilter::default() };
+    assert_eq!(history(of("alice")).await, ["two", "three"], "the newest ones, in order");
+    assert_eq!(history(of("carol")).await, ["for carol"]);
+    assert_eq!(history(of("nobody")).await, [""; 0]);
+    let after = Some(ucwa_relay::identifiers::MessageId(1));
+    assert_eq!(history(HistoryFilter { after, ..of("alice") }).await, ["two", "three"]);
+    let with = HistoryFilter { with: Some(uri("bob")), limit: 10, ..HistoryFilter::default() };
+    assert_eq!(history(with).await.len(), 4);
+    let with = HistoryFilter { with: Some(uri("dave")), ..HistoryFilter::default() };
+    assert_eq!(history(with).await.len(), 0);
+    let until = HistoryFilter { until: Some(Timestamp::now() - 1.hour()), ..HistoryFilter::default() };
+    assert_eq!(history(until).await.len(), 0);
+    store.record_access("root", "history", Some(&uri("alice")), "with:bob").await.unwrap();
+    store.ping().await.unwrap();
+    assert_eq!(database.outside().await.count("access_log").await, 1);
+}
+
+#[tokio::test]
+async fn the_views_read_well() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    alice.events("/e2", vec![conversation(), bob_joined(), message(1, "Hungry?")]).await;
+    database.store.enqueue(&row("bob@contoso.com")).await.unwrap();
+    let send = database.claim().await.remove(0);
+    alice.send_fact(&send, accepted(2)).await;
+    alice.events("/e3", vec![our_message(2)]).await;
+    let mut outside = database.outside().await;
+    assert_eq!(
+        outside
+            .rows(
+                "SELECT account, direction, sender, sender_name, recipients, thread_id, subject, body, status, source
+                   FROM message_history ORDER BY message_id"
+            )
+            .await,
+        [
+            "sip:alice@contoso.com|incoming|sip:bob@contoso.com|Bob|sip:alice@contoso.com|thread|Lunch|Hungry?\
+             |delivered|event",
+            "sip:alice@contoso.com|outgoing|sip:alice@contoso.com||sip:bob@contoso.com|thread|Lunch|Deploy finished\
+             |delivered|event",
+        ]
+    );
+    assert_eq!(
+        outside.rows("SELECT account, participants, message_count, state FROM conversation_summary").await,
+        ["sip:alice@contoso.com|sip:bob@contoso.com|2|Connected"]
+    );
+    assert_eq!(
+        outside.rows("SELECT account, state, count FROM outbox_status").await,
+        ["sip:alice@contoso.com|delivered|1"]
+    );
+    assert_eq!(outside.rows("SELECT sent_at FROM message_history").await[0].len(), 24);
+}
+
+// ------------------------------------------------------------------------------------------------ outbox
+
+fn row(recipients: &str) -> NewOutboxRow {
+    NewOutboxRow {
+        account: "Alice@Contoso.com".to_owned(),
+        recipients: recipients.to_owned(),
+        body: "Deploy finished".to_owned(),
+        ..NewOutboxRow::default()
+    }
+}
+
+#[tokio::test]
+async fn three_columns_are_enough_and_are_noticed_at_once() {
+    let database = Database::new().await;
+    database.online("alice").await;
+    assert!(database.claim().await.is_empty());
+    let mut outside = database.outside().await;
+    // What happened before the watch began may be reported once.
+    database.store.outbox_changed(Duration::from_millis(1)).await;
+    let store = database.store.clone();
+    let noticed = tokio::spawn(async move {
+        store.outbox_changed(Duration::from_secs(60)).await;
+        Instant::now()
+    });
+    outside
+        .run(
+            "INSERT INTO outbox (account, recipients, body)
+             VALUES ('sip:alice@contoso.com', 'sip:bob@contoso.com', 'Deploy finished')",
+        )
+        .await
+        .unwrap();
+    let inserted = Instant::now();
+    let noticed = noticed.await.unwrap();
+    assert!(noticed.saturating_duration_since(inserted) < Duration::from_millis(100));
+    let send = database.claim().await.remove(0);
+    assert_eq!(send.recipients, [uri("bob")]);
+    assert_eq!(
+        (send.content_type.as_str(), send.importance.as_str(), send.attempt),
+        ("text/plain", "Normal", 1)
+    );
+    assert_eq!(send.max_attempts, 3);
+    assert!(Timestamp::now().duration_since(send.created_at).as_secs() < 60);
+    assert!(send.operation_id.0.len() <= 50);
+}
+
+#[tokio::test]
+async fn a_destination_is_served_in_order_one_at_a_time() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    outside
+        .run(
+            "INSERT INTO outbox (account, recipients, body, priority) VALUES
+                 ('sip:alice@contoso.com', 'bob@contoso.com', 'third', 100),
+                 ('sip:alice@contoso.com', 'SIP:BOB@contoso.com', 'first', 1),
+                 ('sip:alice@contoso.com', 'carol@contoso.com', 'to carol', 100),
+                 ('sip:alice@contoso.com', 'bob@contoso.com', 'second', 50)",
+        )
+        .await
+        .unwrap();
+    let bodies = |claimed: &[ClaimedSend]| claimed.iter().map(|send| send.body.clone()).collect::<Vec<_>>();
+    let claimed = database.claim().await;
+    assert_eq!(bodies(&claimed), ["first", "to carol"]);
+    assert!(database.claim().await.is_empty(), "one at a time");
+
+    // The first one has to wait for its next attempt: nothing overtakes it.
+    let soon = Timestamp::now() + 30.seconds();
+    alice.send_fact(&claimed[0], retry_at(soon)).await;
+    assert!(database.claim().await.is_empty());
+    assert_eq!(
+        database.store.next_due(Timestamp::now()).await.unwrap().unwrap().as_second(),
+        soon.as_second()
+    );
+    let again = database.claim_at(soon + 1.seconds()).await;
+    assert_eq!((bodies(&again), again[0].attempt), (vec!["first".to_owned()], 2));
+    assert_ne!(again[0].operation_id, claimed[0].operation_id);
+    alice.send_fact(&again[0], accepted(1)).await;
+    assert_eq!(bodies(&database.claim().await), ["second"]);
+    let (row, attempts) = database.store.outbox_row(again[0].outbox).await.unwrap().unwrap();
+    assert_eq!((row.state, row.attempts), (OutboxState::Sent, 2));
+    let outcomes: Vec<_> = attempts.iter().map(|attempt| attempt.outcome.as_deref().unwrap()).collect();
+    assert_eq!(outcomes, ["queued", "sent"]);
+    assert_eq!(attempts[0].http_status, Some(503));
+}
+
+#[tokio::test]
+async fn rows_wait_for_their_time_their_account_and_their_node() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    outside
+        .run(
+            "INSERT INTO outbox (account, recipients, body, send_after) VALUES
+                 ('alice@contoso.com', 'bob@contoso.com', 'tomorrow', datetime('now', '+1 day')),
+                 ('alice@contoso.com', 'bob@contoso.com', 'now', NULL)",
+        )
+        .await
+        .unwrap();
+    database.store.record_state(alice.account, AccountState::BackingOff, None, NODE).await.unwrap();
+    assert!(database.claim().await.is_empty());
+    database.store.record_state(alice.account, AccountState::Online, None, "another node").await.unwrap();
+    assert!(database.claim().await.is_empty());
+    database.store.record_state(alice.account, AccountState::Online, None, NODE).await.unwrap();
+    let claimed = database.claim().await;
+    assert_eq!(claimed[0].body, "now");
+    alice.send_fact(&claimed[0], accepted(1)).await;
+    let tomorrow = database.store.next_due(Timestamp::now()).await.unwrap().unwrap();
+    assert!(tomorrow > Timestamp::now() + 23.hours());
+    assert!(database.claim().await.is_empty());
+    assert_eq!(database.claim_at(tomorrow).await[0].body, "tomorrow");
+}
+
+#[tokio::test]
+async fn accounts_take_turns_when_there_is_too_much() {
+    let database = Database::new().await;
+    database.online("alice").await;
+    database.online("carol").await;
+    for number in 0..20 {
+        database.store.enqueue(&row(&format!("user{number}@contoso.com"))).await.unwrap();
+    }
+    let late = NewOutboxRow { account: "carol@contoso.com".into(), ..row("bob@contoso.com") };
+    database.store.enqueue(&late).await.unwrap();
+    let limited = ClaimSettings { limit: 2, ..claim_settings() };
+    let claimed = database.store.claim_due(Timestamp::now(), &limited).await.unwrap();
+    let accounts: Vec<_> = claimed.iter().map(|send| send.account.0).collect();
+    assert_eq!(accounts, [1, 2]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_fails_with_words_and_blocks_nothing() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    let carol = database.online("carol").await;
+    carol.events("/e2", vec![conversation()]).await;
+    database.store.set_enabled(alice.account, true).await.unwrap();
+    let mut outside = database.outside().await;
+    let cases = [
+        (
+            "'nobody@contoso.com', 'bob@contoso.com', 'x', 'text/plain', 'Normal', NULL, NULL",
+            "UnknownAccount",
+        ),
+        ("'alice', 'bob@contoso.com', 'x', 'text/plain', 'Normal', NULL, NULL", "MalformedAccount"),
+        ("'alice@contoso.com', 'bob', 'x', 'text/plain', 'Normal', NULL, NULL", "MalformedRecipient"),
+        ("'alice@contoso.com', NULL, 'x', 'text/plain', 'Normal', NULL, NULL", "NoRecipient"),
+        ("'alice@contoso.com', 'bob@contoso.com', ' ', 'text/plain', 'Normal', NULL, NULL", "EmptyBody"),
+        (
+            "'alice@contoso.com', 'bob@contoso.com', hex(zeroblob(600)), 'text/plain', 'Normal', NULL, NULL",
+            "BodyTooLarge",
+        ),
+        (
+            "'alice@contoso.com', 'bob@contoso.com', 'x', 'text/rtf', 'Normal', NULL, NULL",
+            "UnknownContentType",
+        ),
+        ("'alice@contoso.com', 'bob@contoso.com', 'x', 'text/plain', 'Low', NULL, NULL", "UnknownImportance"),
+        ("'alice@contoso.com', NULL, 'x', 'text/plain', 'Normal', 1, NULL", "UnknownConversation"),
+        (
+            "'alice@contoso.com', 'bob@contoso.com', 'x', 'text/plain', 'Normal', NULL, 'soon'",
+            "MalformedTime",
+        ),
+        (
+            "'alice@contoso.com', 'bob@contoso.com', 'x', 'text/plain', 'Normal', NULL, '2020-01-01'",
+            "Expired",
+        ),
+        (
+            "'alice@contoso.com', 'bob@contoso.com', 'good', 'Text/HTML; charset=utf-8', 'urgent', NULL, NULL",
+            "",
+        ),
+    ];
+    for (values, _) in &cases {
+        outside
+            .run(&format!(
+                "INSERT INTO outbox (account, recipients, body, content_type, importance, conversation_id, expires_at)
+                 VALUES ({values})"
+            ))
+            .await
+            .unwrap();
+    }
+    let claimed = database.claim().await;
+    assert_eq!(claimed.len(), 1);
+    assert_eq!((claimed[0].content_type.as_str(), claimed[0].importance.as_str()), ("text/html", "Urgent"));
+    for (id, (values, code)) in (1..).zip(&cases) {
+        let (state, last_code) = database.state(id).await;
+        let expected = match *code {
+            "" => OutboxState::Sending,
+            "Expired" => OutboxState::Expired,
+            _ => OutboxState::Failed,
+        };
+        assert_eq!((state, last_code.as_deref().unwrap_or_default()), (expected, *code), "{values}");
+    }
+    assert_eq!(outside.count("outbox WHERE state = 'failed' AND last_error IS NULL").await, 0);
+    assert_eq!(outside.count("outbox WHERE state IN ('failed', 'expired') AND finished_at IS NULL").await, 0);
+}
+
+#[tokio::test]
+async fn a_row_that_waited_too_long_expires() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    database.store.record_state(alice.account, AccountState::BackingOff, None, NODE).await.unwrap();
+    let mut outside = database.outside().await;
+    outside
+        .run(
+            "INSERT INTO outbox (account, recipients, body, expires_at)
+             VALUES ('alice@contoso.com', 'bob@contoso.com', 'x', datetime('now', '+1 hour'))",
+        )
+        .await
+        .unwrap();
+    assert!(database.claim().await.is_empty());
+    assert_eq!(database.state(1).await.0, OutboxState::Queued);
+    let due = database.store.next_due(Timestamp::now()).await.unwrap().unwrap();
+    database.claim_at(due).await;
+    assert_eq!(database.state(1).await, (OutboxState::Expired, Some("Expired".to_owned())));
+    // Queued again, it is no longer late.
+    outside.run("UPDATE outbox SET state = 'queued'").await.unwrap();
+    database.store.record_state(alice.account, AccountState::Online, None, NODE).await.unwrap();
+    assert_eq!(database.claim_at(due + 1.hour()).await.len(), 1);
+}
+
+#[tokio::test]
+async fn users_change_states_that_are_theirs_and_no_others() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    for body in ["cancelled", "held", "sent"] {
+        database.store.enqueue(&NewOutboxRow { body: body.into(), ..row("bob@contoso.com") }).await.unwrap();
+    }
+    outside.run("UPDATE outbox SET state = 'cancelled' WHERE id = 1").await.unwrap();
+    assert!(database.store.set_outbox_state(OutboxId(2), OutboxState::Held).await.unwrap());
+    let claimed = database.claim().await;
+    assert_eq!(claimed.len(), 1);
+    assert_eq!(claimed[0].body, "sent");
+    for state in ["cancelled", "held", "queued", "delivered"] {
+        let refused =
+            outside.run(&format!("UPDATE outbox SET state = '{state}' WHERE id = 3")).await.unwrap_err();
+        assert!(refused.contains("outbox"), "{refused}");
+    }
+    assert!(!database.store.set_outbox_state(OutboxId(3), OutboxState::Cancelled).await.unwrap());
+    alice.send_fact(&claimed[0], accepted(1)).await;
+    assert!(outside.run("UPDATE outbox SET state = 'cancelled' WHERE id = 3").await.is_err());
+    assert!(outside.run("UPDATE outbox SET state = 'queued' WHERE id = 1").await.is_err());
+    assert!(
+        outside.run("INSERT INTO outbox (account, body, state) VALUES ('a', 'b', 'sent')").await.is_err()
+    );
+
+    assert!(database.store.set_outbox_state(OutboxId(2), OutboxState::Queued).await.unwrap());
+    assert_eq!(database.claim().await[0].body, "held");
+    assert_eq!(
+        outside.rows("SELECT state, finished_at IS NULL FROM outbox WHERE id = 1").await,
+        ["cancelled|0"]
+    );
+    assert_eq!(database.store.outbox_counts().await.unwrap()["cancelled"], 1);
+}
+
+#[tokio::test]
+async fn a_failed_row_is_corrected_and_queued_again_by_plain_sql() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    database.store.enqueue(&row("bob")).await.unwrap();
+    database.claim().await;
+    assert_eq!(database.state(1).await.1.as_deref(), Some("MalformedRecipient"));
+    let mut outside = database.outside().await;
+    outside
+        .run("UPDATE outbox SET recipients = 'bob@contoso.com', state = 'queued' WHERE id = 1")
+        .await
+        .unwrap();
+    let first = database.claim().await.remove(0);
+    let refused = SendOutcome::Refused {
+        conversation_href: None,
+        reason: FailureReason { code: Some("NotFound".into()), ..FailureReason::default() },
+        http_status: Some(404),
+        error: "there is no such user".to_owned(),
+    };
+    alice.send_fact(&first, refused).await;
+    assert_eq!(database.state(1).await, (OutboxState::Failed, Some("NotFound".to_owned())));
+    outside.run("UPDATE outbox SET state = 'queued' WHERE id = 1").await.unwrap();
+    // A queued row that its user corrects is looked at again.
+    outside.run("UPDATE outbox SET recipients = 'carol@contoso.com' WHERE id = 1").await.unwrap();
+    let second = database.claim().await.remove(0);
+    assert_eq!((second.attempt, second.recipients), (1, vec![uri("carol")]));
+    let (_, attempts) = database.store.outbox_row(OutboxId(1)).await.unwrap().unwrap();
+    assert_eq!(attempts.iter().map(|attempt| attempt.attempt).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[tokio::test]
+async fn an_idempotency_key_counts_per_account() {
+    let database = Database::new().await;
+    let key = |account: &str| NewOutboxRow {
+        account: account.to_owned(),
+        idempotency_key: Some("build 17".to_owned()),
+        ..row("bob@contoso.com")
+    };
+    database.store.enqueue(&key("alice@contoso.com")).await.unwrap();
+    let refused = database.store.enqueue(&key("SIP:Alice@contoso.com")).await.unwrap_err();
+    assert!(matches!(refused, StoreError::AlreadyExists(_)), "{refused}");
+    database.store.enqueue(&key("carol@contoso.com")).await.unwrap();
+    let filter = OutboxFilter { account: Some(uri("alice")), state: Some(OutboxState::Queued), limit: 10 };
+    assert_eq!(database.store.outbox_rows(&filter).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_send_survives_a_crash_and_a_claim_can_be_given_back() {
+    let mut database = Database::new().await;
+    let alice = database.online("alice").await;
+    database.store.enqueue(&row("bob@contoso.com;carol@contoso.com")).await.unwrap();
+    let claimed = database.claim().await.remove(0);
+    database.reopen().await;
+    let unsettled = database.store.unsettled_sends(alice.account).await.unwrap();
+    assert_eq!(unsettled.len(), 1);
+    assert_eq!(unsettled[0].send.operation_id, claimed.operation_id);
+    assert_eq!(unsettled[0].send.recipients, claimed.recipients);
+    database.store.release_claim(claimed.outbox, &OperationId("another".into())).await.unwrap();
+    assert_eq!(database.state(1).await.0, OutboxState::Sending);
+    database.store.release_claim(claimed.outbox, &claimed.operation_id).await.unwrap();
+    let (row, attempts) = database.store.outbox_row(OutboxId(1)).await.unwrap().unwrap();
+    assert_eq!((row.state, row.attempts, attempts.len()), (OutboxState::Queued, 0, 0));
+}
+
+#[tokio::test]
+async fn an_answer_goes_into_its_conversation_and_shares_the_order_of_its_party() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    alice.events("/e2", vec![conversation(), bob_joined()]).await;
+    let mut outside = database.outside().await;
+    outside
+        .run("INSERT INTO outbox (account, conversation_id, body) VALUES ('alice@contoso.com', 1, 'answer')")
+        .await
+        .unwrap();
+    database.store.enqueue(&row("bob@contoso.com")).await.unwrap();
+    let claimed = database.claim().await;
+    assert_eq!(claimed.len(), 1);
+    assert_eq!(claimed[0].conversation, Some((ConversationId(1), Some(TALK.to_owned()))));
+    assert!(claimed[0].recipients.is_empty());
+    alice.send_fact(&claimed[0], accepted(1)).await;
+    alice
+        .events("/e3", vec![Fact::ConversationEnded(ConversationEnded { href: TALK.into(), reason: None })])
+        .await;
+    outside
+        .run("INSERT INTO outbox (account, conversation_id, body, priority) VALUES ('alice@contoso.com', 1, 'late', 1)")
+        .await
+        .unwrap();
+    let claimed = database.claim().await;
+    assert_eq!(claimed[0].conversation, Some((ConversationId(1), None)), "it is over");
+}
+
+#[tokio::test]
+async fn the_201_and_the_event_lead_to_one_message_in_either_order() {
+    for event_first in [true, false] {
+        let database = Database::new().await;
+        let alice = database.online("alice").await;
+        alice.events("/e2", vec![conversation(), bob_joined()]).await;
+        database.store.enqueue(&row("bob@contoso.com")).await.unwrap();
+        let send = database.claim().await.remove(0);
+        if event_first {
+            let outcome = alice.events("/e3", vec![our_message(1)]).await;
+            assert_eq!(outcome.settled.len(), 1);
+            assert_eq!(outcome.settled[0].outbox, send.outbox);
+            alice.send_fact(&send, accepted(1)).await;
+        } else {
+            alice.send_fact(&send, accepted(1)).await;
+            alice.events("/e3", vec![our_message(1)]).await;
+        }
+        let mut outside = database.outside().await;
+        assert_eq!(
+            outside.rows("SELECT body, status, outbox_id, chain_seq FROM messages").await,
+            ["Deploy finished|delivered|1|1"]
+        );
+        let (row, _) = database.store.outbox_row(send.outbox).await.unwrap().unwrap();
+        assert_eq!((row.state, row.message_id.map(|id| id.0)), (OutboxState::Delivered, Some(1)));
+        assert!(row.sent_at.is_some() && row.finished_at.is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_burst_is_admitted_in_parts() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    outside
+        .run(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)
+             INSERT INTO outbox (account, recipients, body)
+             SELECT 'alice@contoso.com', 'bob@contoso.com', 'text ' || i FROM n",
+        )
+        .await
+        .unwrap();
+    let first = database.claim().await.remove(0);
+    assert_eq!(first.body, "text 1");
+    // More new rows were left for the next time, and that is announced.
+    let announced =
+        tokio::time::timeout(Duration::from_secs(5), database.store.outbox_changed(Duration::from_secs(60)));
+    assert!(announced.await.is_ok());
+    assert!(database.claim().await.is_empty());
+    assert!(database.claim().await.is_empty());
+    assert_eq!(outside.count("outbox WHERE destination IS NULL").await, 0);
+    alice.send_fact(&first, accepted(1)).await;
+    assert_eq!(database.claim().await[0].body, "text 2");
+}
+
+// ------------------------------------------------------------------------------------------------ the file
+
+#[tokio::test]
+async fn a_second_server_is_refused_and_a_tool_is_not() {
+    let database = Database::new().await;
+    let refused = connect(&database.settings(), Role::Server).await.err().unwrap();
+    assert!(
+        matches!(&refused, StoreError::InUse(words) if words.contains("another ucwa-relay server")),
+        "{refused}"
+    );
+    let tool = connect(&database.settings(), Role::Tool).await.unwrap();
+    tool.add_account(&new_account("alice")).await.unwrap();
+    tool.close().await;
+    assert_eq!(database.store.accounts().await.unwrap().len(), 1);
+    database.store.close().await;
+    assert!(matches!(database.store.add_account(&new_account("bob")).await, Err(StoreError::Closing)));
+    let next = connect(&database.settings(), Role::Server).await.unwrap();
+    next.close().await;
+    assert_eq!(database.outside().await.count("nodes WHERE stopped_at IS NOT NULL").await, 1);
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_with_what_to_do() {
+    let database = Database::new().await;
+    database.store.close().await;
+    database
+        .outside()
+        .await
+        .run(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+             VALUES (999, 'future', 1, x'00', 0)",
+        )
+        .await
+        .unwrap();
+    let refused = migrate(&database.settings()).await.unwrap_err().to_string();
+    assert!(refused.contains("999") && refused.contains("newer"), "{refused}");
+}
+
+#[tokio::test]
+async fn the_full_text_index_comes_and_goes_with_the_setting() {
+    let mut database = Database::new().await;
+    let alice = database.online("alice").await;
+    alice.events("/e2", vec![message(1, "Grüße aus Köln"), message(2, "会議は明日です")]).await;
+    let search = async |database: &Database, words: &str| {
+        let mut outside = database.outside().await;
+        outside.rows(&format!("SELECT rowid FROM messages_fts WHERE messages_fts MATCH '\"{words}\"'")).await
+    };
+    assert_eq!(search(&database, "koln").await, ["1"]);
+    assert_eq!(search(&database, "会議は").await, ["2"]);
+    database.store.close().await;
+    let without = StoreSettings { full_text: false, ..database.settings() };
+    connect(&without, Role::Server).await.unwrap().close().await;
+    assert_eq!(database.outside().await.count("sqlite_schema WHERE name LIKE 'messages_fts%'").await, 0);
+    database.reopen().await;
+    assert_eq!(search(&database, "grusse").await, [""; 0]);
+    assert_eq!(search(&database, "Grüße").await, ["1"], "what was there is indexed");
+}
+
+#[tokio::test]
+async fn a_database_in_memory_serves_tests() {
+    let store = connect(&settings("sqlite::memory:".to_owned()), Role::Server).await.unwrap();
+    let account = store.add_account(&new_account("alice")).await.unwrap();
+    let session = store.begin_session(account, "/a", "/e", "").await.unwrap();
+    let alice = Online { store: store.clone(), account, session };
+    alice.events("/e2", vec![message(1, "Hi")]).await;
+    assert_eq!(texts(&store).await, ["Hi"]);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn postgres_is_for_later() {
+    let refused =
+        connect(&settings("postgres://relay:secret@db/relay".to_owned()), Role::Tool).await.err().unwrap();
+    let words = refused.to_string();
+    assert!(matches!(refused, StoreError::Url { .. }) && !words.contains("secret"), "{words}");
+}
