@@ -212,9 +212,21 @@ impl UcwaClient {
             }
             let Some(link) = application.resource.link(part) else { continue };
             let url = resolve_within(&application.href, &link.href)?;
-            let mut read = self.authorized(&Call::get("application", url)).await?.resource()?;
-            part.clone_into(&mut read.rel);
-            application.resource.embedded.push(read);
+            match self.authorized(&Call::get("application", url)).await?.resource() {
+                Ok(mut read) => {
+                    part.clone_into(&mut read.rel);
+                    application.resource.embedded.push(read);
+                }
+                // Not the application is missing, but what policies or a race took out of it.
+                Err(error)
+                    if matches!(error.status(), Some(403 | 404))
+                        && error.reason().is_some()
+                        && error.subcode() != Some("ApplicationNotFound") =>
+                {
+                    tracing::warn!(part, %error, "a part of the application can't be read");
+                }
+                Err(error) => return Err(error),
+            }
         }
         self.inner.set_base(&application.href);
         Ok(application)

@@ -228,9 +228,7 @@ impl UcwaClient {
             return Err(reply.refusal());
         }
         // Some pools do not say where their tokens are issued; the first one may do.
-        if !self.inner.trust.passes_redirect_rule(applications) {
-            self.inner.trust.admit(applications, "the user resource")?;
-        }
+        self.inner.trust.admit(applications, "the user resource")?;
         let Some(token) = tokens.borrow_from(&self.origin_tokens(user)).await else {
             return Err(UcwaError::NoChallenge {
                 resource: "applications",

@@ -202,19 +202,16 @@ impl UcwaClient {
         state: &mut MutexGuard<'_, State>,
         url: &Url,
     ) -> Result<(HeaderValue, Duration), UcwaError> {
-        let service = match &state.service {
-            Some(service) => service.clone(),
-            None => {
-                // Without Authorization, so that the answer is this origin's own challenge.
-                let reply = self.inner.http.execute(&Call::get("token challenge", url.clone()), None).await?;
-                if !matches!(reply.status, 200..=299 | 401 | 403 | 500) {
-                    return Err(reply.refusal());
-                }
-                let service = self.token_service(url, &reply)?;
-                state.service = Some(service.clone());
-                service
-            }
-        };
+        if let Some(service) = state.service.clone() {
+            return self.ask_token_service(&service).await;
+        }
+        // Without Authorization, so that the answer is this origin's own challenge.
+        let reply = self.inner.http.execute(&Call::get("token challenge", url.clone()), None).await?;
+        if !matches!(reply.status, 200..=299 | 401 | 403 | 500) {
+            return Err(reply.refusal());
+        }
+        let service = self.token_service(url, &reply)?;
+        state.service = Some(service.clone());
         self.ask_token_service(&service).await
     }
 
