@@ -1,6 +1,8 @@
 //! What every dialect of the store promises, written against its traits. An outside connection plays the programs and
 //! people who use plain SQL.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -656,7 +658,7 @@ async fn three_columns_are_enough_and_are_noticed_at_once() {
     database.store.outbox_changed(Duration::from_millis(1)).await;
     let store = database.store.clone();
     let noticed = tokio::spawn(async move {
-        store.outbox_changed(Duration::from_secs(60)).await;
+        store.outbox_changed(Duration::from_mins(1)).await;
         Instant::now()
     });
     outside
@@ -1023,7 +1025,7 @@ async fn a_burst_is_admitted_in_parts() {
     assert_eq!(first.body, "text 1");
     // More new rows were left for the next time, and that is announced.
     let announced =
-        tokio::time::timeout(Duration::from_secs(5), database.store.outbox_changed(Duration::from_secs(60)));
+        tokio::time::timeout(Duration::from_secs(5), database.store.outbox_changed(Duration::from_mins(1)));
     assert!(announced.await.is_ok());
     assert!(database.claim().await.is_empty());
     assert!(database.claim().await.is_empty());

@@ -203,6 +203,7 @@ CREATE TABLE invitations (
 CREATE UNIQUE INDEX invitations_href ON invitations (account_id, session_id, href) WHERE href IS NOT NULL;
 CREATE INDEX invitations_of_conversation ON invitations (account_id, conversation_id);
 CREATE INDEX invitations_operation ON invitations (account_id, operation_id) WHERE operation_id IS NOT NULL;
+CREATE INDEX invitations_awaiting ON invitations (account_id, session_id) WHERE awaiting IS NOT NULL;
 CREATE INDEX invitations_message ON invitations (message_id) WHERE message_id IS NOT NULL;
 
 -- Head of each account's hash chain, kept apart from the messages so that missing newest ones are noticed.
@@ -386,6 +387,8 @@ BEGIN
 END;
 
 -- ------------------------------------------------------------------------------------------------ views
+--
+-- Indexes are named where the planner, without statistics, would walk through all of an account's people instead.
 
 CREATE VIEW message_history AS
 SELECT m.id AS message_id,
@@ -399,14 +402,14 @@ SELECT m.id AS message_id,
            (SELECT group_concat(uri, ';') FROM (
                SELECT a.sip_uri AS uri WHERE a.sip_uri IS NOT m.sender_uri
                UNION
-               SELECT p.sip_uri FROM participants p
+               SELECT p.sip_uri FROM participants p INDEXED BY participants_of_conversation
                 WHERE p.account_id = m.account_id AND p.conversation_id = m.conversation_id
                   AND p.sip_uri IS NOT NULL AND p.sip_uri IS NOT m.sender_uri
                ORDER BY 1))
        ELSE
            coalesce(
                (SELECT group_concat(uri, ';') FROM (
-                   SELECT DISTINCT p.sip_uri AS uri FROM participants p
+                   SELECT DISTINCT p.sip_uri AS uri FROM participants p INDEXED BY participants_of_conversation
                     WHERE p.account_id = m.account_id AND p.conversation_id = m.conversation_id
                       AND p.is_local = 0 AND p.sip_uri IS NOT NULL AND p.sip_uri <> a.sip_uri
                     ORDER BY 1)),
@@ -436,7 +439,7 @@ CREATE VIEW conversation_summary AS
 SELECT a.sip_uri AS account,
        c.id AS conversation_id,
        (SELECT group_concat(uri, ';') FROM (
-           SELECT p.sip_uri AS uri FROM participants p
+           SELECT p.sip_uri AS uri FROM participants p INDEXED BY participants_of_conversation
             WHERE p.account_id = c.account_id AND p.conversation_id = c.id AND p.sip_uri IS NOT NULL
            UNION
            SELECT i.from_uri FROM invitations i

@@ -3,7 +3,7 @@
 //! - [`fact`]: what became known, in the archive's words. [`interpret`]: from events and resources to facts.
 //! - [`retry`]: which failures of a send heal by waiting, and how long.
 //! - [`keys`]: which rows a batch of facts mentions, so that a dialect loads them with one query per table.
-//! - [`workspace`]: those rows in memory, the rules that facts follow, and what changed; [`rules`] holds the rules,
+//! - [`workspace`]: those rows in memory, the rules that facts follow, and what changed; `rules` holds the rules,
 //!   one file per subject.
 //! - [`chain`]: the tamper-evident hash chain over settled messages (G11).
 //! - [`row`]: rows as the rules see them. [`text`]: the one place where text is made storable and comparable.

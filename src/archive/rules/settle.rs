@@ -108,7 +108,7 @@ impl Workspace {
         }
     }
 
-    /// Settles what has waited for its repetition or receipt for [`PATIENCE`]; of the loaded rows.
+    /// Settles what has waited for its repetition or receipt for a minute; of the loaded rows.
     pub fn settle_overdue(&mut self, now: Timestamp) {
         for place in self.messages.places() {
             let message = self.messages.get(place);

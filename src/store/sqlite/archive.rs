@@ -52,30 +52,23 @@ async fn end(
     workspace.settle_session(session);
     flush(connection, &workspace.changes()).await.map_err(&failed)?;
     let at = time_text(now);
-    sqlx::query(
+    let account = account_of(connection, session).await.map_err(&failed)?;
+    for statement in [
         "UPDATE participants SET left_at = coalesce(left_at, ?3), awaiting = NULL
           WHERE account_id = ?1 AND session_id = ?2 AND (left_at IS NULL OR awaiting IS NOT NULL)",
-    )
-    .bind(account_of(connection, session).await.map_err(&failed)?.0)
-    .bind(session.0)
-    .bind(&at)
-    .execute(&mut *connection)
-    .await
-    .map_err(&failed)?;
-    sqlx::query("UPDATE invitations SET awaiting = NULL WHERE session_id = ?1 AND awaiting IS NOT NULL")
-        .bind(session.0)
-        .execute(&mut *connection)
-        .await
-        .map_err(&failed)?;
-    sqlx::query(
-        "UPDATE conversations SET ended_at = ?2, state = 'Disconnected', awaiting = NULL
-          WHERE session_id = ?1 AND ended_at IS NULL",
-    )
-    .bind(session.0)
-    .bind(&at)
-    .execute(&mut *connection)
-    .await
-    .map_err(&failed)?;
+        "UPDATE invitations SET awaiting = NULL
+          WHERE account_id = ?1 AND session_id = ?2 AND awaiting IS NOT NULL",
+        "UPDATE conversations SET ended_at = ?3, state = 'Disconnected', awaiting = NULL
+          WHERE account_id = ?1 AND session_id = ?2 AND ended_at IS NULL",
+    ] {
+        sqlx::query(statement)
+            .bind(account.0)
+            .bind(session.0)
+            .bind(&at)
+            .execute(&mut *connection)
+            .await
+            .map_err(&failed)?;
+    }
     sqlx::query("UPDATE sessions SET ended_at = ?2, end_reason = ?3 WHERE id = ?1 AND ended_at IS NULL")
         .bind(session.0)
         .bind(&at)
@@ -362,7 +355,7 @@ impl ArchiveStore for SqliteStore {
             "SELECT c.id, c.href, c.multiparty, c.thread_id,
                     coalesce(
                         (SELECT group_concat(uri, ';') FROM (
-                            SELECT DISTINCT p.sip_uri AS uri FROM participants p
+                            SELECT DISTINCT p.sip_uri AS uri FROM participants p INDEXED BY participants_of_conversation
                              WHERE p.account_id = c.account_id AND p.conversation_id = c.id AND p.is_local = 0
                                AND p.left_at IS NULL AND p.sip_uri IS NOT NULL AND p.sip_uri <> a.sip_uri)),
                         (SELECT CASE i.direction WHEN 'incoming' THEN i.from_uri ELSE i.to_uri END FROM invitations i

@@ -1,11 +1,11 @@
 //! Reading the archive.
 
 use async_trait::async_trait;
-use sqlx::{Row, sqlite::SqliteRow};
+use sqlx::{QueryBuilder, Row, Sqlite, sqlite::SqliteRow};
 
 use super::{
     SqliteStore,
-    column::{direction, failed, optional_time_text, time, word},
+    column::{direction, failed, time, time_text, word},
 };
 use crate::{
     identifiers::{ConversationId, MessageId, SipUri},
@@ -34,58 +34,48 @@ fn history_row(row: &SqliteRow) -> Result<HistoryRow, sqlx::Error> {
 impl HistoryStore for SqliteStore {
     async fn history(&self, filter: &HistoryFilter) -> Result<Vec<HistoryRow>, StoreError> {
         let failed = failed("reading history");
-        // The ids first, from the tables, so that the view's sub-queries run for the chosen rows only.
-        let query = if filter.after.is_some() {
-            sqlx::query(
-                "SELECT h.* FROM message_history h
-                  WHERE h.message_id IN (
-                      SELECT m.id FROM messages m
-                       WHERE m.id > ?5
-                         AND (?1 IS NULL OR m.account_id = (SELECT id FROM accounts WHERE sip_uri = ?1))
-                         AND (?2 IS NULL OR m.sender_uri = ?2
-                              OR EXISTS (SELECT 1 FROM participants p
-                                          WHERE p.account_id = m.account_id AND p.conversation_id = m.conversation_id
-                                            AND p.sip_uri = ?2)
-                              OR EXISTS (SELECT 1 FROM invitations i
-                                          WHERE i.account_id = m.account_id AND i.conversation_id = m.conversation_id
-                                            AND i.to_uri = ?2))
-                         AND (?3 IS NULL OR m.sent_at >= ?3)
-                         AND (?4 IS NULL OR m.sent_at < ?4)
-                       ORDER BY m.id
-                       LIMIT ?6)
-                  ORDER BY h.message_id",
-            )
-        } else {
-            sqlx::query(
-                "SELECT h.* FROM message_history h
-                  WHERE h.message_id IN (
-                      SELECT m.id FROM messages m
-                       WHERE ?5 IS NULL
-                         AND (?1 IS NULL OR m.account_id = (SELECT id FROM accounts WHERE sip_uri = ?1))
-                         AND (?2 IS NULL OR m.sender_uri = ?2
-                              OR EXISTS (SELECT 1 FROM participants p
-                                          WHERE p.account_id = m.account_id AND p.conversation_id = m.conversation_id
-                                            AND p.sip_uri = ?2)
-                              OR EXISTS (SELECT 1 FROM invitations i
-                                          WHERE i.account_id = m.account_id AND i.conversation_id = m.conversation_id
-                                            AND i.to_uri = ?2))
-                         AND (?3 IS NULL OR m.sent_at >= ?3)
-                         AND (?4 IS NULL OR m.sent_at < ?4)
-                       ORDER BY m.id DESC
-                       LIMIT ?6)
-                  ORDER BY h.message_id",
-            )
+        // The ids first, from the table, so that the view's sub-queries run for the chosen rows only; and only the
+        // conditions that are given, so that each has its index.
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "SELECT h.* FROM message_history h WHERE h.message_id IN (SELECT m.id FROM messages m WHERE 1",
+        );
+        if let Some(account) = &filter.account {
+            query
+                .push(" AND m.account_id = (SELECT a.id FROM accounts a WHERE a.sip_uri = ")
+                .push_bind(account.to_string())
+                .push(")");
+        }
+        if let Some(with) = &filter.with {
+            query
+                .push(" AND (m.sender_uri = ")
+                .push_bind(with.to_string())
+                .push(
+                    " OR EXISTS (SELECT 1 FROM participants p INDEXED BY participants_of_conversation
+                                  WHERE p.account_id = m.account_id AND p.conversation_id = m.conversation_id
+                                    AND p.sip_uri = ",
+                )
+                .push_bind(with.to_string())
+                .push(
+                    ") OR EXISTS (SELECT 1 FROM invitations i
+                                   WHERE i.account_id = m.account_id AND i.conversation_id = m.conversation_id
+                                     AND i.to_uri = ",
+                )
+                .push_bind(with.to_string())
+                .push("))");
+        }
+        if let Some(since) = filter.since {
+            query.push(" AND m.sent_at >= ").push_bind(time_text(since));
+        }
+        if let Some(until) = filter.until {
+            query.push(" AND m.sent_at < ").push_bind(time_text(until));
+        }
+        match (filter.after, &filter.account) {
+            (Some(after), _) => query.push(" AND m.id > ").push_bind(after.0).push(" ORDER BY m.id"),
+            (None, Some(_)) => query.push(" ORDER BY m.sent_at DESC, m.id DESC"),
+            (None, None) => query.push(" ORDER BY m.id DESC"),
         };
-        let rows = query
-            .bind(filter.account.as_ref().map(SipUri::as_str))
-            .bind(filter.with.as_ref().map(SipUri::as_str))
-            .bind(optional_time_text(filter.since))
-            .bind(optional_time_text(filter.until))
-            .bind(filter.after.map(|id| id.0))
-            .bind(filter.limit)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(&failed)?;
+        query.push(" LIMIT ").push_bind(filter.limit).push(") ORDER BY h.message_id");
+        let rows = query.build().fetch_all(&self.readers).await.map_err(&failed)?;
         rows.iter().map(|row| history_row(row).map_err(&failed)).collect()
     }
 

@@ -166,7 +166,7 @@ async fn known(
         "SELECT c.id, c.account_id,
                 coalesce(
                     (SELECT group_concat(uri, ';') FROM (
-                        SELECT DISTINCT p.sip_uri AS uri FROM participants p
+                        SELECT DISTINCT p.sip_uri AS uri FROM participants p INDEXED BY participants_of_conversation
                          WHERE p.account_id = c.account_id AND p.conversation_id = c.id AND p.is_local = 0
                            AND p.sip_uri IS NOT NULL AND p.sip_uri <> a.sip_uri)),
                     (SELECT CASE i.direction WHEN 'incoming' THEN i.from_uri ELSE i.to_uri END FROM invitations i
