@@ -139,6 +139,7 @@ fn account_settings(config: &Config) -> AccountSettings {
         idle_conversation: config.relay.idle_conversation,
         settle_after: config.outbox.settle_after,
         retry_uncertain: config.outbox.uncertain == UncertainPolicy::Retry,
+        max_attempts: i64::from(config.outbox.max_attempts.get()),
         retry: RetryPolicy { base: config.outbox.retry_base, cap: config.outbox.retry_max },
         per_account_rate: f64::from(NonZeroU32::get(config.outbox.per_account_rate)),
         node: config.cluster.node_id.clone(),
@@ -162,7 +163,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 pub fn on_actix<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no tokio runtime")?;
     let mut runtime = Some(runtime);
-    let system = actix::System::with_tokio_rt(move || {
+    let system = System::with_tokio_rt(move || {
         runtime.take().unwrap_or_else(|| {
             tokio::runtime::Builder::new_multi_thread()
                 .enable_all()

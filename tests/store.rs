@@ -17,6 +17,8 @@ use ucwa_relay::{
             FetchedResource, InvitationFact, InvitationKind, MessageFact, OperationStatus, ParticipantChange,
             ParticipantDetails, ParticipantFact, Person, Phase, Quarantined, SendFact, SendOutcome,
         },
+        retry::RetryPolicy,
+        workspace::RuleSettings,
     },
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
     store::{
@@ -44,7 +46,11 @@ fn settings(url: String) -> StoreSettings {
         commit_interval: Duration::from_millis(2),
         full_text: true,
         node: NODE.to_owned(),
-        plain_from_html: |html| html.replace("<b>", "").replace("</b>", ""),
+        rules: RuleSettings {
+            plain_from_html: |html| html.replace("<b>", "").replace("</b>", ""),
+            retry: RetryPolicy { base: Duration::from_secs(30), cap: Duration::from_secs(600) },
+            max_attempts: 5,
+        },
     }
 }
 

@@ -140,6 +140,8 @@ pub struct AccountActor {
     operations: HashMap<OperationId, u64>,
     /// Rows that are being sent, and who wants to know when the event stream settles them.
     waiting: HashMap<OutboxId, (OperationId, oneshot::Sender<SettledSend>)>,
+    /// Which conversation an invitation belongs to.
+    invitations: HashMap<String, u64>,
     /// Incoming invitations that were answered, so that each is answered once.
     answered: HashSet<String>,
     earliest_send: Instant,
@@ -171,6 +173,7 @@ impl AccountActor {
             by_destination: HashMap::new(),
             operations: HashMap::new(),
             waiting: HashMap::new(),
+            invitations: HashMap::new(),
             answered: HashSet::new(),
             earliest_send: Instant::now(),
             exit: ExitReason::Requested,
@@ -326,11 +329,18 @@ impl AccountActor {
 
     fn observe(&mut self, sender: &Sender, event: &Event, ctx: &mut Context<Self>) {
         match (event.rel.as_str(), &event.resource) {
-            ("messagingInvitation", Some(resource)) => {
-                self.see_invitation(InvitationKind::Messaging, event, resource, ctx);
-            }
-            ("onlineMeetingInvitation", Some(resource)) => {
-                self.see_invitation(InvitationKind::OnlineMeeting, event, resource, ctx);
+            ("messagingInvitation" | "onlineMeetingInvitation", resource) => {
+                let kind = if event.rel == "messagingInvitation" {
+                    InvitationKind::Messaging
+                } else {
+                    InvitationKind::OnlineMeeting
+                };
+                match resource {
+                    Some(resource) => {
+                        self.see_invitation(kind, &event.href, Some(event), resource, ctx);
+                    }
+                    None => self.see_invitation_end(event),
+                }
             }
             ("participantInvitation", Some(resource)) => self.see_participant_invitation(event, resource),
             ("conversation", _) if event.kind == EventKind::Deleted => {
@@ -389,80 +399,70 @@ impl AccountActor {
         }));
     }
 
-    fn see_invitation(&mut self, kind: InvitationKind, event: &Event, resource: &Resource, ctx: &mut Context<Self>) {
+    /// An invitation with its resource, from an event or fetched after one.
+    fn see_invitation(
+        &mut self,
+        kind: InvitationKind,
+        href: &str,
+        event: Option<&Event>,
+        resource: &Resource,
+        ctx: &mut Context<Self>,
+    ) {
         let incoming =
             resource.property("direction").is_some_and(|direction| direction.eq_ignore_ascii_case("Incoming"));
-        let completed = event.kind == EventKind::Completed;
-        let failed = completed
-            && event
-                .status
-                .as_deref()
-                .or_else(|| resource.property("state"))
-                .is_some_and(|status| ["failure", "failed"].contains(&status.to_ascii_lowercase().as_str()));
-        let reason = event.reason.as_ref().map_or_else(FailureReason::default, |reason| FailureReason {
-            code: reason.code.clone(),
-            subcode: reason.subcode.clone(),
-            message: reason.message.clone(),
-        });
+        let progress = invitation_progress(event, resource);
         let conversation = resource.link("conversation").map(|link| link.href.clone());
-        if incoming {
-            if completed {
-                self.answered.remove(&event.href);
-            } else {
-                self.answer_invitation(kind, &event.href, resource, ctx);
+        let number = if incoming {
+            conversation.as_ref().map(|conversation| self.conversation_by_href(conversation, ctx))
+        } else {
+            let number = resource
+                .property("operationId")
+                .and_then(|operation_id| self.operations.get(&OperationId(operation_id.to_owned())).copied());
+            if let (Some(number), Some(conversation)) = (number, &conversation) {
+                self.bind(number, conversation);
             }
-            if let Some(href) = conversation {
-                let number = self.conversation_by_href(&href, ctx);
-                let caller = resource
-                    .embedded("from")
-                    .and_then(|from| from.property("uri"))
-                    .and_then(|uri| uri.parse::<SipUri>().ok());
-                if let Some(caller) = caller
-                    && kind == InvitationKind::Messaging
-                    && self.policy() == InvitationPolicy::Accept
-                    && !failed
-                {
-                    self.serve_destination(number, caller.as_str());
-                }
-                if let Some(conversation) = self.conversations.get(&number) {
-                    conversation.view.send_modify(|view| {
-                        if let Some(link) = resource.link("messaging") {
-                            view.messaging_href.get_or_insert_with(|| link.href.clone());
-                        }
-                        view.invitation = match (failed, completed) {
-                            (true, _) => InvitationProgress::Failed(reason),
-                            (false, true) => InvitationProgress::Accepted,
-                            (false, false) => InvitationProgress::Ringing,
-                        };
-                    });
-                }
-            }
-            return;
-        }
-        let Some(number) = resource
-            .property("operationId")
-            .and_then(|operation_id| self.operations.get(&OperationId(operation_id.to_owned())).copied())
-        else {
-            return;
+            number
         };
-        if let Some(href) = &conversation {
-            self.bind(number, href);
+        if incoming {
+            if progress == InvitationProgress::Ringing {
+                self.answer_invitation(kind, href, resource, ctx);
+            } else {
+                self.answered.remove(href);
+            }
+            let caller = resource
+                .embedded("from")
+                .and_then(|from| from.property("uri"))
+                .and_then(|uri| uri.parse::<SipUri>().ok());
+            if let (Some(number), Some(caller)) = (number, caller)
+                && kind == InvitationKind::Messaging
+                && self.policy() == InvitationPolicy::Accept
+                && !matches!(progress, InvitationProgress::Failed(_))
+            {
+                self.serve_destination(number, caller.as_str());
+            }
         }
+        let Some(number) = number else { return };
+        self.invitations.insert(href.to_owned(), number);
         if let Some(conversation) = self.conversations.get(&number) {
             conversation.view.send_modify(|view| {
                 if let Some(link) = resource.link("messaging") {
                     view.messaging_href.get_or_insert_with(|| link.href.clone());
                 }
-                view.invitation = match (failed, completed) {
-                    (true, _) => InvitationProgress::Failed(reason),
-                    (false, true) => InvitationProgress::Accepted,
-                    (false, false) => view.invitation.clone(),
-                };
-                // A call that failed leaves no conversation, whether or not the server says so in an event.
-                if failed && !view.messaging.as_ref().is_some_and(|messaging| messaging.connected) {
-                    view.ended = true;
-                }
+                view.see_invitation(progress);
             });
+        }
+    }
+
+    /// An invitation event without its resource: enough to know that it ended.
+    fn see_invitation_end(&mut self, event: &Event) {
+        if event.kind != EventKind::Completed {
+            return;
+        }
+        self.answered.remove(&event.href);
+        let progress = invitation_progress(Some(event), &Resource::default());
+        let number = self.invitations.remove(&event.href);
+        if let Some(conversation) = number.and_then(|number| self.conversations.get(&number)) {
+            conversation.view.send_modify(|view| view.see_invitation(progress));
         }
     }
 
@@ -817,6 +817,31 @@ impl AccountActor {
     }
 }
 
+/// How far an invitation is, from its event and its resource; the event knows best.
+fn invitation_progress(event: Option<&Event>, resource: &Resource) -> InvitationProgress {
+    let status = event.and_then(|event| event.status.as_deref()).unwrap_or_default();
+    let state = resource.property("state").unwrap_or_default();
+    let is = |word: &str, words: &[&str]| words.iter().any(|known| word.eq_ignore_ascii_case(known));
+    let completed = event.is_some_and(|event| event.kind == EventKind::Completed);
+    if is(status, &["Failure", "Failed"])
+        || (status.is_empty() && is(state, &["Failed", "Cancelled", "Canceled", "Declined", "Disconnected"]))
+    {
+        return InvitationProgress::Failed(
+            event.and_then(|event| event.reason.as_ref()).map_or_else(FailureReason::default, |reason| {
+                FailureReason {
+                    code: reason.code.clone(),
+                    subcode: reason.subcode.clone(),
+                    message: reason.message.clone(),
+                }
+            }),
+        );
+    }
+    if completed || is(state, &["Connected", "Completed"]) {
+        return InvitationProgress::Accepted;
+    }
+    InvitationProgress::Ringing
+}
+
 /// Recipients as one key, the same in whatever order they are named.
 fn destination_key(recipients: &[SipUri]) -> String {
     let mut uris: Vec<&str> = recipients.iter().map(SipUri::as_str).collect();
@@ -966,7 +991,17 @@ async fn take_up(
         tracing::warn!(error = %crate::error_chain(&error), "the gap could not be recorded");
     }
     match store.unsettled_sends(context.account).await {
-        Ok(unsettled) => taken_up.unsettled = unsettled.into_iter().map(|row| row.send).collect(),
+        Ok(unsettled) => taken_up.unsettled = unsettled
+                .into_iter()
+                .map(|row| ClaimedSend {
+                    max_attempts: if row.send.max_attempts == i64::MAX {
+                        context.settings.max_attempts
+                    } else {
+                        row.send.max_attempts
+                    },
+                    ..row.send
+                })
+                .collect(),
         Err(error) => tracing::error!(error = %crate::error_chain(&error), "unsettled sends can't be read"),
     }
     match store.unfetched(context.account, context.session).await {
@@ -1109,18 +1144,7 @@ impl Handler<Fetched> for AccountActor {
         if let Some(resource) = &fetched.resource {
             match fetched.fetch.resource {
                 FetchedResource::Invitation(kind) => {
-                    let event = Event {
-                        kind: EventKind::Updated,
-                        rel: String::new(),
-                        href: fetched.fetch.href.clone(),
-                        title: None,
-                        resource: None,
-                        within: None,
-                        status: None,
-                        reason: None,
-                        raw: 0..0,
-                    };
-                    self.see_invitation(kind, &event, resource, ctx);
+                    self.see_invitation(kind, &fetched.fetch.href, None, resource, ctx);
                 }
                 FetchedResource::Conversation => {
                     let number = self.conversation_by_href(&fetched.fetch.href, ctx);
@@ -1187,6 +1211,7 @@ impl Handler<ConversationExited> for AccountActor {
             }
         }
         self.operations.retain(|_, number| *number != exited.number);
+        self.invitations.retain(|_, number| *number != exited.number);
         for send in exited.unsent {
             self.waiting.remove(&send.outbox);
             self.give_back(send.outbox, send.operation_id, ctx);

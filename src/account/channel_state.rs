@@ -269,27 +269,24 @@ impl ChannelState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ucwa::{Reason, ResourceKind};
+    use crate::ucwa::Reason;
 
     fn status(status: u16, subcode: &str) -> UcwaError {
         UcwaError::Status {
-            resource: ResourceKind::Events,
-            host: "pool.contoso.example".into(),
+            resource: "events",
             status,
             reason: (!subcode.is_empty())
                 .then(|| Box::new(Reason { subcode: Some(subcode.into()), ..Reason::default() })),
             retry_after: None,
             challenge: false,
             diagnostics: None,
-            renewed: false,
         }
     }
 
     fn lost() -> UcwaError {
         UcwaError::Timeout {
-            resource: ResourceKind::Events,
+            resource: "events",
             host: "pool.contoso.example".into(),
-            limit: Duration::from_secs(210),
             sent: true,
         }
     }
@@ -443,14 +440,12 @@ mod tests {
     #[test]
     fn retry_after_is_obeyed() {
         let error = UcwaError::Status {
-            resource: ResourceKind::Events,
-            host: "pool.contoso.example".into(),
+            resource: "events",
             status: 503,
             reason: None,
             retry_after: Some(Duration::from_secs(120)),
             challenge: false,
             diagnostics: None,
-            renewed: false,
         };
         assert_eq!(after(&error), Step::Repeat { delay: Duration::from_secs(120) });
     }

@@ -117,6 +117,20 @@ impl Default for ConversationView {
 }
 
 impl ConversationView {
+    /// Takes over how far its invitation is.
+    pub fn see_invitation(&mut self, progress: InvitationProgress) {
+        // A call that failed leaves no conversation, whether or not the server says so in an event of its own.
+        if matches!(progress, InvitationProgress::Failed(_))
+            && !self.messaging.as_ref().is_some_and(|messaging| messaging.connected)
+        {
+            self.ended = true;
+        }
+        // Events of one invitation may be merged and fetched late; what is answered does not ring again.
+        if progress != InvitationProgress::Ringing || self.invitation == InvitationProgress::None {
+            self.invitation = progress;
+        }
+    }
+
     /// Takes over what a `conversation` resource says.
     pub fn read_conversation(&mut self, href: &str, resource: &Resource) {
         self.href = Some(href.to_owned());

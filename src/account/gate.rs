@@ -58,6 +58,6 @@ mod tests {
         tokio::pin!(third);
         assert!(futures_util::poll!(third.as_mut()).is_pending());
         drop(first);
-        third.await;
+        let _third = third.await;
     }
 }

@@ -62,6 +62,8 @@ pub struct AccountSettings {
     pub settle_after: Duration,
     /// `outbox.uncertain` is `retry`.
     pub retry_uncertain: bool,
+    /// `outbox.max_attempts`, for rows without a limit of their own.
+    pub max_attempts: i64,
     /// `outbox.retry_base`, `outbox.retry_max`.
     pub retry: RetryPolicy,
     /// `outbox.per_account_rate`, messages a second.

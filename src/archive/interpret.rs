@@ -435,3 +435,189 @@ fn quarantined(reason: &str, payload: &str) -> Fact {
 fn describe(resource: &Resource) -> String {
     format!("resource {} at {} with properties {:?}", resource.rel, resource.href, resource.properties)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ucwa::xml::{parse_events, parse_resource};
+
+    const TALK: &str = "/a/1/communication/conversations/7";
+
+    fn facts(senders: &str) -> Vec<Fact> {
+        let body = format!("<events href=\"/e?ack=1\"><link rel=\"next\" href=\"/e?ack=2\"/>{senders}</events>");
+        interpret_batch(&parse_events(&body).unwrap(), &body)
+    }
+
+    fn in_talk(events: &str) -> Vec<Fact> {
+        facts(&format!("<sender rel=\"conversation\" href=\"{TALK}\">{events}</sender>"))
+    }
+
+    fn in_communication(events: &str) -> Vec<Fact> {
+        facts(&format!("<sender rel=\"communication\" href=\"/a/1/communication\">{events}</sender>"))
+    }
+
+    #[test]
+    fn a_call_becomes_an_invitation_with_its_text_and_the_caller() {
+        let facts = in_communication(&format!(
+            "<started rel=\"messagingInvitation\" href=\"/a/1/inv/3\"><resource rel=\"messagingInvitation\" href=\"/a/1/inv/3\">\
+             <link rel=\"conversation\" href=\"{TALK}\"/><link rel=\"to\" href=\"/a/1/people/Alice%40contoso.com\"/>\
+             <link rel=\"message\" href=\"data:text/plain;charset=utf-8,Hi+there%0d%0a\"/>\
+             <property name=\"direction\">Incoming</property><property name=\"subject\"></property>\
+             <property name=\"threadId\">t+/=</property><property name=\"state\">Connecting</property>\
+             <resource rel=\"from\" href=\"{TALK}/participants/bob@x.example\"><property name=\"name\">Bob</property>\
+             <property name=\"uri\">sip:Bob@X.example</property></resource></resource></started>"
+        ));
+        let [Fact::Invitation(invitation), Fact::Participant(caller)] = facts.as_slice() else {
+            panic!("{facts:?}")
+        };
+        assert_eq!(invitation.direction, Some(Direction::Incoming));
+        assert_eq!(invitation.content.plain.as_deref(), Some("Hi there\r\n"));
+        assert_eq!(invitation.thread_id.as_deref(), Some("t+/="));
+        assert_eq!(invitation.to_uri.as_deref(), Some("sip:alice@contoso.com"));
+        assert_eq!(invitation.from.as_ref().unwrap().uri.as_deref(), Some("sip:bob@x.example"));
+        assert_eq!((invitation.phase, invitation.link_only), (Phase::Started, false));
+        assert_eq!(caller.details.as_ref().unwrap().uri.as_deref(), Some("sip:bob@x.example"));
+        assert_eq!(caller.change, ParticipantChange::Updated);
+    }
+
+    #[test]
+    fn a_message_brings_text_time_sender_and_status() {
+        let facts = in_talk(
+            "<completed rel=\"message\" href=\"/m/2\" status=\"Success\"><resource rel=\"message\" href=\"/m/2\">\
+             <link rel=\"participant\" href=\"/p/bob\" title=\"Bob\"/>\
+             <link rel=\"plainMessage\" href=\"data:text/plain;charset=utf-8,1%2b1+%3d+2\"/>\
+             <link rel=\"htmlMessage\" href=\"data:text/html;charset=utf-8,%3cb%3e1%2b1%3c%2fb%3e\"/>\
+             <property name=\"direction\">Incoming</property>\
+             <property name=\"timeStamp\">2014-06-02T23:00:14.1359999+02:00</property></resource></completed>",
+        );
+        let [Fact::Message(message)] = facts.as_slice() else { panic!("{facts:?}") };
+        assert_eq!(message.conversation_href, TALK);
+        assert_eq!(message.content.plain.as_deref(), Some("1+1 = 2"));
+        assert_eq!(message.content.html.as_deref(), Some("<b>1+1</b>"));
+        assert_eq!(message.sent_at.unwrap().to_string(), "2014-06-02T21:00:14.135Z");
+        assert_eq!(message.status, Some(OperationStatus::Success));
+        let sender = message.sender.as_ref().unwrap();
+        assert_eq!((sender.href.as_deref(), sender.name.as_deref()), (Some("/p/bob"), Some("Bob")));
+    }
+
+    #[test]
+    fn a_partial_delivery_names_who_was_not_reached() {
+        let facts = in_talk(
+            "<completed rel=\"message\" href=\"/m/9\" status=\"Failure\"><resource rel=\"message\" href=\"/m/9\">\
+             <link rel=\"failedDeliveryParticipant\" href=\"/p/a\" title=\"Ann\"/>\
+             <link rel=\"failedDeliveryParticipant\" href=\"/p/b\" title=\"\"/>\
+             <property name=\"direction\">Outgoing</property><property name=\"operationId\">op</property></resource>\
+             <reason><code>RemoteFailure</code><subcode>Unreachable</subcode></reason></completed>",
+        );
+        let [Fact::Message(message)] = facts.as_slice() else { panic!("{facts:?}") };
+        assert_eq!(message.failed_recipients.len(), 2);
+        assert_eq!(message.failed_recipients[1].name, None, "an empty title is no name");
+        assert_eq!(message.reason.as_ref().unwrap().subcode.as_deref(), Some("Unreachable"));
+        assert_eq!(message.operation_id.as_ref().unwrap().0, "op");
+    }
+
+    #[test]
+    fn typing_roles_and_the_lobby_are_not_membership() {
+        let typing = in_talk("<added rel=\"participant\" href=\"/p/a\"><in rel=\"typingParticipants\" href=\"/t\"/></added>");
+        assert!(typing.is_empty(), "{typing:?}");
+        let lobby = in_talk("<added rel=\"participant\" href=\"/p/a\"><in rel=\"lobby\" href=\"/l\"/></added>");
+        assert!(lobby.is_empty(), "{lobby:?}");
+        let leader = in_talk("<added rel=\"participant\" href=\"/p/a\"><in rel=\"leaders\" href=\"/l\"/></added>");
+        let [Fact::Participant(leader)] = leader.as_slice() else { panic!("{leader:?}") };
+        assert_eq!(leader.change, ParticipantChange::Updated);
+        assert_eq!(leader.details.as_ref().unwrap().role.as_deref(), Some("Leader"));
+        let modality = in_talk("<added rel=\"participantMessaging\" href=\"/p/a/m\"><in rel=\"participant\" href=\"/p/a\"/></added>");
+        assert!(modality.is_empty(), "{modality:?}");
+    }
+
+    #[test]
+    fn members_join_and_leave_by_link_alone() {
+        let facts = in_talk(
+            "<added rel=\"localParticipant\" href=\"/p/me\"/><added rel=\"participant\" href=\"/p/b\" title=\"Bo\"/>\
+             <deleted rel=\"participant\" href=\"/p/b\" title=\"Bo\"/>",
+        );
+        let changes: Vec<_> = facts
+            .iter()
+            .map(|fact| match fact {
+                Fact::Participant(participant) => (participant.change, participant.is_local),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(
+            changes,
+            [
+                (ParticipantChange::Joined, true),
+                (ParticipantChange::Joined, false),
+                (ParticipantChange::Left, false)
+            ]
+        );
+    }
+
+    #[test]
+    fn what_the_reference_does_not_list_is_quarantined_with_its_raw_text_and_the_rest_goes_on() {
+        let facts = facts(&format!(
+            "<sender rel=\"hologram\" href=\"/h\"><added rel=\"participant\" href=\"/p\"/></sender>\
+             <sender rel=\"conversation\" href=\"{TALK}\"><exploded rel=\"message\" href=\"/m\"/>\
+             <added rel=\"hologram\" href=\"/g\" title=\"x\"/><deleted rel=\"participant\" href=\"/p\"/></sender>\
+             <sender rel=\"people\" href=\"/people\"><updated rel=\"contactPresence\" href=\"/c\"/></sender>"
+        ));
+        let [Fact::Quarantined(sender), Fact::Quarantined(kind), Fact::Quarantined(rel), Fact::Participant(_)] =
+            facts.as_slice()
+        else {
+            panic!("{facts:?}")
+        };
+        assert!(sender.reason.contains("hologram") && sender.payload.starts_with("<added"), "{sender:?}");
+        assert!(kind.reason.contains("exploded") && kind.payload == "<exploded rel=\"message\" href=\"/m\"/>");
+        assert_eq!(rel.payload, "<added rel=\"hologram\" href=\"/g\" title=\"x\"/>");
+    }
+
+    #[test]
+    fn a_text_that_can_not_be_decoded_is_quarantined_and_the_message_stands() {
+        let facts = in_talk(
+            "<completed rel=\"message\" href=\"/m/2\" status=\"Success\"><resource rel=\"message\" href=\"/m/2\">\
+             <link rel=\"plainMessage\" href=\"data:text/plain;base64,@@@\"/>\
+             <property name=\"direction\">Incoming</property></resource></completed>",
+        );
+        let [Fact::Quarantined(quarantined), Fact::Message(message)] = facts.as_slice() else { panic!("{facts:?}") };
+        assert!(quarantined.reason.contains("base64") && quarantined.payload.contains("@@@"));
+        assert!(message.content.is_empty());
+    }
+
+    #[test]
+    fn a_conversation_tells_its_state_and_its_end() {
+        let facts = in_communication(&format!(
+            "<updated rel=\"conversation\" href=\"{TALK}\"><resource rel=\"conversation\" href=\"{TALK}\">\
+             <property name=\"state\">Conferenced</property><property name=\"subject\">Plan</property></resource></updated>\
+             <deleted rel=\"conversation\" href=\"{TALK}\"><reason><code>Informational</code><subcode>Ended</subcode></reason></deleted>"
+        ));
+        let [Fact::Conversation(conversation), Fact::ConversationEnded(ended)] = facts.as_slice() else {
+            panic!("{facts:?}")
+        };
+        assert_eq!((conversation.state.as_deref(), conversation.multiparty), (Some("Conferenced"), Some(true)));
+        assert_eq!(ended.reason.as_ref().unwrap().subcode.as_deref(), Some("Ended"));
+    }
+
+    #[test]
+    fn a_fetched_resource_says_what_its_event_did_not() {
+        let fetch = |resource, href: &str| Fetch {
+            resource,
+            href: href.to_owned(),
+            conversation_href: Some(TALK.to_owned()),
+        };
+        let resource = parse_resource(
+            "<resource rel=\"message\" href=\"/m/4\"><link rel=\"plainMessage\" href=\"data:,late\"/>\
+             <property name=\"direction\">Incoming</property><property name=\"status\">Succeeded</property></resource>",
+        )
+        .unwrap();
+        let facts = interpret_fetched(&fetch(FetchedResource::Message, "/m/4"), &resource);
+        let [Fact::Message(message)] = facts.as_slice() else { panic!("{facts:?}") };
+        assert_eq!((message.phase, message.content.plain.as_deref()), (Phase::Completed, Some("late")));
+        let resource = parse_resource(
+            "<resource rel=\"participant\" href=\"/p/b\"><property name=\"uri\">sip:B@x.example</property></resource>",
+        )
+        .unwrap();
+        let facts = interpret_fetched(&fetch(FetchedResource::Participant, "/p/b"), &resource);
+        let [Fact::Participant(participant)] = facts.as_slice() else { panic!("{facts:?}") };
+        assert_eq!(participant.details.as_ref().unwrap().uri.as_deref(), Some("sip:b@x.example"));
+    }
+}

@@ -319,6 +319,10 @@ pub struct OutboxSend {
     pub state: OutboxState,
     /// `operation_id` of the newest attempt.
     pub operation_id: Option<OperationId>,
+    /// `attempts` begun.
+    pub attempts: i64,
+    /// `max_attempts`, if the user gave it.
+    pub max_attempts: Option<i64>,
     /// `message_id`.
     pub message: Option<MessageId>,
     /// `next_attempt_at`.

@@ -3,12 +3,12 @@
 //! Names only; what they mean is in [`super::interpret`]. Source: the resource pages of the UCWA 2.0 reference.
 
 /// Whether the reference has a page for a resource of this name.
-pub fn is_listed_rel(rel: &str) -> bool {
+pub(super) fn is_listed_rel(rel: &str) -> bool {
     REFERENCE_RESOURCES.binary_search(&rel).is_ok()
 }
 
 /// Whether the reference names this resource as the sender of events.
-pub fn is_listed_sender(rel: &str) -> bool {
+pub(super) fn is_listed_sender(rel: &str) -> bool {
     matches!(
         rel,
         "application"

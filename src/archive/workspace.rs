@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use crate::{
     archive::{
         fact::{ArchiveCommit, Fact, Fetch, FetchedResource},
+        retry::RetryPolicy,
         row::{
             AttemptRow, ChainHead, ConversationRow, InvitationRow, MessageRow, OutboxSend, ParticipantRow,
             QuarantineRow, SessionRow,
@@ -25,6 +26,17 @@ use crate::{
 
 /// Makes plain text from HTML; given by whoever opens the store, so that the rules need no HTML parser.
 pub type PlainFromHtml = fn(&str) -> String;
+
+/// What the rules depend on; given by whoever opens the store.
+#[derive(Debug, Clone, Copy)]
+pub struct RuleSettings {
+    /// Derives the plain text of messages of which only HTML is known.
+    pub plain_from_html: PlainFromHtml,
+    /// When an outbox row whose invitation failed for now is tried again (`outbox.retry_base`, `outbox.retry_max`).
+    pub retry: RetryPolicy,
+    /// `outbox.max_attempts`, for rows without a limit of their own.
+    pub max_attempts: i64,
+}
 
 /// The highest id that each table has given out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -370,6 +382,7 @@ impl Row for AttemptRow {
 #[derive(Debug)]
 pub struct Workspace {
     pub(super) plain_from_html: PlainFromHtml,
+    pub(super) settings: RuleSettings,
     counters: Counters,
     pub(super) sessions: Table<SessionRow>,
     pub(super) chain_heads: Table<ChainHead>,
@@ -439,9 +452,10 @@ pub fn urgency(resource: FetchedResource) -> u8 {
 
 impl Workspace {
     /// An empty workspace that gives out ids after `counters`.
-    pub fn new(plain_from_html: PlainFromHtml, counters: Counters) -> Self {
+    pub fn new(settings: RuleSettings, counters: Counters) -> Self {
         Self {
-            plain_from_html,
+            plain_from_html: settings.plain_from_html,
+            settings,
             counters,
             sessions: Table::default(),
             chain_heads: Table::default(),

@@ -42,7 +42,10 @@ pub use self::{
     telemetry::TelemetrySection,
 };
 use self::{error::Findings, load::Environment};
-use crate::store::StoreSettings;
+use crate::{
+    archive::{retry::RetryPolicy, workspace::RuleSettings},
+    store::StoreSettings,
+};
 
 /// Where the file is looked for when `--config` does not name one; the first that exists is read.
 pub const LOOKUP: [&str; 2] = ["ucwa-relay.toml", "/etc/ucwa-relay/ucwa-relay.toml"];
@@ -92,7 +95,11 @@ impl Config {
             commit_interval: self.database.commit_interval(),
             full_text: self.archive.full_text,
             node: self.cluster.node_id.clone(),
-            plain_from_html: crate::ucwa::html::plain_from_html,
+            rules: RuleSettings {
+                plain_from_html: crate::ucwa::html::plain_from_html,
+                retry: RetryPolicy { base: self.outbox.retry_base, cap: self.outbox.retry_max },
+                max_attempts: i64::from(self.outbox.max_attempts.get()),
+            },
         }
     }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     archive::{
         fact::{ArchiveCommit, Direction, FailureReason, Fetch},
-        workspace::PlainFromHtml,
+        workspace::RuleSettings,
     },
     identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId, SipUri},
 };
@@ -89,8 +89,8 @@ pub struct StoreSettings {
     pub full_text: bool,
     /// `cluster.node_id`: the server's name in `nodes`.
     pub node: String,
-    /// Derives the plain text of messages of which only HTML is known.
-    pub plain_from_html: PlainFromHtml,
+    /// What the archive's rules depend on.
+    pub rules: RuleSettings,
 }
 
 /// Whether the caller is the server, which alone may hold the database for writing the archive, or a tool beside it.

@@ -12,6 +12,7 @@ use crate::{
             Direction, FetchedResource, InvitationAnswered, InvitationFact, InvitationKind, OperationStatus,
             Phase,
         },
+        retry::{Healing, classify_invitation_failure},
         row::{Awaiting, InvitationRow, MessageSource, MessageStatus},
         workspace::Applying,
     },
@@ -82,7 +83,8 @@ impl Workspace {
         if !fact.link_only {
             row.awaiting_fetch = false;
             applying.fetched(FetchedResource::Invitation(fact.kind), &fact.href);
-        } else if is_new || row.awaiting_fetch {
+        } else if is_new || row.awaiting_fetch || (row.conversation.is_none() && row.state.is_none()) {
+            // The answer to our own request knows the address and nothing else.
             row.awaiting_fetch = true;
             applying.fetch(
                 FetchedResource::Invitation(fact.kind),
@@ -237,7 +239,13 @@ impl Workspace {
                         self.release(message);
                     }
                 }
-                self.send_completed(applying, send, &operation, status, fact.reason.as_ref(), None);
+                let heals = status == OperationStatus::Failure
+                    && fact.reason.as_ref().is_none_or(|reason| {
+                        classify_invitation_failure(reason) == Healing::Temporary
+                    });
+                if !(heals && self.try_again_later(applying, send, &operation, fact.reason.as_ref())) {
+                    self.send_completed(applying, send, &operation, status, fact.reason.as_ref(), None);
+                }
             }
             _ => self.send_accepted(applying, send, &operation, true),
         }

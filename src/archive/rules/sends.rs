@@ -9,6 +9,7 @@ use crate::{
     archive::{
         Workspace,
         fact::{Direction, FailureReason, InvitationKind, OperationStatus, SendFact, SendOutcome},
+        retry::describe_invitation_failure,
         row::{Awaiting, MessageSource, MessageStatus},
         text::to_milliseconds,
         workspace::Applying,
@@ -23,6 +24,12 @@ struct Outcome<'a> {
     http_status: Option<u16>,
     reason: Option<&'a FailureReason>,
     detail: Option<&'a str>,
+}
+
+/// A number in 0..=1 that differs from attempt to attempt and is the same whenever the same event is applied.
+fn spread(operation: &OperationId) -> f64 {
+    let sum = operation.0.bytes().fold(0_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
+    f64::from(sum) / f64::from(u8::MAX)
 }
 
 impl Workspace {
@@ -238,7 +245,7 @@ impl Workspace {
                 });
             }
             OperationStatus::Failure => {
-                let words = sentence(reason);
+                let words = reason.map_or_else(|| sentence(None), describe_invitation_failure);
                 let outcome = Outcome { http_status: None, reason, detail: Some(&words) };
                 self.close_attempt(applying, operation, OutboxState::Failed, outcome);
                 let row = self.outbox.get_mut(send);
@@ -263,6 +270,47 @@ impl Workspace {
                 });
             }
         }
+    }
+
+    /// The recipient was not there for now: the row waits for its next attempt, unless this was its last or another
+    /// attempt is the current one. Says whether it does.
+    pub(super) fn try_again_later(
+        &mut self,
+        applying: &mut Applying,
+        send: usize,
+        operation: &OperationId,
+        reason: Option<&FailureReason>,
+    ) -> bool {
+        let row = self.outbox.get(send);
+        let limit = row.max_attempts.unwrap_or(self.settings.max_attempts);
+        let concerns_row = self.is_current(send, operation)
+            && matches!(row.state, OutboxState::Sending | OutboxState::Sent | OutboxState::Uncertain);
+        if !concerns_row || row.attempts >= limit {
+            return false;
+        }
+        let error = reason.map_or_else(|| sentence(None), describe_invitation_failure);
+        let attempts = row.attempts;
+        let outcome = Outcome { http_status: None, reason, detail: Some(&error) };
+        self.close_attempt(applying, operation, OutboxState::Failed, outcome);
+        self.withdraw_message(send, operation);
+        let at = self.settings.retry.next_attempt(applying.at, attempts, spread(operation));
+        let row = self.outbox.get_mut(send);
+        row.state = OutboxState::Queued;
+        row.next_attempt_at = Some(to_milliseconds(at));
+        row.conversation = row.given_conversation;
+        row.message = None;
+        row.finished_at = None;
+        row.sent_at = None;
+        row.last_code = reason.and_then(|reason| reason.code.clone());
+        row.last_subcode = reason.and_then(|reason| reason.subcode.clone());
+        row.last_error = Some(error);
+        applying.settled(SettledSend {
+            outbox: row.id,
+            operation_id: operation.clone(),
+            state: row.state,
+            reason: reason.cloned(),
+        });
+        true
     }
 
     /// Writes down what an attempt led to; later news only replace less final ones.

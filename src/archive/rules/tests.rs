@@ -1,6 +1,6 @@
 //! The rules, without a database: a ledger in memory keeps what each commit leaves behind.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp, ToSpan};
 
@@ -17,7 +17,8 @@ use crate::{
             AttemptRow, Awaiting, ChainHead, ConversationRow, InvitationRow, MessageRow, MessageSource,
             MessageStatus, OutboxSend, ParticipantRow, QuarantineRow, SessionRow,
         },
-        workspace::Counters,
+        retry::RetryPolicy,
+        workspace::{Counters, RuleSettings},
     },
     identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId},
     store::{CommitOutcome, OutboxState},
@@ -76,7 +77,14 @@ impl Ledger {
     }
 
     fn workspace(&self) -> Workspace {
-        let mut workspace = Workspace::new(|html| html.replace("<b>", "").replace("</b>", ""), self.counters);
+        let mut workspace = Workspace::new(
+            RuleSettings {
+                plain_from_html: |html| html.replace("<b>", "").replace("</b>", ""),
+                retry: RetryPolicy { base: Duration::from_secs(30), cap: Duration::from_secs(600) },
+                max_attempts: 3,
+            },
+            self.counters,
+        );
         workspace.load_session(self.session.clone());
         workspace.load_chain_head(self.head.clone());
         self.conversations.values().cloned().for_each(|row| workspace.load_conversation(row));
@@ -188,6 +196,8 @@ impl Ledger {
                 conversation: None,
                 state: OutboxState::Queued,
                 operation_id: None,
+                attempts: 0,
+                max_attempts: Some(1),
                 message: None,
                 next_attempt_at: None,
                 last_code: None,
@@ -207,6 +217,7 @@ impl Ledger {
         let operation = OperationId(format!("op-{id}-{number}"));
         let row = self.outbox.get_mut(&OutboxId(id)).unwrap();
         row.state = OutboxState::Sending;
+        row.attempts += 1;
         row.operation_id = Some(operation.clone());
         row.next_attempt_at = None;
         row.claimed_at = Some(self.now);
@@ -1001,6 +1012,68 @@ fn a_declined_invitation_fails_the_row_and_a_retry_takes_its_text_back() {
     assert_eq!(ledger.only_message().operation_id, Some(second));
     assert_eq!(ledger.check_chain(), 1);
     assert_eq!(ledger.attempts[&1].outcome.as_deref(), Some("failed"));
+}
+
+#[test]
+fn a_linked_invitation_whose_answer_came_first_is_fetched() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    let href = Some("/invitations/9".to_owned());
+    ledger.answer(send(5, &operation, SendOutcome::InvitationAccepted { invitation_href: href }));
+    let Fact::Invitation(known) = our_invitation(&operation, Phase::Started, None) else { unreachable!() };
+    let linked = InvitationFact {
+        direction: None,
+        state: None,
+        operation_id: None,
+        thread_id: None,
+        subject: None,
+        importance: None,
+        to_uri: None,
+        conversation_href: None,
+        link_only: true,
+        ..known
+    };
+    let outcome = ledger.events(vec![Fact::Invitation(linked)]);
+    assert_eq!(outcome.fetches.len(), 1, "only the resource names the conversation");
+    assert_eq!(outcome.fetches[0].href, "/invitations/9");
+    ledger.answer(our_invitation(&operation, Phase::Updated, None));
+    assert_eq!(ledger.only_message().outbox, Some(OutboxId(5)));
+}
+
+#[test]
+fn who_was_not_there_is_called_again_later_until_the_last_attempt() {
+    let mut ledger = Ledger::new();
+    let first = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.outbox.get_mut(&OutboxId(5)).unwrap().max_attempts = Some(2);
+    let missed = |operation: &OperationId, number: u32| {
+        let Fact::Invitation(fact) = our_invitation(operation, Phase::Completed, Some(OperationStatus::Failure))
+        else {
+            unreachable!()
+        };
+        let reason = FailureReason {
+            code: Some("RemoteFailure".into()),
+            subcode: Some("Timeout".into()),
+            message: None,
+        };
+        Fact::Invitation(InvitationFact {
+            href: format!("/invitations/{number}"),
+            reason: Some(reason),
+            ..fact
+        })
+    };
+    let outcome = ledger.events(vec![missed(&first, 1)]);
+    assert_eq!(outcome.settled[0].state, OutboxState::Queued);
+    let row = ledger.row(5);
+    assert_eq!((row.state, row.last_subcode.as_deref()), (OutboxState::Queued, Some("Timeout")));
+    let due = row.next_attempt_at.unwrap();
+    assert!(due >= ledger.now + 15.seconds() && due <= ledger.now + 30.seconds(), "{due}");
+    assert_eq!(ledger.messages.len(), 0, "nothing was said yet");
+    assert_eq!(ledger.attempts[&1].outcome.as_deref(), Some("failed"));
+
+    let second = ledger.claim(5);
+    ledger.events(vec![missed(&second, 2)]);
+    assert_eq!(ledger.row(5).state, OutboxState::Failed);
+    assert!(ledger.row(5).last_error.as_ref().unwrap().contains("did not answer in time"));
 }
 
 #[test]

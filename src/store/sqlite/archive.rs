@@ -17,7 +17,7 @@ use crate::{
         PATIENCE,
         fact::{ArchiveCommit, Fetch, FetchedResource},
         text::storable,
-        workspace::PlainFromHtml,
+        workspace::RuleSettings,
     },
     identifiers::{AccountId, ConversationId, SessionId},
     store::{ArchiveStore, CommitOutcome, OpenConversation, Session, StoreError},
@@ -26,12 +26,12 @@ use crate::{
 /// Settles what has waited long enough.
 pub(super) async fn settle_overdue(
     connection: &mut SqliteConnection,
-    plain_from_html: PlainFromHtml,
+    rules: RuleSettings,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let failed = failed("settling messages");
     let mut workspace =
-        waiting_messages(connection, plain_from_html, Waiting::ArchivedBefore(now - PATIENCE))
+        waiting_messages(connection, rules, Waiting::ArchivedBefore(now - PATIENCE))
             .await
             .map_err(&failed)?;
     workspace.settle_overdue(now);
@@ -41,14 +41,14 @@ pub(super) async fn settle_overdue(
 /// Ends a session with everything that is open in it.
 async fn end(
     connection: &mut SqliteConnection,
-    plain_from_html: PlainFromHtml,
+    rules: RuleSettings,
     session: SessionId,
     reason: &str,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let failed = failed("ending a session");
     let mut workspace =
-        waiting_messages(connection, plain_from_html, Waiting::OfSession(session)).await.map_err(&failed)?;
+        waiting_messages(connection, rules, Waiting::OfSession(session)).await.map_err(&failed)?;
     workspace.settle_session(session);
     flush(connection, &workspace.changes()).await.map_err(&failed)?;
     let at = time_text(now);
@@ -178,7 +178,7 @@ impl ArchiveStore for SqliteStore {
     ) -> Result<Session, StoreError> {
         let (application_href, event_cursor) = (application_href.to_owned(), event_cursor.to_owned());
         let reason = reason_for_previous.to_owned();
-        let plain_from_html = self.plain_from_html;
+        let rules = self.rules;
         self.writer
             .run("beginning a session", false, move |connection| {
                 Box::pin(async move {
@@ -206,7 +206,7 @@ impl ArchiveStore for SqliteStore {
                         let reason = end_reason.unwrap_or(reason);
                         insert_gap(connection, account, id, followed_until, now, &reason).await?;
                         if ended_at.is_none() {
-                            end(connection, plain_from_html, id, &reason, now).await?;
+                            end(connection, rules, id, &reason, now).await?;
                         }
                     }
                     let id: i64 = sqlx::query_scalar(
@@ -241,11 +241,11 @@ impl ArchiveStore for SqliteStore {
         reason: &str,
     ) -> Result<(), StoreError> {
         let reason = reason.to_owned();
-        let plain_from_html = self.plain_from_html;
+        let rules = self.rules;
         self.writer
             .run("ending a session", false, move |connection| {
                 Box::pin(
-                    async move { end(connection, plain_from_html, session, &reason, Timestamp::now()).await },
+                    async move { end(connection, rules, session, &reason, Timestamp::now()).await },
                 )
             })
             .await
@@ -375,10 +375,10 @@ impl ArchiveStore for SqliteStore {
     }
 
     async fn settle_overdue(&self, now: Timestamp) -> Result<(), StoreError> {
-        let plain_from_html = self.plain_from_html;
+        let rules = self.rules;
         self.writer
             .run("settling messages", false, move |connection| {
-                Box::pin(settle_overdue(connection, plain_from_html, now))
+                Box::pin(settle_overdue(connection, rules, now))
             })
             .await
     }

@@ -18,7 +18,7 @@ use crate::{
             AttemptRow, Awaiting, ChainHead, ConversationRow, InvitationRow, MessageRow, MessageSource,
             MessageStatus, OutboxSend, ParticipantRow, SessionRow,
         },
-        workspace::{Counters, PlainFromHtml},
+        workspace::{Counters, RuleSettings},
     },
     identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId, SipUri},
 };
@@ -27,9 +27,9 @@ use crate::{
 pub(super) async fn workspace(
     connection: &mut SqliteConnection,
     keys: &Keys,
-    plain_from_html: PlainFromHtml,
+    rules: RuleSettings,
 ) -> Result<Workspace, sqlx::Error> {
-    let mut workspace = Workspace::new(plain_from_html, counters(connection).await?);
+    let mut workspace = Workspace::new(rules, counters(connection).await?);
     sessions(connection, &mut workspace, keys).await?;
     conversations(connection, &mut workspace, keys).await?;
     invitations(connection, &mut workspace, keys).await?;
@@ -452,6 +452,8 @@ fn outbox_send(row: &SqliteRow) -> Result<OutboxSend, sqlx::Error> {
         conversation: row.try_get::<Option<i64>, _>("conversation_id")?.map(ConversationId),
         state: word(row, "state", outbox_state)?,
         operation_id: row.try_get::<Option<String>, _>("operation_id")?.map(OperationId),
+        attempts: row.try_get("attempts")?,
+        max_attempts: row.try_get("max_attempts")?,
         message: row.try_get::<Option<i64>, _>("message_id")?.map(MessageId),
         next_attempt_at: optional_user_time(row, "next_attempt_at")?,
         last_code: row.try_get("last_code")?,
@@ -532,10 +534,10 @@ async fn messages(
 /// Messages that wait, with what settling them needs: those whose time is over, or all of a session that ends.
 pub(super) async fn waiting_messages(
     connection: &mut SqliteConnection,
-    plain_from_html: PlainFromHtml,
+    rules: RuleSettings,
     which: Waiting,
 ) -> Result<Workspace, sqlx::Error> {
-    let mut workspace = Workspace::new(plain_from_html, counters(connection).await?);
+    let mut workspace = Workspace::new(rules, counters(connection).await?);
     let rows = match which {
         Waiting::ArchivedBefore(until) => {
             sqlx::query(

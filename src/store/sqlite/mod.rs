@@ -35,7 +35,7 @@ use sqlx::{
 
 use self::writer::Writer;
 use super::{Role, StoreError, StoreSettings};
-use crate::archive::workspace::PlainFromHtml;
+use crate::archive::workspace::RuleSettings;
 
 /// How long a statement waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,7 +48,7 @@ const PREPARED_STATEMENTS: usize = 256;
 pub(super) struct SqliteStore {
     writer: Writer,
     readers: SqlitePool,
-    plain_from_html: PlainFromHtml,
+    rules: RuleSettings,
     /// Says what a server does at its end; a tool leaves no trace.
     server: Option<ServerHold>,
 }
@@ -90,11 +90,11 @@ impl SqliteStore {
         let writer = Writer::start(
             writing,
             settings.commit_interval,
-            settings.plain_from_html,
+            settings.rules,
             watched && role == Role::Server,
             role == Role::Server,
         );
-        Ok(Self { writer, readers: reading, plain_from_html: settings.plain_from_html, server })
+        Ok(Self { writer, readers: reading, rules: settings.rules, server })
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::{
 
 use super::{archive, column::failed, flush::flush, load};
 use crate::{
-    archive::{Keys, fact::ArchiveCommit, workspace::PlainFromHtml},
+    archive::{Keys, fact::ArchiveCommit, workspace::RuleSettings},
     store::{CommitOutcome, StoreError},
 };
 
@@ -106,7 +106,7 @@ impl Writer {
     pub(super) fn start(
         pool: SqlitePool,
         commit_interval: Duration,
-        plain_from_html: PlainFromHtml,
+        rules: RuleSettings,
         watches: bool,
         settles: bool,
     ) -> Self {
@@ -116,7 +116,7 @@ impl Writer {
             pool,
             queue,
             commit_interval,
-            plain_from_html,
+            rules,
             due: Arc::clone(&due),
             data_version: None,
             last_batch: 0,
@@ -176,7 +176,7 @@ struct WriterTask {
     pool: SqlitePool,
     queue: mpsc::Receiver<Request>,
     commit_interval: Duration,
-    plain_from_html: PlainFromHtml,
+    rules: RuleSettings,
     due: Arc<Notify>,
     data_version: Option<i64>,
     /// Size of the last batch: company is waited for only where there was some.
@@ -366,7 +366,7 @@ impl WriterTask {
         let failed = failed("storing facts");
         let keys = Keys::of(commits.iter().copied());
         let mut workspace =
-            load::workspace(connection, &keys, self.plain_from_html).await.map_err(&failed)?;
+            load::workspace(connection, &keys, self.rules).await.map_err(&failed)?;
         let now = Timestamp::now();
         let mut outcomes = Vec::with_capacity(commits.len());
         for commit in commits {
@@ -409,7 +409,7 @@ impl WriterTask {
         let failed = failed("settling messages");
         let mut connection = self.pool.acquire().await.map_err(&failed)?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
-        archive::settle_overdue(&mut transaction, self.plain_from_html, Timestamp::now()).await?;
+        archive::settle_overdue(&mut transaction, self.rules, Timestamp::now()).await?;
         transaction.commit().await.map_err(&failed)
     }
 }
