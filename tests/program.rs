@@ -69,7 +69,7 @@ async fn a_conversation_is_archived_from_the_call_to_its_end() {
     relay.start();
     relay.account_state(ALICE, "online").await;
 
-    let conversation = simulator.call("silent.dana@fabrikam.example", ALICE, "Are you there?").await;
+    let conversation = simulator.call("html.dana@fabrikam.example", ALICE, "Are you there?").await;
     simulator.say(&conversation, "It is urgent: 3 + 4 = 7 & 100 % <ok> 🦀").await;
     simulator.say(&conversation, "שלום\nand a second line").await;
     simulator.post("/say", &json!({ "conversation": conversation, "html": "<b>bold</b> words" })).await;
@@ -92,12 +92,12 @@ async fn a_conversation_is_archived_from_the_call_to_its_end() {
         bodies,
         ["Are you there?", "It is urgent: 3 + 4 = 7 & 100 % <ok> 🦀", "שלום\nand a second line", "bold words"]
     );
-    assert!(rows.iter().all(|row| row.get::<String, _>("sender_uri") == "sip:silent.dana@fabrikam.example"));
+    assert!(rows.iter().all(|row| row.get::<String, _>("sender_uri") == "sip:html.dana@fabrikam.example"));
     assert!(rows.iter().all(|row| row.get::<String, _>("status") == "delivered"));
     assert_eq!(rows[0].get::<String, _>("source"), "event", "the accepted copy made the invitation's text an event");
     assert_eq!(rows[3].get::<String, _>(3).trim(), "<b>bold</b> words");
     assert_eq!(
-        count(&pool, "SELECT count(*) FROM participants WHERE is_local = 0 AND sip_uri = 'sip:silent.dana@fabrikam.example' AND joined_at IS NOT NULL AND left_at IS NOT NULL").await,
+        count(&pool, "SELECT count(*) FROM participants WHERE is_local = 0 AND sip_uri = 'sip:html.dana@fabrikam.example' AND joined_at IS NOT NULL AND left_at IS NOT NULL").await,
         1
     );
     assert_eq!(
@@ -120,9 +120,9 @@ async fn an_inserted_row_becomes_a_delivered_message_and_the_next_one_uses_the_o
     relay.start();
     relay.account_state(ALICE, "online").await;
 
-    let first = insert(&relay, "USER0001@Contoso.example", "silent.Erin@Fabrikam.example", "Deploy finished").await;
+    let first = insert(&relay, "USER0001@Contoso.example", "html.Erin@Fabrikam.example", "Deploy finished").await;
     assert!(outcome(&relay, first, &["delivered"]).await.starts_with("delivered"));
-    let second = insert(&relay, ALICE, "sip:silent.erin@fabrikam.example", "And it works").await;
+    let second = insert(&relay, ALICE, "sip:html.erin@fabrikam.example", "And it works").await;
     outcome(&relay, second, &["delivered"]).await;
 
     let pool = relay.sql().await;
@@ -136,7 +136,7 @@ async fn an_inserted_row_becomes_a_delivered_message_and_the_next_one_uses_the_o
     let said: Vec<&str> = ledger.outgoing.iter().map(|entry| entry.text.as_str()).collect();
     assert_eq!(said, ["Deploy finished", "And it works"]);
 
-    let html = sqlx::query("INSERT INTO outbox (account, recipients, body, content_type, subject, importance) VALUES (?, 'silent.erin@fabrikam.example', '<i>so</i>', 'text/html', 'Style', 'Urgent')")
+    let html = sqlx::query("INSERT INTO outbox (account, recipients, body, content_type, subject, importance) VALUES (?, 'html.erin@fabrikam.example', '<i>so</i>', 'text/html', 'Style', 'Urgent')")
         .bind(ALICE)
         .execute(&pool)
         .await
