@@ -44,10 +44,9 @@ impl Relay {
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
         let store = store::connect(&config.store_settings(), Role::Server).await?;
         for declared in &config.accounts {
-            store
-                .declare_account(&declared.to_new_account())
-                .await
-                .with_context(|| format!("account {} of the configuration could not be declared", declared.sip_uri))?;
+            store.declare_account(&declared.to_new_account()).await.with_context(|| {
+                format!("account {} of the configuration could not be declared", declared.sip_uri)
+            })?;
         }
         let extra_ca_pem = match &config.server.ca_file {
             Some(path) => Some(
@@ -161,7 +160,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 
 /// Runs a future on an actix system over a tokio runtime with a worker for each core.
 pub fn on_actix<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no tokio runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no tokio runtime")?;
     let mut runtime = Some(runtime);
     let system = System::with_tokio_rt(move || {
         runtime.take().unwrap_or_else(|| {

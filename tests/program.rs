@@ -43,7 +43,12 @@ async fn outcome(relay: &Relay, id: i64, states: &[&str]) -> String {
         .expect("the row can be read");
         let state: String = row.get(0);
         states.contains(&state.as_str()).then(|| {
-            format!("{state}|{}|{}|{}", row.get::<String, _>(1), row.get::<String, _>(2), row.get::<String, _>(3))
+            format!(
+                "{state}|{}|{}|{}",
+                row.get::<String, _>(1),
+                row.get::<String, _>(2),
+                row.get::<String, _>(3)
+            )
         })
     })
     .await;
@@ -77,7 +82,8 @@ async fn a_conversation_is_archived_from_the_call_to_its_end() {
 
     let pool = relay.sql().await;
     eventually("the conversation is over in the archive", async || {
-        (count(&pool, "SELECT count(*) FROM conversations WHERE ended_at IS NOT NULL").await == 1).then_some(())
+        (count(&pool, "SELECT count(*) FROM conversations WHERE ended_at IS NOT NULL").await == 1)
+            .then_some(())
     })
     .await;
     let rows = sqlx::query(
@@ -87,14 +93,24 @@ async fn a_conversation_is_archived_from_the_call_to_its_end() {
     .fetch_all(&pool)
     .await
     .unwrap();
-    let bodies: Vec<String> = rows.iter().map(|row| row.get::<String, _>("body").trim_end().replace('\r', "")).collect();
+    let bodies: Vec<String> =
+        rows.iter().map(|row| row.get::<String, _>("body").trim_end().replace('\r', "")).collect();
     assert_eq!(
         bodies,
-        ["Are you there?", "It is urgent: 3 + 4 = 7 & 100 % <ok> 🦀", "שלום\nand a second line", "bold words"]
+        [
+            "Are you there?",
+            "It is urgent: 3 + 4 = 7 & 100 % <ok> 🦀",
+            "שלום\nand a second line",
+            "bold words"
+        ]
     );
     assert!(rows.iter().all(|row| row.get::<String, _>("sender_uri") == "sip:html.dana@fabrikam.example"));
     assert!(rows.iter().all(|row| row.get::<String, _>("status") == "delivered"));
-    assert_eq!(rows[0].get::<String, _>("source"), "event", "the accepted copy made the invitation's text an event");
+    assert_eq!(
+        rows[0].get::<String, _>("source"),
+        "event",
+        "the accepted copy made the invitation's text an event"
+    );
     assert_eq!(rows[3].get::<String, _>(3).trim(), "<b>bold</b> words");
     assert_eq!(
         count(&pool, "SELECT count(*) FROM participants WHERE is_local = 0 AND sip_uri = 'sip:html.dana@fabrikam.example' AND joined_at IS NOT NULL AND left_at IS NOT NULL").await,
@@ -120,7 +136,8 @@ async fn an_inserted_row_becomes_a_delivered_message_and_the_next_one_uses_the_o
     relay.start();
     relay.account_state(ALICE, "online").await;
 
-    let first = insert(&relay, "USER0001@Contoso.example", "html.Erin@Fabrikam.example", "Deploy finished").await;
+    let first =
+        insert(&relay, "USER0001@Contoso.example", "html.Erin@Fabrikam.example", "Deploy finished").await;
     assert!(outcome(&relay, first, &["delivered"]).await.starts_with("delivered"));
     let second = insert(&relay, ALICE, "sip:html.erin@fabrikam.example", "And it works").await;
     outcome(&relay, second, &["delivered"]).await;
@@ -237,7 +254,14 @@ async fn accounts_are_taken_up_and_signed_out_while_the_server_runs() {
     })
     .await;
     let pool = relay.sql().await;
-    assert_eq!(count(&pool, "SELECT count(*) FROM sessions WHERE ended_at IS NOT NULL AND end_reason LIKE '%disabled%'").await, 1);
+    assert_eq!(
+        count(
+            &pool,
+            "SELECT count(*) FROM sessions WHERE ended_at IS NOT NULL AND end_reason LIKE '%disabled%'"
+        )
+        .await,
+        1
+    );
     relay.tool_ok(&["account", "enable", ALICE]);
     relay.account_state(ALICE, "online").await;
 }
@@ -264,7 +288,9 @@ async fn a_kill_in_mid_traffic_loses_and_doubles_nothing_and_resumes_the_applica
         let pool = relay.sql().await;
         eventually("traffic flows both ways", async || {
             let arrived = count(&pool, "SELECT count(*) FROM messages WHERE direction = 'incoming'").await;
-            let sending = count(&pool, "SELECT count(*) FROM outbox WHERE state IN ('sending', 'sent', 'delivered')").await;
+            let sending =
+                count(&pool, "SELECT count(*) FROM outbox WHERE state IN ('sending', 'sent', 'delivered')")
+                    .await;
             (arrived >= 40 * round && sending >= 20 * round - 15).then_some(())
         })
         .await;
@@ -278,13 +304,21 @@ async fn a_kill_in_mid_traffic_loses_and_doubles_nothing_and_resumes_the_applica
     simulator.post("/traffic", &json!({ "running": false })).await;
     let pool = relay.sql().await;
     eventually_within(Duration::from_secs(120), "every row has its outcome", async || {
-        let open = count(&pool, "SELECT count(*) FROM outbox WHERE state NOT IN ('delivered', 'uncertain')").await;
+        let open =
+            count(&pool, "SELECT count(*) FROM outbox WHERE state NOT IN ('delivered', 'uncertain')").await;
         (open == 0).then_some(())
     })
     .await;
     eventually_clean(&relay, &simulator).await;
-    assert_eq!(count(&pool, "SELECT count(*) FROM sessions").await, 3, "each application was resumed, none was made anew");
-    assert!(count(&pool, "SELECT count(*) FROM coverage_gaps").await >= 3, "the time without a server is visible");
+    assert_eq!(
+        count(&pool, "SELECT count(*) FROM sessions").await,
+        3,
+        "each application was resumed, none was made anew"
+    );
+    assert!(
+        count(&pool, "SELECT count(*) FROM coverage_gaps").await >= 3,
+        "the time without a server is visible"
+    );
     assert_eq!(count(&pool, "SELECT count(*) FROM event_quarantine").await, 0);
 }
 
@@ -298,7 +332,8 @@ async fn a_forgotten_application_is_replaced_and_the_session_says_why() {
     simulator.post("/forget-application", &json!({ "account": ALICE })).await;
     let pool = relay.sql().await;
     eventually("a second session is open", async || {
-        (count(&pool, "SELECT count(*) FROM sessions WHERE ended_at IS NULL AND id > 1").await == 1).then_some(())
+        (count(&pool, "SELECT count(*) FROM sessions WHERE ended_at IS NULL AND id > 1").await == 1)
+            .then_some(())
     })
     .await;
     let reason: String =
@@ -338,7 +373,8 @@ async fn messaging_that_was_closed_is_added_again_and_an_idle_conversation_is_en
     .await;
     let fourth = insert(&relay, ALICE, "silent.b@fabrikam.example", "four").await;
     outcome(&relay, fourth, &["delivered"]).await;
-    let said: Vec<String> = simulator.ledger().await.outgoing.iter().map(|entry| entry.text.clone()).collect();
+    let said: Vec<String> =
+        simulator.ledger().await.outgoing.iter().map(|entry| entry.text.clone()).collect();
     assert_eq!(said, ["one", "two", "three", "four"]);
 }
 
@@ -367,7 +403,8 @@ fn the_demo_reckons_and_finds_nothing_lost() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     let number = |name: &str| -> usize {
-        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
+        let line =
+            text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
     assert!(number("archived") >= 100, "{text}");

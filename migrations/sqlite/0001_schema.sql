@@ -485,7 +485,8 @@ SELECT a.sip_uri AS account,
            AND CASE WHEN substr(lower(trim(o.account)), 1, 3) = 'sip' THEN lower(trim(o.account))
                     ELSE 'sip:' || lower(trim(o.account)) END = a.sip_uri) AS queued,
        s.last_event_at,
-       s.node_id
+       s.node_id,
+       coalesce(s.restarts, 0) AS restarts
   FROM accounts a
   LEFT JOIN account_status s ON s.account_id = a.id
  WHERE a.removed_at IS NULL;

@@ -22,8 +22,8 @@ use crate::{
         backoff::Backoff,
         channel_state::ChannelEnd,
         conversation::{
-            ConversationActor, ConversationExited, ConversationView, Deliver, DeliveryFinished, InvitationProgress,
-            MessagingView, SharedView, StopConversation, shared_view,
+            ConversationActor, ConversationExited, ConversationView, Deliver, DeliveryFinished,
+            InvitationProgress, MessagingView, SharedView, StopConversation, shared_view,
         },
         delivery::{DeliveryContext, call_operation_id, commit_send, settle_left_over},
         event_channel::{ChannelExited, ChannelHealth, EventChannel, EventsCommitted, Follow, StopChannel},
@@ -302,11 +302,7 @@ impl AccountActor {
         let Some(live) = &self.live else { return };
         self.environment.directory.enter(
             self.account.id,
-            Online {
-                address: ctx.address(),
-                channel: Arc::clone(&live.health),
-                session: live.session,
-            },
+            Online { address: ctx.address(), channel: Arc::clone(&live.health), session: live.session },
         );
         self.publish(AccountState::Online, None);
         self.span.in_scope(|| tracing::info!("signed in"));
@@ -408,8 +404,9 @@ impl AccountActor {
         resource: &Resource,
         ctx: &mut Context<Self>,
     ) {
-        let incoming =
-            resource.property("direction").is_some_and(|direction| direction.eq_ignore_ascii_case("Incoming"));
+        let incoming = resource
+            .property("direction")
+            .is_some_and(|direction| direction.eq_ignore_ascii_case("Incoming"));
         let progress = invitation_progress(event, resource);
         let conversation = resource.link("conversation").map(|link| link.href.clone());
         let number = if incoming {
@@ -471,7 +468,8 @@ impl AccountActor {
             return;
         }
         let Some(operation_id) = resource.property("operationId") else { return };
-        let Some(conversation) = resource.link("conversation").and_then(|link| self.known_conversation(&link.href))
+        let Some(conversation) =
+            resource.link("conversation").and_then(|link| self.known_conversation(&link.href))
         else {
             return;
         };
@@ -496,7 +494,13 @@ impl AccountActor {
     }
 
     /// Accepts, declines or ignores, once; from the event itself, since the server waits about 30 seconds.
-    fn answer_invitation(&mut self, kind: InvitationKind, href: &str, resource: &Resource, ctx: &mut Context<Self>) {
+    fn answer_invitation(
+        &mut self,
+        kind: InvitationKind,
+        href: &str,
+        resource: &Resource,
+        ctx: &mut Context<Self>,
+    ) {
         let Some(live) = &self.live else { return };
         let (rel, action) = match self.policy() {
             InvitationPolicy::Accept => ("accept", InvitationAction::Accepted),
@@ -504,7 +508,8 @@ impl AccountActor {
             InvitationPolicy::Ignore => ("accept", InvitationAction::Ignored),
         };
         // `answer` is what UCWA 1.0 calls it. Without the link it is not ours to answer.
-        let link = resource.link(rel).or_else(|| (rel == "accept").then(|| resource.link("answer")).flatten());
+        let link =
+            resource.link(rel).or_else(|| (rel == "accept").then(|| resource.link("answer")).flatten());
         let Some(link) = link.map(|link| link.href.clone()) else { return };
         if !self.answered.insert(href.to_owned()) {
             return;
@@ -618,7 +623,8 @@ impl AccountActor {
         // A burst of one second's worth may go at once; after that, evenly (outbox.per_account_rate).
         let now = Instant::now();
         let interval = Duration::from_secs_f64(1.0 / self.environment.settings.per_account_rate.max(0.001));
-        self.earliest_send = self.earliest_send.max(now.checked_sub(Duration::from_secs(1)).unwrap_or(now)) + interval;
+        self.earliest_send =
+            self.earliest_send.max(now.checked_sub(Duration::from_secs(1)).unwrap_or(now)) + interval;
         if self.earliest_send > now {
             ctx.run_later(self.earliest_send - now, |account, ctx| account.relay_now(send, ctx));
         } else {
@@ -715,11 +721,10 @@ impl AccountActor {
             self.waiting.remove(&outbox);
         }
         // Events of a call that is still ringing have to find their conversation; nothing else needs the ids.
-        let ringing = self
-            .operations
-            .get(operation_id)
-            .and_then(|number| self.conversations.get(number))
-            .is_some_and(|conversation| conversation.view.borrow().invitation == InvitationProgress::Ringing);
+        let ringing =
+            self.operations.get(operation_id).and_then(|number| self.conversations.get(number)).is_some_and(
+                |conversation| conversation.view.borrow().invitation == InvitationProgress::Ringing,
+            );
         if !ringing {
             self.operations.remove(operation_id);
             self.operations.remove(&call_operation_id(operation_id));
@@ -731,7 +736,10 @@ impl AccountActor {
 
     fn tell_settled(&mut self, settled: Vec<SettledSend>) {
         for send in settled {
-            let same = self.waiting.get(&send.outbox).is_some_and(|(operation_id, _)| *operation_id == send.operation_id);
+            let same = self
+                .waiting
+                .get(&send.outbox)
+                .is_some_and(|(operation_id, _)| *operation_id == send.operation_id);
             if same && let Some((_, tell)) = self.waiting.remove(&send.outbox) {
                 // A delivery that already knows has dropped its end.
                 let _ = tell.send(send);
@@ -826,15 +834,14 @@ fn invitation_progress(event: Option<&Event>, resource: &Resource) -> Invitation
     if is(status, &["Failure", "Failed"])
         || (status.is_empty() && is(state, &["Failed", "Cancelled", "Canceled", "Declined", "Disconnected"]))
     {
-        return InvitationProgress::Failed(
-            event.and_then(|event| event.reason.as_ref()).map_or_else(FailureReason::default, |reason| {
-                FailureReason {
-                    code: reason.code.clone(),
-                    subcode: reason.subcode.clone(),
-                    message: reason.message.clone(),
-                }
-            }),
-        );
+        return InvitationProgress::Failed(event.and_then(|event| event.reason.as_ref()).map_or_else(
+            FailureReason::default,
+            |reason| FailureReason {
+                code: reason.code.clone(),
+                subcode: reason.subcode.clone(),
+                message: reason.message.clone(),
+            },
+        ));
     }
     if completed || is(state, &["Connected", "Completed"]) {
         return InvitationProgress::Accepted;
@@ -873,7 +880,12 @@ async fn follow_answer(client: &UcwaClient, link: &str, action: InvitationAction
 
 /// Reports activity; makes the account available again if the server says it is not. Returns the link to use from
 /// now on.
-async fn report_activity(client: &UcwaClient, application: &Url, link: Option<Url>, presence: &str) -> Option<Url> {
+async fn report_activity(
+    client: &UcwaClient,
+    application: &Url,
+    link: Option<Url>,
+    presence: &str,
+) -> Option<Url> {
     let unavailable = match &link {
         Some(link) => match client.report_my_activity(link).await {
             Ok(()) => false,
@@ -945,8 +957,12 @@ async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
             // The event channel finds the same and ends this life; the next one asks again or knows better.
             Err(error) if error.subcode() == Some("ApplicationNotFound") => return None,
             Err(error) => {
-                let hopeless = matches!(error.status(), Some(400..=499)) && !matches!(error.status(), Some(401 | 408 | 429));
-                if !hopeless && !matches!(error, UcwaError::Untrusted { .. }) && backoff.failures() + 1 < FETCH_ATTEMPTS {
+                let hopeless = matches!(error.status(), Some(400..=499))
+                    && !matches!(error.status(), Some(401 | 408 | 429));
+                if !hopeless
+                    && !matches!(error, UcwaError::Untrusted { .. })
+                    && backoff.failures() + 1 < FETCH_ATTEMPTS
+                {
                     let asked = error.retry_after();
                     tokio::time::sleep(asked.unwrap_or_else(|| backoff.next_delay())).await;
                     continue;
@@ -985,13 +1001,15 @@ async fn take_up(
 ) -> TakenUp {
     let mut taken_up = TakenUp::default();
     let now = Timestamp::now();
-    if let Err(error) =
-        store.record_gap(context.account, context.session, now, "the relay was not following the event channel").await
+    if let Err(error) = store
+        .record_gap(context.account, context.session, now, "the relay was not following the event channel")
+        .await
     {
         tracing::warn!(error = %crate::error_chain(&error), "the gap could not be recorded");
     }
     match store.unsettled_sends(context.account).await {
-        Ok(unsettled) => taken_up.unsettled = unsettled
+        Ok(unsettled) => {
+            taken_up.unsettled = unsettled
                 .into_iter()
                 .map(|row| ClaimedSend {
                     max_attempts: if row.send.max_attempts == i64::MAX {
@@ -1001,12 +1019,15 @@ async fn take_up(
                     },
                     ..row.send
                 })
-                .collect(),
+                .collect()
+        }
         Err(error) => tracing::error!(error = %crate::error_chain(&error), "unsettled sends can't be read"),
     }
     match store.unfetched(context.account, context.session).await {
         Ok(unfetched) => taken_up.unfetched = unfetched,
-        Err(error) => tracing::error!(error = %crate::error_chain(&error), "unfetched resources can't be read"),
+        Err(error) => {
+            tracing::error!(error = %crate::error_chain(&error), "unfetched resources can't be read")
+        }
     }
     let known = match store.open_conversations(context.account, context.session).await {
         Ok(known) => known,
@@ -1065,7 +1086,10 @@ async fn take_up(
     taken_up
 }
 
-async fn read_conversation(client: &UcwaClient, href: &str) -> Result<(Resource, ConversationView), UcwaError> {
+async fn read_conversation(
+    client: &UcwaClient,
+    href: &str,
+) -> Result<(Resource, ConversationView), UcwaError> {
     let resource = client.get(&client.resolve(href)?).await?;
     let mut view = ConversationView::default();
     view.read_conversation(href, &resource);
@@ -1149,7 +1173,9 @@ impl Handler<Fetched> for AccountActor {
                 FetchedResource::Conversation => {
                     let number = self.conversation_by_href(&fetched.fetch.href, ctx);
                     if let Some(conversation) = self.conversations.get(&number) {
-                        conversation.view.send_modify(|view| view.read_conversation(&fetched.fetch.href, resource));
+                        conversation
+                            .view
+                            .send_modify(|view| view.read_conversation(&fetched.fetch.href, resource));
                     }
                 }
                 FetchedResource::Participant | FetchedResource::Message => {}
@@ -1239,6 +1265,24 @@ impl Handler<StopAccount> for AccountActor {
             self.finish_stopping(ctx);
         } else {
             ctx.run_later(FINISH_SENDS_WITHIN, Self::finish_stopping);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Makes the account panic in a handler.
+    #[derive(Message)]
+    #[rtype(result = "()")]
+    pub(in crate::account) struct Explode;
+
+    impl Handler<Explode> for AccountActor {
+        type Result = ();
+
+        fn handle(&mut self, _: Explode, _: &mut Self::Context) {
+            panic!("this account was told to explode");
         }
     }
 }

@@ -284,11 +284,7 @@ mod tests {
     }
 
     fn lost() -> UcwaError {
-        UcwaError::Timeout {
-            resource: "events",
-            host: "pool.contoso.example".into(),
-            sent: true,
-        }
+        UcwaError::Timeout { resource: "events", host: "pool.contoso.example".into(), sent: true }
     }
 
     fn after(error: &UcwaError) -> Step {
@@ -335,7 +331,10 @@ mod tests {
         let mut state = ChannelState::default();
         assert!(matches!(batch(&mut state, Continuation::Missing), Step::ReadApplication { .. }));
         assert!(matches!(batch(&mut state, Continuation::Missing), Step::ReadApplication { .. }));
-        assert!(matches!(batch(&mut state, Continuation::Missing), Step::End(ChannelEnd::ApplicationLost(_))));
+        assert!(matches!(
+            batch(&mut state, Continuation::Missing),
+            Step::End(ChannelEnd::ApplicationLost(_))
+        ));
     }
 
     #[test]
@@ -376,7 +375,10 @@ mod tests {
             assert!((Duration::from_secs(5)..=Duration::from_secs(15)).contains(&delay), "{delay:?}");
         }
         let step = state.decide(&Answer::Failed(&replaced), now);
-        assert!(matches!(&step, Step::End(ChannelEnd::Attention(why, _)) if why.contains("another relay")), "{step:?}");
+        assert!(
+            matches!(&step, Step::End(ChannelEnd::Attention(why, _)) if why.contains("another relay")),
+            "{step:?}"
+        );
         let mut state = ChannelState::default();
         for minutes in [0, 11, 22, 33] {
             let step = state.decide(&Answer::Failed(&replaced), now + Duration::from_secs(minutes * 60));
@@ -425,7 +427,10 @@ mod tests {
     fn five_errors_of_a_kind_lead_away_from_the_address() {
         let mut state = ChannelState::default();
         for _ in 0..4 {
-            assert!(matches!(state.decide(&Answer::Failed(&status(500, "")), Instant::now()), Step::Repeat { .. }));
+            assert!(matches!(
+                state.decide(&Answer::Failed(&status(500, "")), Instant::now()),
+                Step::Repeat { .. }
+            ));
         }
         let step = state.decide(&Answer::Failed(&status(500, "")), Instant::now());
         assert!(matches!(step, Step::ReadApplication { .. }), "{step:?}");

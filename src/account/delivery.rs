@@ -142,11 +142,8 @@ impl Delivery {
     }
 
     async fn commit(&self, outcome: SendOutcome) {
-        let fact = SendFact {
-            outbox: self.send.outbox,
-            operation_id: self.send.operation_id.clone(),
-            outcome,
-        };
+        let fact =
+            SendFact { outbox: self.send.outbox, operation_id: self.send.operation_id.clone(), outcome };
         commit_send(&self.context, fact).await;
     }
 
@@ -171,11 +168,7 @@ impl Delivery {
                 return if called { self.call_failed(reason) } else { Attempt::Release };
             }
             if now.ended {
-                return if called {
-                    self.call_failed(&FailureReason::default())
-                } else {
-                    Attempt::Release
-                };
+                return if called { self.call_failed(&FailureReason::default()) } else { Attempt::Release };
             }
             match self.next_move(&now, called) {
                 Move::Say { send_message, html } => {
@@ -264,7 +257,8 @@ impl Delivery {
                 None,
                 None,
                 FailureReason::default(),
-                "the server does not let this account start conversations (no startMessaging link)".to_owned(),
+                "the server does not let this account start conversations (no startMessaging link)"
+                    .to_owned(),
             ));
         };
         let Some(to) = self.destination.first().cloned() else {
@@ -276,8 +270,11 @@ impl Delivery {
             ));
         };
         let message = self.text_for_invitation();
-        let operation_id =
-            if message.is_some() { self.send.operation_id.clone() } else { call_operation_id(&self.send.operation_id) };
+        let operation_id = if message.is_some() {
+            self.send.operation_id.clone()
+        } else {
+            call_operation_id(&self.send.operation_id)
+        };
         let invitation = OutgoingInvitation {
             operation_id: operation_id.clone(),
             to: to.to_string(),
@@ -301,8 +298,11 @@ impl Delivery {
     async fn add_messaging(&mut self, link: &str) -> Result<Option<Attempt>, Attempt> {
         let Ok(link) = self.context.client.resolve(link) else { return Err(Attempt::Release) };
         let message = self.text_for_invitation();
-        let operation_id =
-            if message.is_some() { self.send.operation_id.clone() } else { call_operation_id(&self.send.operation_id) };
+        let operation_id = if message.is_some() {
+            self.send.operation_id.clone()
+        } else {
+            call_operation_id(&self.send.operation_id)
+        };
         let continuity = self.context.channel.continuity();
         self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
         let answer = self.context.client.add_messaging(&link, &operation_id, message.as_deref()).await;
@@ -358,7 +358,8 @@ impl Delivery {
                     view.borrow().href.clone(),
                     None,
                     FailureReason::default(),
-                    "the server does not let this conversation grow into a group (no addParticipant link)".to_owned(),
+                    "the server does not let this conversation grow into a group (no addParticipant link)"
+                        .to_owned(),
                 ));
             };
             let operation_id = participant_operation_id(&self.send.operation_id, number);
@@ -445,7 +446,8 @@ impl Delivery {
             error = %crate::error_chain(error),
             "the answer to a send was lost; the event stream will tell what became of it"
         );
-        settle(&self.context, &self.send, &mut self.settled, continuity, wait, &crate::error_chain(error)).await
+        settle(&self.context, &self.send, &mut self.settled, continuity, wait, &crate::error_chain(error))
+            .await
     }
 
     fn next_attempt_at(&self, asked: Option<Duration>) -> Timestamp {
@@ -557,7 +559,8 @@ pub(super) async fn settle_left_over(
     let why = "the program ended before the server's answer was stored";
     match settle(&context, &send, &mut settled, continuity, wait, why).await {
         Attempt::Outcome(outcome) => {
-            commit_send(&context, SendFact { outbox: send.outbox, operation_id: send.operation_id, outcome }).await;
+            commit_send(&context, SendFact { outbox: send.outbox, operation_id: send.operation_id, outcome })
+                .await;
         }
         Attempt::Settled | Attempt::Release => {}
     }

@@ -75,12 +75,14 @@ impl ChannelHealth {
 
     /// When the channel last completed a round.
     pub fn answered_at(&self) -> Timestamp {
-        Timestamp::from_millisecond(self.answered_at_ms.load(Ordering::Relaxed)).unwrap_or(Timestamp::UNIX_EPOCH)
+        Timestamp::from_millisecond(self.answered_at_ms.load(Ordering::Relaxed))
+            .unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
     /// When the GET that is out now was begun.
     pub fn parked_at(&self) -> Timestamp {
-        Timestamp::from_millisecond(self.parked_at_ms.load(Ordering::Relaxed)).unwrap_or(Timestamp::UNIX_EPOCH)
+        Timestamp::from_millisecond(self.parked_at_ms.load(Ordering::Relaxed))
+            .unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
     /// Drops the parked GET and asks the same address again on another connection. Harmless, since nothing is
@@ -143,7 +145,11 @@ pub struct EventChannel {
 
 impl EventChannel {
     /// A channel that begins when the actor is started.
-    pub fn new(follow: Follow, account: Recipient<EventsCommitted>, exited: Recipient<ChannelExited>) -> Self {
+    pub fn new(
+        follow: Follow,
+        account: Recipient<EventsCommitted>,
+        exited: Recipient<ChannelExited>,
+    ) -> Self {
         Self { follow: Some(follow), account, exited, end: ChannelEnd::Requested }
     }
 }
@@ -256,14 +262,19 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
             (Step::End(end), _) => return end,
             // `decide` answers each kind of answer with a step that fits it.
             (step, _) => {
-                return ChannelEnd::Rediscover(format!("the event channel took a step that does not fit: {step:?}"));
+                return ChannelEnd::Rediscover(format!(
+                    "the event channel took a step that does not fit: {step:?}"
+                ));
             }
         }
     }
 }
 
 /// One GET. `None` if somebody asked to begin it again.
-async fn poll(follow: &Follow, parameters: Option<&EventParameters>) -> Option<Result<PollAnswer, UcwaError>> {
+async fn poll(
+    follow: &Follow,
+    parameters: Option<&EventParameters>,
+) -> Option<Result<PollAnswer, UcwaError>> {
     follow.health.parked_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
     tokio::select! {
         answer = follow.client.poll_events(&follow.cursor, parameters) => Some(answer),
@@ -299,13 +310,16 @@ impl Follow {
         received_at: Instant,
     ) -> Result<CommitOutcome, ChannelEnd> {
         // A payload that breaks the interpreter must not break the account again and again.
-        let facts = std::panic::catch_unwind(AssertUnwindSafe(|| interpret_batch(batch, body))).unwrap_or_else(|_| {
-            tracing::error!("an event-channel response could not be interpreted; it is in event_quarantine");
-            vec![Fact::Quarantined(Quarantined {
-                reason: "the response broke the interpreter; please report it".to_owned(),
-                payload: body.to_owned(),
-            })]
-        });
+        let facts = std::panic::catch_unwind(AssertUnwindSafe(|| interpret_batch(batch, body)))
+            .unwrap_or_else(|_| {
+                tracing::error!(
+                    "an event-channel response could not be interpreted; it is in event_quarantine"
+                );
+                vec![Fact::Quarantined(Quarantined {
+                    reason: "the response broke the interpreter; please report it".to_owned(),
+                    payload: body.to_owned(),
+                })]
+            });
         self.commit_facts(cursor, facts, body, received_at).await
     }
 
@@ -359,7 +373,10 @@ impl Follow {
                         "the database refuses a batch of events; its raw text goes to event_quarantine"
                     );
                     commit.facts = vec![Fact::Quarantined(Quarantined {
-                        reason: format!("the database refused what was read from it: {}", crate::error_chain(&error)),
+                        reason: format!(
+                            "the database refused what was read from it: {}",
+                            crate::error_chain(&error)
+                        ),
                         payload: body.to_owned(),
                     })];
                     tokio::time::sleep(backoff.next_delay()).await;
@@ -419,9 +436,9 @@ impl Follow {
                     "the application has no events link any more".to_owned(),
                 ))),
             },
-            Err(error) if matches!(error.status(), Some(404 | 410)) => Err(Some(ChannelEnd::ApplicationLost(
-                format!("the server no longer knows the application: {error}"),
-            ))),
+            Err(error) if matches!(error.status(), Some(404 | 410)) => Err(Some(
+                ChannelEnd::ApplicationLost(format!("the server no longer knows the application: {error}")),
+            )),
             Err(error) => {
                 tracing::warn!(error = %crate::error_chain(&error), "the application can't be read");
                 Err(None)

@@ -12,9 +12,7 @@ use crate::{
     account::{AccountEnvironment, channel_state::ChannelEnd},
     secrets::{self, SecretError},
     store::{Account, Auth, Session, StoreError},
-    ucwa::{
-        Action, Application, NewApplication, SignInSettings, SignInStep, UcwaClient, UcwaError,
-    },
+    ucwa::{Action, Application, NewApplication, SignInSettings, SignInStep, UcwaClient, UcwaError},
 };
 
 /// A signed-in account.
@@ -88,8 +86,7 @@ pub async fn sign_in(
         return Err(SignInFailure::Attention(
             format!(
                 "accounts.auth of {} is {:?}, which this version does not speak; set it to password",
-                account.sip_uri,
-                account.auth
+                account.sip_uri, account.auth
             ),
             None,
         ));
@@ -128,7 +125,10 @@ pub async fn sign_in(
     Ok(SignedIn { client, session, application, cursor, resumed })
 }
 
-async fn read_password(environment: &AccountEnvironment, account: &Account) -> Result<SecretString, SignInFailure> {
+async fn read_password(
+    environment: &AccountEnvironment,
+    account: &Account,
+) -> Result<SecretString, SignInFailure> {
     let (uri, secret) = (account.sip_uri.clone(), account.secret.clone());
     let key_file = Arc::clone(&environment.key_file);
     match tokio::task::spawn_blocking(move || secrets::resolve(&uri, &secret, &key_file)).await {
@@ -173,9 +173,10 @@ async fn create(
         user_agent: concat!("ucwa-relay/", env!("CARGO_PKG_VERSION")).to_owned(),
     };
     let (application, existed) = client.create_application(applications, &request).await?;
-    let events = application.events.clone().ok_or_else(|| {
-        SignInFailure::Temporary("the new application has no events link".to_owned(), None)
-    })?;
+    let events = application
+        .events
+        .clone()
+        .ok_or_else(|| SignInFailure::Temporary("the new application has no events link".to_owned(), None))?;
     let session = environment
         .store
         .begin_session(account.id, application.href.as_str(), events.as_str(), reason_for_previous)

@@ -108,7 +108,11 @@ impl AccountSupervisor {
         match self.accounts.get_mut(&id) {
             None if !row.enabled => {
                 // Not supervised; its state is published once, by whoever disabled it or at the first reading.
-                self.environment.states.post(id, AccountState::Stopped, Some("the account is disabled".to_owned()));
+                self.environment.states.post(
+                    id,
+                    AccountState::Stopped,
+                    Some("the account is disabled".to_owned()),
+                );
             }
             None => {
                 self.accounts.insert(
@@ -233,7 +237,12 @@ impl AccountSupervisor {
             ExitReason::Requested => self.restart_after(id, delay, ctx),
             ExitReason::Temporary(sentence, after) => {
                 let delay = after.map_or(delay, |after| after.max(delay));
-                tracing::warn!(account.id = id.0, reason = sentence, delay_ms = delay.as_millis(), "backing off");
+                tracing::warn!(
+                    account.id = id.0,
+                    reason = sentence,
+                    delay_ms = delay.as_millis(),
+                    "backing off"
+                );
                 post(
                     AccountState::BackingOff,
                     format!("{sentence}. The next attempt is at {}", shown_time_after(delay)),
@@ -247,10 +256,17 @@ impl AccountSupervisor {
                 self.restart_after(id, delay, ctx);
             }
             ExitReason::Panicked => {
-                tracing::error!(account.id = id.0, delay_ms = delay.as_millis(), "the account panicked and is restarted");
+                tracing::error!(
+                    account.id = id.0,
+                    delay_ms = delay.as_millis(),
+                    "the account panicked and is restarted"
+                );
                 post(
                     AccountState::BackingOff,
-                    format!("an internal error stopped the account; it restarts at {}", shown_time_after(delay)),
+                    format!(
+                        "an internal error stopped the account; it restarts at {}",
+                        shown_time_after(delay)
+                    ),
                 );
                 self.count_restart(id, ctx);
                 self.restart_after(id, delay, ctx);
@@ -258,7 +274,9 @@ impl AccountSupervisor {
             ExitReason::NeedsAttention(sentence, after) => {
                 tracing::error!(account.id = id.0, reason = sentence, "the account needs attention");
                 let detail = match after {
-                    Some(after) => format!("{sentence}. Tried again by itself at {}", shown_time_after(*after)),
+                    Some(after) => {
+                        format!("{sentence}. Tried again by itself at {}", shown_time_after(*after))
+                    }
                     None => format!(
                         "{sentence}. Nothing is tried until the account is changed (ucwa-relay account set-password {})",
                         supervised_uri(&self.accounts, id)
@@ -372,5 +390,125 @@ impl Handler<StopAll> for AccountSupervisor {
         } else {
             self.stopping = Some(stopped);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        account::actor::tests::Explode,
+        config::Config,
+        relay::Relay,
+        secrets::Sealer,
+        simulator::{CallRequest, Simulator, SimulatorSettings},
+        store::{Auth, HistoryFilter, NewAccount, SecretSource, Store},
+    };
+
+    async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+        let asking = async {
+            loop {
+                if let Some(answer) = ask().await {
+                    return answer;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), asking)
+            .await
+            .unwrap_or_else(|_| panic!("in vain: {what}"))
+    }
+
+    async fn relay(folder: &Path, simulator: &Simulator) -> Relay {
+        let mut config = Config::default();
+        config.database.url = format!("sqlite://{}", folder.join("archive.db").display());
+        config.server.discovery_url = Some(simulator.discovery_url().parse().unwrap());
+        config.server.allow_http = true;
+        let relay = Relay::start(&config).await.unwrap();
+        let sealer = Sealer::load_or_create(&config.key_file()).unwrap();
+        for uri in simulator.account_uris() {
+            let sip_uri: crate::identifiers::SipUri = uri.parse().unwrap();
+            let account = NewAccount {
+                username: sip_uri.address().to_owned(),
+                auth: Auth::Password,
+                secret: SecretSource::Sealed(sealer.seal(&sip_uri, &"simulated".into())),
+                invitations: None,
+                sip_uri,
+            };
+            relay.store.add_account(&account).await.unwrap();
+        }
+        relay
+    }
+
+    async fn online(store: &dyn Store, uri: &str) {
+        let uri = uri.parse().unwrap();
+        eventually("the account is online", async || {
+            let overview = store.account_overview(Some(&uri)).await.unwrap();
+            (overview[0].state == AccountState::Online.as_str()).then_some(())
+        })
+        .await;
+    }
+
+    async fn archived(relay: &Relay, uri: &str, simulator: &Simulator, text: &str) {
+        let request = CallRequest {
+            from: "silent.zoe@fabrikam.example".to_owned(),
+            to_account: uri.to_owned(),
+            text: Some(text.to_owned()),
+            html: None,
+            subject: String::new(),
+        };
+        eventually("the account takes a call", async || simulator.call(request.clone()).await.ok()).await;
+        let filter =
+            HistoryFilter { account: Some(uri.parse().unwrap()), limit: 100, ..HistoryFilter::default() };
+        eventually("the call is archived", async || {
+            let rows = relay.store.history(&filter).await.unwrap();
+            rows.iter().any(|row| row.body == text).then_some(())
+        })
+        .await;
+    }
+
+    #[actix_rt::test]
+    async fn an_account_that_panics_is_restarted_and_the_others_never_notice() {
+        let folder = tempfile::tempdir().unwrap();
+        let simulator = Simulator::start(SimulatorSettings { accounts: 2, ..SimulatorSettings::default() })
+            .await
+            .unwrap();
+        let relay = relay(folder.path(), &simulator).await;
+        let (victim, other) = (simulator.account_uris()[0].clone(), simulator.account_uris()[1].clone());
+        online(relay.store.as_ref(), &victim).await;
+        online(relay.store.as_ref(), &other).await;
+        let ids: HashMap<String, AccountId> = relay
+            .store
+            .accounts()
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|account| (account.sip_uri.to_string(), account.id))
+            .collect();
+        let before = relay.directory.get(ids[&victim]).unwrap().address;
+        let neighbour = relay.directory.get(ids[&other]).unwrap().address;
+
+        assert!(before.send(Explode).await.is_err(), "the handler panicked");
+
+        archived(&relay, &other, &simulator, "the neighbour works on").await;
+        let restarted = eventually("the account lives again", async || {
+            relay.directory.get(ids[&victim]).filter(|online| online.address != before)
+        })
+        .await;
+        assert!(restarted.address.connected());
+        assert!(!before.connected());
+        assert_eq!(
+            relay.directory.get(ids[&other]).unwrap().address,
+            neighbour,
+            "the neighbour's life goes on"
+        );
+        archived(&relay, &victim, &simulator, "and so does the account that panicked").await;
+        let overview = relay.store.account_overview(None).await.unwrap();
+        let restarts = |uri: &str| overview.iter().find(|account| account.account == uri).unwrap().restarts;
+        assert_eq!((restarts(&victim), restarts(&other)), (1, 0));
+        relay.stop().await;
+        simulator.shutdown().await;
     }
 }

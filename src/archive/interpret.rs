@@ -8,9 +8,9 @@
 use crate::{
     archive::{
         fact::{
-            Content, ConversationEnded, ConversationFact, Direction, Fact, FailureReason, Fetch, FetchedResource,
-            InvitationFact, InvitationKind, MessageFact, OperationStatus, ParticipantChange, ParticipantDetails,
-            ParticipantFact, Person, Phase, Quarantined,
+            Content, ConversationEnded, ConversationFact, Direction, Fact, FailureReason, Fetch,
+            FetchedResource, InvitationFact, InvitationKind, MessageFact, OperationStatus, ParticipantChange,
+            ParticipantDetails, ParticipantFact, Person, Phase, Quarantined,
         },
         vocabulary::{is_listed_rel, is_listed_sender},
     },
@@ -44,14 +44,32 @@ pub fn interpret_fetched(fetch: &Fetch, resource: &Resource) -> Vec<Fact> {
                     Some(_) => Phase::Completed,
                     None => Phase::Started,
                 };
-                message(&conversation_href, &fetch.href, phase, Some(resource), &Outcome::default(), "", &mut facts);
+                message(
+                    &conversation_href,
+                    &fetch.href,
+                    phase,
+                    Some(resource),
+                    &Outcome::default(),
+                    "",
+                    &mut facts,
+                );
             }
             None => facts.push(quarantined("a message names no conversation", &describe(resource))),
         },
         FetchedResource::Invitation(kind) => {
-            invitation(kind, &fetch.href, Phase::Updated, Some(resource), &Outcome::default(), "", &mut facts);
+            invitation(
+                kind,
+                &fetch.href,
+                Phase::Updated,
+                Some(resource),
+                &Outcome::default(),
+                "",
+                &mut facts,
+            );
         }
-        FetchedResource::Conversation => facts.push(Fact::Conversation(conversation_fact(&fetch.href, resource))),
+        FetchedResource::Conversation => {
+            facts.push(Fact::Conversation(conversation_fact(&fetch.href, resource)))
+        }
         FetchedResource::Participant => match conversation.or_else(|| conversation_of(resource)) {
             Some(conversation_href) => facts.push(Fact::Participant(ParticipantFact {
                 conversation_href,
@@ -101,16 +119,34 @@ fn interpret_event(sender: &Sender, event: &Event, raw: &str, facts: &mut Vec<Fa
         }
         "conversation" => facts.push(Fact::Conversation(match resource {
             Some(resource) => conversation_fact(&event.href, resource),
-            None => ConversationFact { href: event.href.clone(), link_only: true, ..ConversationFact::default() },
+            None => {
+                ConversationFact { href: event.href.clone(), link_only: true, ..ConversationFact::default() }
+            }
         })),
         "messagingInvitation" => {
             invitation(InvitationKind::Messaging, &event.href, phase(event), resource, &outcome, raw, facts);
         }
         "onlineMeetingInvitation" => {
-            invitation(InvitationKind::OnlineMeeting, &event.href, phase(event), resource, &outcome, raw, facts);
+            invitation(
+                InvitationKind::OnlineMeeting,
+                &event.href,
+                phase(event),
+                resource,
+                &outcome,
+                raw,
+                facts,
+            );
         }
         "participantInvitation" => {
-            invitation(InvitationKind::Participant, &event.href, phase(event), resource, &outcome, raw, facts);
+            invitation(
+                InvitationKind::Participant,
+                &event.href,
+                phase(event),
+                resource,
+                &outcome,
+                raw,
+                facts,
+            );
         }
         "message" => match conversation_of_sender(sender).or_else(|| resource.and_then(conversation_of)) {
             Some(conversation_href) => {
@@ -290,7 +326,8 @@ fn message(
                     name: link.title.clone().filter(|title| !title.trim().is_empty()),
                 })
             });
-        let bodies: Vec<&Link> = ["plainMessage", "htmlMessage"].iter().flat_map(|rel| resource.link(rel)).collect();
+        let bodies: Vec<&Link> =
+            ["plainMessage", "htmlMessage"].iter().flat_map(|rel| resource.link(rel)).collect();
         read_content(&bodies, raw, &mut fact.content, facts);
         fact.sent_at = resource.property("timeStamp").and_then(|stamp| time::parse(stamp).ok());
         fact.status = fact.status.or_else(|| resource.property("status").and_then(status_of));
@@ -338,7 +375,9 @@ fn participant(conversation_href: &str, event: &Event, facts: &mut Vec<Fact>) {
 fn read_content(links: &[&Link], raw: &str, content: &mut Content, facts: &mut Vec<Fact>) {
     for link in links {
         match data_uri::decode(&link.href) {
-            Ok(decoded) if decoded.media_type.eq_ignore_ascii_case("text/html") => content.html = Some(decoded.text),
+            Ok(decoded) if decoded.media_type.eq_ignore_ascii_case("text/html") => {
+                content.html = Some(decoded.text)
+            }
             Ok(decoded) if decoded.media_type.eq_ignore_ascii_case("text/plain") => {
                 content.plain = Some(decoded.text);
             }
@@ -444,7 +483,8 @@ mod tests {
     const TALK: &str = "/a/1/communication/conversations/7";
 
     fn facts(senders: &str) -> Vec<Fact> {
-        let body = format!("<events href=\"/e?ack=1\"><link rel=\"next\" href=\"/e?ack=2\"/>{senders}</events>");
+        let body =
+            format!("<events href=\"/e?ack=1\"><link rel=\"next\" href=\"/e?ack=2\"/>{senders}</events>");
         interpret_batch(&parse_events(&body).unwrap(), &body)
     }
 
@@ -518,15 +558,21 @@ mod tests {
 
     #[test]
     fn typing_roles_and_the_lobby_are_not_membership() {
-        let typing = in_talk("<added rel=\"participant\" href=\"/p/a\"><in rel=\"typingParticipants\" href=\"/t\"/></added>");
+        let typing = in_talk(
+            "<added rel=\"participant\" href=\"/p/a\"><in rel=\"typingParticipants\" href=\"/t\"/></added>",
+        );
         assert!(typing.is_empty(), "{typing:?}");
-        let lobby = in_talk("<added rel=\"participant\" href=\"/p/a\"><in rel=\"lobby\" href=\"/l\"/></added>");
+        let lobby =
+            in_talk("<added rel=\"participant\" href=\"/p/a\"><in rel=\"lobby\" href=\"/l\"/></added>");
         assert!(lobby.is_empty(), "{lobby:?}");
-        let leader = in_talk("<added rel=\"participant\" href=\"/p/a\"><in rel=\"leaders\" href=\"/l\"/></added>");
+        let leader =
+            in_talk("<added rel=\"participant\" href=\"/p/a\"><in rel=\"leaders\" href=\"/l\"/></added>");
         let [Fact::Participant(leader)] = leader.as_slice() else { panic!("{leader:?}") };
         assert_eq!(leader.change, ParticipantChange::Updated);
         assert_eq!(leader.details.as_ref().unwrap().role.as_deref(), Some("Leader"));
-        let modality = in_talk("<added rel=\"participantMessaging\" href=\"/p/a/m\"><in rel=\"participant\" href=\"/p/a\"/></added>");
+        let modality = in_talk(
+            "<added rel=\"participantMessaging\" href=\"/p/a/m\"><in rel=\"participant\" href=\"/p/a\"/></added>",
+        );
         assert!(modality.is_empty(), "{modality:?}");
     }
 
@@ -561,13 +607,19 @@ mod tests {
              <added rel=\"hologram\" href=\"/g\" title=\"x\"/><deleted rel=\"participant\" href=\"/p\"/></sender>\
              <sender rel=\"people\" href=\"/people\"><updated rel=\"contactPresence\" href=\"/c\"/></sender>"
         ));
-        let [Fact::Quarantined(sender), Fact::Quarantined(kind), Fact::Quarantined(rel), Fact::Participant(_)] =
-            facts.as_slice()
+        let [
+            Fact::Quarantined(sender),
+            Fact::Quarantined(kind),
+            Fact::Quarantined(rel),
+            Fact::Participant(_),
+        ] = facts.as_slice()
         else {
             panic!("{facts:?}")
         };
         assert!(sender.reason.contains("hologram") && sender.payload.starts_with("<added"), "{sender:?}");
-        assert!(kind.reason.contains("exploded") && kind.payload == "<exploded rel=\"message\" href=\"/m\"/>");
+        assert!(
+            kind.reason.contains("exploded") && kind.payload == "<exploded rel=\"message\" href=\"/m\"/>"
+        );
         assert_eq!(rel.payload, "<added rel=\"hologram\" href=\"/g\" title=\"x\"/>");
     }
 
@@ -578,7 +630,9 @@ mod tests {
              <link rel=\"plainMessage\" href=\"data:text/plain;base64,@@@\"/>\
              <property name=\"direction\">Incoming</property></resource></completed>",
         );
-        let [Fact::Quarantined(quarantined), Fact::Message(message)] = facts.as_slice() else { panic!("{facts:?}") };
+        let [Fact::Quarantined(quarantined), Fact::Message(message)] = facts.as_slice() else {
+            panic!("{facts:?}")
+        };
         assert!(quarantined.reason.contains("base64") && quarantined.payload.contains("@@@"));
         assert!(message.content.is_empty());
     }
@@ -593,7 +647,10 @@ mod tests {
         let [Fact::Conversation(conversation), Fact::ConversationEnded(ended)] = facts.as_slice() else {
             panic!("{facts:?}")
         };
-        assert_eq!((conversation.state.as_deref(), conversation.multiparty), (Some("Conferenced"), Some(true)));
+        assert_eq!(
+            (conversation.state.as_deref(), conversation.multiparty),
+            (Some("Conferenced"), Some(true))
+        );
         assert_eq!(ended.reason.as_ref().unwrap().subcode.as_deref(), Some("Ended"));
     }
 

@@ -24,7 +24,8 @@ impl RetryPolicy {
         let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(0).min(20);
         let step = self.base.saturating_mul(2_u32.saturating_pow(doublings)).min(self.cap);
         let delay = step.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
-        now.saturating_add(SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX)).unwrap_or(Timestamp::MAX)
+        now.saturating_add(SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX))
+            .unwrap_or(Timestamp::MAX)
     }
 }
 
@@ -44,10 +45,17 @@ pub enum Healing {
 pub fn classify_invitation_failure(reason: &FailureReason) -> Healing {
     let subcode = reason.subcode.as_deref().unwrap_or("None");
     match subcode {
-        "Timeout" | "Missed" | "Unavailable" | "TemporarilyUnavailable" | "Unreachable" | "ServiceFailure"
-        | "TooManyConversations" | "LimitExceeded" | "CallbackChannelError" | "ServiceTimeout" | "Expired" => {
-            Healing::Temporary
-        }
+        "Timeout"
+        | "Missed"
+        | "Unavailable"
+        | "TemporarilyUnavailable"
+        | "Unreachable"
+        | "ServiceFailure"
+        | "TooManyConversations"
+        | "LimitExceeded"
+        | "CallbackChannelError"
+        | "ServiceTimeout"
+        | "Expired" => Healing::Temporary,
         "None" => match reason.code.as_deref() {
             Some("ServiceFailure" | "Timeout" | "ServiceTimeout") => Healing::Temporary,
             _ => Healing::Permanent,
@@ -76,7 +84,9 @@ pub fn describe_invitation_failure(reason: &FailureReason) -> String {
         _ => "the invitation failed",
     };
     match (&reason.code, &reason.subcode, &reason.message) {
-        (_, _, Some(message)) if !message.trim().is_empty() => format!("{meaning}; the server says: {}", message.trim()),
+        (_, _, Some(message)) if !message.trim().is_empty() => {
+            format!("{meaning}; the server says: {}", message.trim())
+        }
         (code, subcode, _) => format!(
             "{meaning} ({} / {})",
             code.as_deref().unwrap_or("no code"),
@@ -107,10 +117,14 @@ mod tests {
                 message: None,
             })
         };
-        for subcode in ["Timeout", "Missed", "Unavailable", "TemporarilyUnavailable", "Unreachable", "ServiceFailure"] {
+        for subcode in
+            ["Timeout", "Missed", "Unavailable", "TemporarilyUnavailable", "Unreachable", "ServiceFailure"]
+        {
             assert_eq!(of("RemoteFailure", subcode), Healing::Temporary, "{subcode}");
         }
-        for subcode in ["Declined", "Busy", "DoNotDisturb", "DestinationNotFound", "NotAllowed", "ConnectedElsewhere"] {
+        for subcode in
+            ["Declined", "Busy", "DoNotDisturb", "DestinationNotFound", "NotAllowed", "ConnectedElsewhere"]
+        {
             assert_eq!(of("RemoteFailure", subcode), Healing::Permanent, "{subcode}");
         }
         assert_eq!(of("ServiceFailure", "None"), Healing::Temporary);

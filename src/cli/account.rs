@@ -196,6 +196,7 @@ struct AccountLine {
     queued: i64,
     last_event_at: Option<Timestamp>,
     node_id: Option<String>,
+    restarts: i64,
 }
 
 impl AccountLine {
@@ -209,6 +210,7 @@ impl AccountLine {
             queued: 0,
             last_event_at: None,
             node_id: None,
+            restarts: 0,
         });
         Self {
             account: account.sip_uri,
@@ -231,6 +233,7 @@ impl AccountLine {
             queued: overview.queued,
             last_event_at: overview.last_event_at,
             node_id: overview.node_id,
+            restarts: overview.restarts,
         }
     }
 
@@ -299,6 +302,7 @@ async fn show(store: &dyn Store, account: &SipUri, format: Format) -> anyhow::Re
         ("queued", line.queued.to_string()),
         ("last event", optional_time(line.last_event_at)),
         ("node", line.node_id.clone().unwrap_or_default()),
+        ("restarts", line.restarts.to_string()),
     ] {
         table.property(name, value);
     }

@@ -91,10 +91,8 @@ pub(super) fn simulate(options: SimulateOptions) -> anyhow::Result<()> {
             password: options.password,
             token_lifetime: options.token_lifetime,
             seed: options.seed,
-            traffic: (options.rate > 0.0).then(|| TrafficSettings {
-                messages_per_second: options.rate,
-                ..TrafficSettings::default()
-            }),
+            traffic: (options.rate > 0.0)
+                .then(|| TrafficSettings { messages_per_second: options.rate, ..TrafficSettings::default() }),
             ..SimulatorSettings::default()
         })
         .await

@@ -24,8 +24,8 @@ use crate::{
     secrets::Sealer,
     simulator::{Simulator, SimulatorSettings, TrafficSettings},
     store::{
-        AccountState, Auth, HistoryFilter, NewAccount, NewOutboxRow, OutboxFilter, OutboxState, SecretSource, Store,
-        StoreError,
+        AccountState, Auth, HistoryFilter, NewAccount, NewOutboxRow, OutboxFilter, OutboxState, SecretSource,
+        Store, StoreError,
     },
 };
 
@@ -84,7 +84,8 @@ async fn demonstrate(options: &DemoOptions) -> anyhow::Result<()> {
     let settled = settle(relay.store.as_ref(), &simulator).await?;
     let ledger = simulator.ledger();
     let archive = relay.store.history(&everything()).await?;
-    let outbox = relay.store.outbox_rows(&OutboxFilter { limit: i64::MAX, ..OutboxFilter::default() }).await?;
+    let outbox =
+        relay.store.outbox_rows(&OutboxFilter { limit: i64::MAX, ..OutboxFilter::default() }).await?;
     relay.stop().await;
     simulator.shutdown().await;
 
@@ -93,9 +94,12 @@ async fn demonstrate(options: &DemoOptions) -> anyhow::Result<()> {
     if !settled {
         println!("not everything was settled within {} s", SETTLE_WITHIN.as_secs());
     }
-    for line in reckoning.lost.iter().map(|line| format!("lost: {line}")).chain(
-        reckoning.duplicated.iter().map(|line| format!("duplicated: {line}")),
-    ) {
+    for line in reckoning
+        .lost
+        .iter()
+        .map(|line| format!("lost: {line}"))
+        .chain(reckoning.duplicated.iter().map(|line| format!("duplicated: {line}")))
+    {
         println!("{line}");
     }
     anyhow::ensure!(
@@ -155,10 +159,10 @@ async fn add_accounts(store: &dyn Store, config: &Config, accounts: &[String]) -
 }
 
 fn introduce(config: &Config, accounts: &[String], options: &DemoOptions) {
-    let database = config.database.sqlite_path().map_or_else(
-        || config.database.shown_url().to_string(),
-        |path| path.display().to_string(),
-    );
+    let database = config
+        .database
+        .sqlite_path()
+        .map_or_else(|| config.database.shown_url().to_string(), |path| path.display().to_string());
     let account = accounts.first().map_or("sip:user0001@contoso.example", String::as_str);
     println!(
         "ucwa-relay demo: {} accounts at a simulated Skype for Business Server, about {} messages a second\n\

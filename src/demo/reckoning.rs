@@ -80,10 +80,14 @@ impl Reckoning {
             let there = archived.get(key).copied().unwrap_or_default();
             let (account, direction, text) = key;
             for _ in there..*due {
-                reckoning.lost.push(format!("{account} {}: {text:?} is not in the archive", direction.as_str()));
+                reckoning
+                    .lost
+                    .push(format!("{account} {}: {text:?} is not in the archive", direction.as_str()));
             }
             for _ in *possible..there {
-                reckoning.duplicated.push(format!("{account} {}: {text:?} is archived twice", direction.as_str()));
+                reckoning
+                    .duplicated
+                    .push(format!("{account} {}: {text:?} is archived twice", direction.as_str()));
             }
         }
         for (key, there) in &archived {
@@ -106,7 +110,8 @@ impl Reckoning {
         }
         let mut asked: BTreeMap<(String, String), (usize, usize)> = BTreeMap::new();
         for row in outbox {
-            let (came_through, rows) = asked.entry((normal_uri(&row.account), normal_text(&row.body))).or_default();
+            let (came_through, rows) =
+                asked.entry((normal_uri(&row.account), normal_text(&row.body))).or_default();
             *rows += 1;
             match row.state {
                 OutboxState::Sent | OutboxState::Delivered => {

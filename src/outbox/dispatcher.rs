@@ -105,4 +105,3 @@ impl Dispatcher {
 pub fn start(dispatcher: Dispatcher, stop: CancellationToken) -> tokio::task::JoinHandle<()> {
     tokio::spawn(dispatcher.run(stop))
 }
-

@@ -290,6 +290,8 @@ pub struct AccountOverview {
     pub last_event_at: Option<Timestamp>,
     /// Which node holds it.
     pub node_id: Option<String>,
+    /// How often it had to be restarted.
+    pub restarts: i64,
 }
 
 /// Accounts and what they are doing. Rows of removed accounts stay for the archive's sake and are not listed.

@@ -320,6 +320,10 @@ impl UcwaClient {
         }
         let body = reply.text();
         let batch = xml::parse_events(&body);
+        // A page of a proxy says nothing about events: that is a failed request, not a response to keep.
+        if batch.is_err() && reply.is_html() {
+            return Err(reply.not_ucwa());
+        }
         Ok(PollAnswer { body, batch })
     }
 

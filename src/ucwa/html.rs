@@ -11,10 +11,12 @@ use html2text::{
 const WIDTH: usize = 1_000_000;
 /// HTML nested deeper than this is not rendered but stripped of its tags.
 const MAX_DEPTH: usize = 200;
+/// Longer HTML is stripped of its tags, too: no message that a person wrote is so long.
+const MAX_BYTES: usize = 1024 * 1024;
 
 /// The text that a person would read. Never fails: what can't be rendered has its tags taken out.
 pub fn plain_from_html(html: &str) -> String {
-    if nesting(html) > MAX_DEPTH {
+    if html.len() > MAX_BYTES || nesting(html) > MAX_DEPTH {
         return strip_tags(html);
     }
     let rendered =

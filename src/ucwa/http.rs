@@ -169,6 +169,12 @@ impl HttpClients {
         loop {
             match response.chunk().await {
                 Ok(Some(chunk)) if body.len() + chunk.len() > limit => {
+                    if call.parked.is_some() && status == 200 {
+                        // What was read goes to quarantine as the torn response it is; a response that is always
+                        // refused would block the channel for ever.
+                        body.extend_from_slice(&chunk[..limit - body.len()]);
+                        break;
+                    }
                     if call.body_matters(status) {
                         return Err(UcwaError::TooLarge { resource: call.resource, limit });
                     }
@@ -370,14 +376,14 @@ impl Reply {
         }
     }
 
-    fn not_ucwa(&self) -> UcwaError {
+    pub(super) fn not_ucwa(&self) -> UcwaError {
         let content_type = self.media_type();
         let content_type =
             if content_type.is_empty() { "a document without a type".to_owned() } else { content_type };
         UcwaError::NotUcwa { resource: self.resource, content_type }
     }
 
-    fn is_html(&self) -> bool {
+    pub(super) fn is_html(&self) -> bool {
         let media_type = self.media_type();
         media_type == "text/html" || media_type == "application/xhtml+xml"
     }

@@ -119,7 +119,8 @@ impl Simulate {
         let mut lines = BufReader::new(process.child.stdout.take().expect("stdout is piped")).lines();
         let mut line = || lines.next().expect("the simulator says where it listens").expect("in UTF-8");
         let discovery_url = line().split('"').nth(1).expect("an address in quotes").to_owned();
-        let admin = line().trim_start_matches("# ledger and control: ").trim_end_matches("/ledger").to_owned();
+        let admin =
+            line().trim_start_matches("# ledger and control: ").trim_end_matches("/ledger").to_owned();
         std::thread::spawn(move || lines.for_each(drop));
         // Loopback without TLS: the provider is only needed because the client insists on one.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -128,7 +129,8 @@ impl Simulate {
 
     /// GET on the control API.
     pub async fn get(&self, path: &str) -> Value {
-        let answer = self.http.get(format!("{}{path}", self.admin)).send().await.expect("the control API answers");
+        let answer =
+            self.http.get(format!("{}{path}", self.admin)).send().await.expect("the control API answers");
         serde_json::from_str(&answer.text().await.expect("in full")).expect("in JSON")
     }
 
@@ -260,7 +262,8 @@ impl Relay {
 
     /// Compares the simulator's ledger with the database.
     pub async fn reckon(&self, simulator: &Simulate) -> Reckoning {
-        let store = store::connect(&store_settings(&self.database()), Role::Tool).await.expect("the database opens");
+        let store =
+            store::connect(&store_settings(&self.database()), Role::Tool).await.expect("the database opens");
         let archive = store
             .history(&HistoryFilter { limit: i64::MAX, ..HistoryFilter::default() })
             .await

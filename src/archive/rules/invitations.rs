@@ -240,9 +240,10 @@ impl Workspace {
                     }
                 }
                 let heals = status == OperationStatus::Failure
-                    && fact.reason.as_ref().is_none_or(|reason| {
-                        classify_invitation_failure(reason) == Healing::Temporary
-                    });
+                    && fact
+                        .reason
+                        .as_ref()
+                        .is_none_or(|reason| classify_invitation_failure(reason) == Healing::Temporary);
                 if !(heals && self.try_again_later(applying, send, &operation, fact.reason.as_ref())) {
                     self.send_completed(applying, send, &operation, status, fact.reason.as_ref(), None);
                 }

@@ -13,11 +13,11 @@ use crate::{
             ParticipantChange, ParticipantDetails, ParticipantFact, Person, Phase, Quarantined, SendFact,
             SendOutcome, Unfetchable,
         },
+        retry::RetryPolicy,
         row::{
             AttemptRow, Awaiting, ChainHead, ConversationRow, InvitationRow, MessageRow, MessageSource,
             MessageStatus, OutboxSend, ParticipantRow, QuarantineRow, SessionRow,
         },
-        retry::RetryPolicy,
         workspace::{Counters, RuleSettings},
     },
     identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId},
@@ -1046,7 +1046,8 @@ fn who_was_not_there_is_called_again_later_until_the_last_attempt() {
     let first = ledger.sending(5, "sip:bob@contoso.com", "Done");
     ledger.outbox.get_mut(&OutboxId(5)).unwrap().max_attempts = Some(2);
     let missed = |operation: &OperationId, number: u32| {
-        let Fact::Invitation(fact) = our_invitation(operation, Phase::Completed, Some(OperationStatus::Failure))
+        let Fact::Invitation(fact) =
+            our_invitation(operation, Phase::Completed, Some(OperationStatus::Failure))
         else {
             unreachable!()
         };

@@ -301,7 +301,7 @@ impl AccountStore for SqliteStore {
     async fn account_overview(&self, account: Option<&SipUri>) -> Result<Vec<AccountOverview>, StoreError> {
         let failed = failed("reading the overview of accounts");
         sqlx::query(
-            "SELECT account, state, since, detail, messages_today, queued, last_event_at, node_id
+            "SELECT account, state, since, detail, messages_today, queued, last_event_at, node_id, restarts
                FROM account_overview
               WHERE ?1 IS NULL OR account = ?1
               ORDER BY account",
@@ -326,5 +326,6 @@ fn overview(row: &SqliteRow) -> Result<AccountOverview, sqlx::Error> {
         queued: row.try_get("queued")?,
         last_event_at: optional_time(row, "last_event_at")?,
         node_id: row.try_get("node_id")?,
+        restarts: row.try_get("restarts")?,
     })
 }

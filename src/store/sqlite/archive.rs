@@ -30,10 +30,9 @@ pub(super) async fn settle_overdue(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let failed = failed("settling messages");
-    let mut workspace =
-        waiting_messages(connection, rules, Waiting::ArchivedBefore(now - PATIENCE))
-            .await
-            .map_err(&failed)?;
+    let mut workspace = waiting_messages(connection, rules, Waiting::ArchivedBefore(now - PATIENCE))
+        .await
+        .map_err(&failed)?;
     workspace.settle_overdue(now);
     flush(connection, &workspace.changes()).await.map_err(&failed)
 }
@@ -244,9 +243,7 @@ impl ArchiveStore for SqliteStore {
         let rules = self.rules;
         self.writer
             .run("ending a session", false, move |connection| {
-                Box::pin(
-                    async move { end(connection, rules, session, &reason, Timestamp::now()).await },
-                )
+                Box::pin(async move { end(connection, rules, session, &reason, Timestamp::now()).await })
             })
             .await
     }

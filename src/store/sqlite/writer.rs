@@ -365,8 +365,7 @@ impl WriterTask {
     ) -> Result<(), StoreError> {
         let failed = failed("storing facts");
         let keys = Keys::of(commits.iter().copied());
-        let mut workspace =
-            load::workspace(connection, &keys, self.rules).await.map_err(&failed)?;
+        let mut workspace = load::workspace(connection, &keys, self.rules).await.map_err(&failed)?;
         let now = Timestamp::now();
         let mut outcomes = Vec::with_capacity(commits.len());
         for commit in commits {
