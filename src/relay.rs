@@ -159,17 +159,15 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Runs a future on an actix system over a tokio runtime with a worker for each core.
+///
+/// # Panics
+/// If the system has no thread or file descriptor left for the runtime.
 pub fn on_actix<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no tokio runtime")?;
-    let mut runtime = Some(runtime);
-    let system = System::with_tokio_rt(move || {
-        runtime.take().unwrap_or_else(|| {
-            tokio::runtime::Builder::new_multi_thread()
-                .enable_all()
-                .build()
-                .expect("a second runtime can be built where the first one could")
-        })
+    let system = System::with_tokio_rt(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .expect("the system gives threads and an event queue to a program that has just started")
     });
     system.block_on(future)
 }

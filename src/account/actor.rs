@@ -262,7 +262,7 @@ impl AccountActor {
                 ctx,
             );
         }
-        self.report_activity_later(ctx);
+        Self::report_activity_later(ctx);
         // What an earlier life left open is taken up before new rows are claimed, so that its conversations are used.
         let store = Arc::clone(&self.environment.store);
         let conversations = application.conversations();
@@ -773,11 +773,11 @@ impl AccountActor {
 
     // ------------------------------------------------------------------------------------------ staying signed in
 
-    fn report_activity_later(&self, ctx: &mut Context<Self>) {
-        let jitter = REPORT_EVERY.mul_f64(0.1 * rand::random::<f64>());
-        ctx.run_later(REPORT_EVERY - jitter, |account, ctx| {
+    fn report_activity_later(ctx: &mut Context<Self>) {
+        let jittered = REPORT_EVERY.mul_f64(1.0 - 0.1 * rand::random::<f64>());
+        ctx.run_later(jittered, |account, ctx| {
             account.report_activity(ctx);
-            account.report_activity_later(ctx);
+            Self::report_activity_later(ctx);
         });
     }
 
@@ -1019,14 +1019,14 @@ async fn take_up(
                     },
                     ..row.send
                 })
-                .collect()
+                .collect();
         }
         Err(error) => tracing::error!(error = %crate::error_chain(&error), "unsettled sends can't be read"),
     }
     match store.unfetched(context.account, context.session).await {
         Ok(unfetched) => taken_up.unfetched = unfetched,
         Err(error) => {
-            tracing::error!(error = %crate::error_chain(&error), "unfetched resources can't be read")
+            tracing::error!(error = %crate::error_chain(&error), "unfetched resources can't be read");
         }
     }
     let known = match store.open_conversations(context.account, context.session).await {

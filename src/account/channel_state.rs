@@ -230,7 +230,7 @@ impl ChannelState {
             (Some(502), _) if self.failures_in_a_row >= 5 => {
                 Step::End(ChannelEnd::Rediscover("the event channel answered 502 five times in a row".to_owned()))
             }
-            (Some(408 | 500 | 504), _) if self.failures_in_a_row % 5 == 0 => {
+            (Some(408 | 500 | 504), _) if self.failures_in_a_row.is_multiple_of(5) => {
                 Step::ReadApplication { delay: self.backoff.next_delay() }
             }
             // A connection error right away may be an idle connection that was cut: come back soon, then less often.
@@ -291,8 +291,8 @@ mod tests {
         ChannelState::default().decide(&Answer::Failed(error), Instant::now())
     }
 
-    fn batch(state: &mut ChannelState, continuation: Continuation) -> Step {
-        state.decide(&Answer::Batch(&continuation), Instant::now())
+    fn batch(state: &mut ChannelState, continuation: &Continuation) -> Step {
+        state.decide(&Answer::Batch(continuation), Instant::now())
     }
 
     fn longest(step: &Step) -> Duration {
@@ -305,13 +305,13 @@ mod tests {
     #[test]
     fn next_is_committed_and_followed() {
         let mut state = ChannelState::default();
-        assert_eq!(batch(&mut state, Continuation::Next("n".into())), Step::Commit { cursor: "n".into() });
+        assert_eq!(batch(&mut state, &Continuation::Next("n".into())), Step::Commit { cursor: "n".into() });
     }
 
     #[test]
     fn resume_is_committed_and_everything_open_is_learnt_anew() {
         let mut state = ChannelState::default();
-        let step = batch(&mut state, Continuation::Resume("r".into()));
+        let step = batch(&mut state, &Continuation::Resume("r".into()));
         assert_eq!(step, Step::CommitAndResume { cursor: "r".into() });
     }
 
@@ -319,20 +319,20 @@ mod tests {
     fn resync_is_taken_once_then_the_application_is_asked_then_given_up() {
         let mut state = ChannelState::default();
         let resync = || Continuation::Resync("r".into());
-        assert_eq!(batch(&mut state, resync()), Step::Resynchronise { cursor: "r".into() });
-        assert!(matches!(batch(&mut state, resync()), Step::ReadApplication { .. }));
-        assert!(matches!(batch(&mut state, resync()), Step::End(ChannelEnd::ApplicationLost(_))));
-        batch(&mut state, Continuation::Next("n".into()));
-        assert_eq!(batch(&mut state, resync()), Step::Resynchronise { cursor: "r".into() });
+        assert_eq!(batch(&mut state, &resync()), Step::Resynchronise { cursor: "r".into() });
+        assert!(matches!(batch(&mut state, &resync()), Step::ReadApplication { .. }));
+        assert!(matches!(batch(&mut state, &resync()), Step::End(ChannelEnd::ApplicationLost(_))));
+        batch(&mut state, &Continuation::Next("n".into()));
+        assert_eq!(batch(&mut state, &resync()), Step::Resynchronise { cursor: "r".into() });
     }
 
     #[test]
     fn a_response_without_a_link_sends_us_to_the_application_twice() {
         let mut state = ChannelState::default();
-        assert!(matches!(batch(&mut state, Continuation::Missing), Step::ReadApplication { .. }));
-        assert!(matches!(batch(&mut state, Continuation::Missing), Step::ReadApplication { .. }));
+        assert!(matches!(batch(&mut state, &Continuation::Missing), Step::ReadApplication { .. }));
+        assert!(matches!(batch(&mut state, &Continuation::Missing), Step::ReadApplication { .. }));
         assert!(matches!(
-            batch(&mut state, Continuation::Missing),
+            batch(&mut state, &Continuation::Missing),
             Step::End(ChannelEnd::ApplicationLost(_))
         ));
     }
@@ -361,7 +361,7 @@ mod tests {
         }
         assert!(longest(&last) >= Duration::from_secs(30), "{last:?}");
         assert_eq!(state.failures_in_a_row(), 13);
-        batch(&mut state, Continuation::Next("n".into()));
+        batch(&mut state, &Continuation::Next("n".into()));
         assert!(longest(&state.decide(&Answer::Failed(&lost()), Instant::now())) <= Duration::from_secs(2));
     }
 

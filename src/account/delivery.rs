@@ -170,7 +170,7 @@ impl Delivery {
             if now.ended {
                 return if called { self.call_failed(&FailureReason::default()) } else { Attempt::Release };
             }
-            match self.next_move(&now, called) {
+            match Self::next_move(&now, called) {
                 Move::Say { send_message, html } => {
                     if !group_invited {
                         group_invited = true;
@@ -222,7 +222,7 @@ impl Delivery {
         }
     }
 
-    fn next_move(&self, view: &ConversationView, called: bool) -> Move {
+    fn next_move(view: &ConversationView, called: bool) -> Move {
         if let Some(messaging) = &view.messaging {
             if let Some(send_message) = &messaging.send_message {
                 return Move::Say { send_message: send_message.clone(), html: messaging.html };
@@ -253,7 +253,7 @@ impl Delivery {
     /// Calls the recipient. `Ok(None)`: a call without the text is ringing; the text follows once it is answered.
     async fn start(&mut self) -> Result<Option<Attempt>, Attempt> {
         let Some(start_messaging) = self.context.start_messaging.clone() else {
-            return Err(self.refused(
+            return Err(Self::refused(
                 None,
                 None,
                 FailureReason::default(),
@@ -262,7 +262,7 @@ impl Delivery {
             ));
         };
         let Some(to) = self.destination.first().cloned() else {
-            return Err(self.refused(
+            return Err(Self::refused(
                 None,
                 None,
                 FailureReason::default(),
@@ -330,7 +330,7 @@ impl Delivery {
                     });
                 }
                 match problem {
-                    Problem::Refused => Err(self.refused_by(None, &error)),
+                    Problem::Refused => Err(Self::refused_by(None, &error)),
                     Problem::NotAccepted | Problem::LinkGone => Err(self.not_accepted(&error)),
                     // Without the text nothing can be doubled: the row waits for the call's events like any other.
                     Problem::Unknown if !carries_text => Ok(None),
@@ -345,7 +345,7 @@ impl Delivery {
         let error = describe_invitation_failure(reason);
         match classify_invitation_failure(reason) {
             Healing::Temporary => self.retry_or_fail(self.next_attempt_at(None), None, reason.clone(), error),
-            Healing::Permanent => self.refused(None, None, reason.clone(), error),
+            Healing::Permanent => Self::refused(None, None, reason.clone(), error),
         }
     }
 
@@ -354,7 +354,7 @@ impl Delivery {
         let mut pending = Vec::new();
         for (number, uri) in self.destination.iter().enumerate().skip(1) {
             let Some(link) = view.borrow().add_participant.clone() else {
-                return Err(self.refused(
+                return Err(Self::refused(
                     view.borrow().href.clone(),
                     None,
                     FailureReason::default(),
@@ -407,7 +407,7 @@ impl Delivery {
             })),
             Err(error) => match problem_of_message(&error) {
                 Problem::NotAccepted => Ok(self.not_accepted(&error)),
-                Problem::Refused => Ok(self.refused_by(conversation_href, &error)),
+                Problem::Refused => Ok(Self::refused_by(conversation_href, &error)),
                 Problem::LinkGone => Err(error),
                 Problem::Unknown => Ok(self.settle(&error, continuity).await),
             },
@@ -473,12 +473,11 @@ impl Delivery {
         Attempt::Outcome(retry_or_fail(&self.send, at, http_status, reason, error))
     }
 
-    fn refused_by(&self, conversation_href: Option<String>, error: &UcwaError) -> Attempt {
-        self.refused(conversation_href, error.status(), reason_of(error), crate::error_chain(error))
+    fn refused_by(conversation_href: Option<String>, error: &UcwaError) -> Attempt {
+        Self::refused(conversation_href, error.status(), reason_of(error), crate::error_chain(error))
     }
 
     fn refused(
-        &self,
         conversation_href: Option<String>,
         http_status: Option<u16>,
         reason: FailureReason,

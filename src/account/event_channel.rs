@@ -399,20 +399,17 @@ impl Follow {
             Ok(_) => "the event-channel response has no link to go on with".to_owned(),
         };
         tracing::error!(%reason, "a response went to event_quarantine");
-        match cursor {
-            Some(cursor) => {
-                let facts = vec![Fact::Quarantined(Quarantined { reason, payload: answer.body.clone() })];
-                self.commit_facts(cursor, facts, &answer.body, Instant::now()).await.map(drop)
+        if let Some(cursor) = cursor {
+            let facts = vec![Fact::Quarantined(Quarantined { reason, payload: answer.body.clone() })];
+            self.commit_facts(cursor, facts, &answer.body, Instant::now()).await.map(drop)
+        } else {
+            // The same response comes again; if this one can't be written down, that one will.
+            if let Err(error) =
+                self.store.quarantine(self.account, Some(self.session), &reason, &answer.body).await
+            {
+                tracing::warn!(error = %crate::error_chain(&error), "event_quarantine could not be written");
             }
-            None => {
-                // The same response comes again; if this one can't be written down, that one will.
-                if let Err(error) =
-                    self.store.quarantine(self.account, Some(self.session), &reason, &answer.body).await
-                {
-                    tracing::warn!(error = %crate::error_chain(&error), "event_quarantine could not be written");
-                }
-                Ok(())
-            }
+            Ok(())
         }
     }
 

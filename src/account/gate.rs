@@ -29,6 +29,9 @@ impl SignInGate {
     }
 
     /// Waits for a turn. The sign-in is over when the permit is dropped.
+    ///
+    /// # Panics
+    /// Never: the semaphore lives as long as the gate and is not closed.
     pub async fn enter(&self) -> OwnedSemaphorePermit {
         let permit = Arc::clone(&self.at_once)
             .acquire_owned()

@@ -108,7 +108,7 @@ pub async fn sign_in(
     progress(SignInStep::Application);
     let (session, application, resumed) = match environment.store.open_session(account.id).await? {
         Some(session) => match resume(&client, &session).await? {
-            Resumed::Application(application) => (session, application, true),
+            Resumed::Application(application) => (session, *application, true),
             Resumed::Gone(reason) => {
                 create(environment, account, &client, &signed_in.applications, &reason).await?
             }
@@ -138,7 +138,7 @@ async fn read_password(
 }
 
 enum Resumed {
-    Application(Application),
+    Application(Box<Application>),
     Gone(String),
 }
 
@@ -147,7 +147,7 @@ async fn resume(client: &UcwaClient, session: &Session) -> Result<Resumed, SignI
         return Ok(Resumed::Gone("the stored address of the application can't be read".to_owned()));
     };
     match client.application(&href).await {
-        Ok(application) => Ok(Resumed::Application(application)),
+        Ok(application) => Ok(Resumed::Application(Box::new(application))),
         Err(error) if matches!(error.status(), Some(404 | 410)) => {
             Ok(Resumed::Gone(format!("the server no longer knows the application: {error}")))
         }

@@ -68,7 +68,7 @@ pub fn interpret_fetched(fetch: &Fetch, resource: &Resource) -> Vec<Fact> {
             );
         }
         FetchedResource::Conversation => {
-            facts.push(Fact::Conversation(conversation_fact(&fetch.href, resource)))
+            facts.push(Fact::Conversation(conversation_fact(&fetch.href, resource)));
         }
         FetchedResource::Participant => match conversation.or_else(|| conversation_of(resource)) {
             Some(conversation_href) => facts.push(Fact::Participant(ParticipantFact {
@@ -327,7 +327,7 @@ fn message(
                 })
             });
         let bodies: Vec<&Link> =
-            ["plainMessage", "htmlMessage"].iter().flat_map(|rel| resource.link(rel)).collect();
+            ["plainMessage", "htmlMessage"].iter().filter_map(|rel| resource.link(rel)).collect();
         read_content(&bodies, raw, &mut fact.content, facts);
         fact.sent_at = resource.property("timeStamp").and_then(|stamp| time::parse(stamp).ok());
         fact.status = fact.status.or_else(|| resource.property("status").and_then(status_of));
@@ -376,7 +376,7 @@ fn read_content(links: &[&Link], raw: &str, content: &mut Content, facts: &mut V
     for link in links {
         match data_uri::decode(&link.href) {
             Ok(decoded) if decoded.media_type.eq_ignore_ascii_case("text/html") => {
-                content.html = Some(decoded.text)
+                content.html = Some(decoded.text);
             }
             Ok(decoded) if decoded.media_type.eq_ignore_ascii_case("text/plain") => {
                 content.plain = Some(decoded.text);

@@ -110,7 +110,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Decode(options) => return decode::decode(&options),
         Command::Demo(options) => {
             logging::start(&logging::filter_without_configuration(), log_format)?;
-            return serve::demo(options);
+            return serve::demo(&options);
         }
         Command::Simulate(options) => {
             logging::start(&logging::filter_without_configuration(), log_format)?;
@@ -125,7 +125,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     let config = Config::load(path.as_deref())?;
     if matches!(command, Command::Run) {
         logging::start(&config.telemetry.log, log_format)?;
-        return serve::run(config);
+        return serve::run(&config);
     }
     logging::start(logging::filter_for_tools(&config), log_format)?;
     with_runtime(async {

@@ -65,17 +65,17 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 /// The server, until it is told to stop.
-pub(super) fn run(config: Config) -> anyhow::Result<()> {
+pub(super) fn run(config: &Config) -> anyhow::Result<()> {
     config.verify_secrets()?;
     for (key, waits_for) in config.without_effect() {
         tracing::warn!(key, "{key} has no effect in this version: it waits for {waits_for}");
     }
-    crate::relay::run(&config)
+    crate::relay::run(config)
 }
 
 /// Simulator and relay together.
-pub(super) fn demo(options: DemoOptions) -> anyhow::Result<()> {
-    crate::demo::run(&options)
+pub(super) fn demo(options: &DemoOptions) -> anyhow::Result<()> {
+    crate::demo::run(options)
 }
 
 /// The simulator alone.

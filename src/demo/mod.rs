@@ -162,7 +162,7 @@ fn introduce(config: &Config, accounts: &[String], options: &DemoOptions) {
     let database = config
         .database
         .sqlite_path()
-        .map_or_else(|| config.database.shown_url().to_string(), |path| path.display().to_string());
+        .map_or_else(|| config.database.shown_url().clone(), |path| path.display().to_string());
     let account = accounts.first().map_or("sip:user0001@contoso.example", String::as_str);
     println!(
         "ucwa-relay demo: {} accounts at a simulated Skype for Business Server, about {} messages a second\n\
@@ -199,7 +199,7 @@ async fn write_outbox(store: &dyn Store, accounts: &[String], rate: f64) -> anyh
         }
         tokio::time::sleep(Duration::from_secs_f64((1.0 / rate) * rand::rng().random_range(0.2..1.8))).await;
         number += 1;
-        let html = number % 7 == 0;
+        let html = number.is_multiple_of(7);
         let (account, saying, friend) = {
             let mut random = rand::rng();
             (
@@ -301,7 +301,7 @@ fn table(reckoning: &Reckoning) -> String {
         ("lost", reckoning.lost.len(), ""),
         ("duplicated", reckoning.duplicated.len(), ""),
     ] {
-        text.push_str(&format!("{name:<12}{count:>8}  {meaning}").trim_end().to_owned());
+        text.push_str(format!("{name:<12}{count:>8}  {meaning}").trim_end());
         text.push('\n');
     }
     text

@@ -97,15 +97,12 @@ fn decode_percent(bytes: &[u8], plus_is_space: bool) -> Vec<u8> {
             .get(index + 1..index + 3)
             .filter(|_| byte == b'%')
             .and_then(|digits| Some(hex_digit(digits[0])? * 16 + hex_digit(digits[1])?));
-        match escaped {
-            Some(value) => {
-                decoded.push(value);
-                index += 3;
-            }
-            None => {
-                decoded.push(if byte == b'+' && plus_is_space { b' ' } else { byte });
-                index += 1;
-            }
+        if let Some(value) = escaped {
+            decoded.push(value);
+            index += 3;
+        } else {
+            decoded.push(if byte == b'+' && plus_is_space { b' ' } else { byte });
+            index += 1;
         }
     }
     decoded

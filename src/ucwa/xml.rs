@@ -108,17 +108,17 @@ pub struct Input {
 pub fn write_input(input: &Input) -> String {
     let mut text = format!("<?xml version=\"1.0\" encoding=\"utf-8\"?><input xmlns=\"{NAMESPACE}\">");
     for (name, value) in &input.properties {
-        text.push_str(&format!("<property name=\"{}\">{}</property>", escape(name), escape(value)));
+        text.extend(["<property name=\"", &escape(name), "\">", &escape(value), "</property>"]);
     }
     for (name, values) in &input.property_lists {
-        text.push_str(&format!("<propertyList name=\"{}\">", escape(name)));
+        text.extend(["<propertyList name=\"", &escape(name), "\">"]);
         for value in values {
-            text.push_str(&format!("<item>{}</item>", escape(value)));
+            text.extend(["<item>", &escape(value), "</item>"]);
         }
         text.push_str("</propertyList>");
     }
     for (rel, href) in &input.links {
-        text.push_str(&format!("<link rel=\"{}\" href=\"{}\" />", escape(rel), escape(href)));
+        text.extend(["<link rel=\"", &escape(rel), "\" href=\"", &escape(href), "\" />"]);
     }
     text.push_str("</input>");
     text
@@ -133,7 +133,9 @@ fn escape(value: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             // A reader would turn a bare one into a space or a line feed.
-            '\t' | '\n' | '\r' => escaped.push_str(&format!("&#{};", u32::from(c))),
+            '\t' => escaped.push_str("&#9;"),
+            '\n' => escaped.push_str("&#10;"),
+            '\r' => escaped.push_str("&#13;"),
             '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => {}
             other => escaped.push(other),
         }
@@ -165,6 +167,7 @@ impl<'text> Parser<'text> {
         usize::try_from(self.reader.buffer_position()).unwrap_or(usize::MAX)
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "errors are handed over and not looked at again")]
     fn malformed(&self, problem: impl ToString) -> ParseError {
         ParseError::Malformed { position: self.reader.error_position(), problem: problem.to_string() }
     }

@@ -21,17 +21,21 @@ use ucwa_relay::{
 };
 
 /// Longest time that anything may take; a healthy run needs a fraction of it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 const BINARY: &str = env!("CARGO_BIN_EXE_ucwa-relay");
 
 /// Asks again and again until there is an answer.
-pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     eventually_within(PATIENCE, what, &mut ask).await
 }
 
 /// As [`eventually`], with a limit of its own.
-pub async fn eventually_within<T>(limit: Duration, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually_within<T>(
+    limit: Duration,
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(answer) = ask().await {
@@ -43,7 +47,7 @@ pub async fn eventually_within<T>(limit: Duration, what: &str, mut ask: impl Asy
 }
 
 /// A child process that is killed when the test ends, with what it wrote to stderr.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     stderr: Arc<Mutex<String>>,
 }
@@ -57,32 +61,34 @@ impl Process {
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-                sink.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]));
+                sink.lock()
+                    .expect("nobody panics with it")
+                    .push_str(&String::from_utf8_lossy(&buffer[..count]));
             }
         });
         Self { child, stderr }
     }
 
     /// `kill -9`.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().expect("the process can be killed");
         self.child.wait().expect("the process can be waited for");
     }
 
     /// SIGTERM, then waits; gives whether it ended with exit code 0.
-    pub fn terminate(&mut self) -> bool {
+    pub(crate) fn terminate(&mut self) -> bool {
         let killed = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
         assert!(killed.success());
         self.child.wait().expect("the process can be waited for").success()
     }
 
     /// What it has written to stderr so far.
-    pub fn stderr(&self) -> String {
-        self.stderr.lock().unwrap().clone()
+    pub(crate) fn stderr(&self) -> String {
+        self.stderr.lock().expect("nobody panics with it").clone()
     }
 
     /// Whether it still runs.
-    pub fn runs(&mut self) -> bool {
+    pub(crate) fn runs(&mut self) -> bool {
         self.child.try_wait().expect("the process can be asked").is_none()
     }
 }
@@ -98,7 +104,7 @@ impl Drop for Process {
 }
 
 /// The simulator as a process of its own, steered through its control API.
-pub struct Simulate {
+pub(crate) struct Simulate {
     /// The process.
     pub process: Process,
     /// For `server.discovery_url`.
@@ -109,7 +115,7 @@ pub struct Simulate {
 
 impl Simulate {
     /// Starts it on free ports.
-    pub fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(BINARY);
         command
             .args(["simulate", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
@@ -128,14 +134,14 @@ impl Simulate {
     }
 
     /// GET on the control API.
-    pub async fn get(&self, path: &str) -> Value {
+    pub(crate) async fn get(&self, path: &str) -> Value {
         let answer =
             self.http.get(format!("{}{path}", self.admin)).send().await.expect("the control API answers");
         serde_json::from_str(&answer.text().await.expect("in full")).expect("in JSON")
     }
 
     /// POST on the control API; the answer, whatever its status.
-    pub async fn post(&self, path: &str, body: &Value) -> Value {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Value {
         let answer = self
             .http
             .post(format!("{}{path}", self.admin))
@@ -149,7 +155,7 @@ impl Simulate {
     }
 
     /// Somebody calls an account; retried until the account takes calls. Gives the conversation's id.
-    pub async fn call(&self, from: &str, to_account: &str, text: &str) -> String {
+    pub(crate) async fn call(&self, from: &str, to_account: &str, text: &str) -> String {
         let request = json!({ "from": from, "to_account": to_account, "text": text });
         eventually(&format!("{to_account} takes a call"), async || {
             self.post("/call", &request).await["conversation"].as_str().map(str::to_owned)
@@ -158,7 +164,7 @@ impl Simulate {
     }
 
     /// The caller says something, as soon as the conversation takes it.
-    pub async fn say(&self, conversation: &str, text: &str) {
+    pub(crate) async fn say(&self, conversation: &str, text: &str) {
         let request = json!({ "conversation": conversation, "text": text });
         eventually("the conversation is connected", async || {
             self.post("/say", &request).await.get("serials").is_some().then_some(())
@@ -167,13 +173,13 @@ impl Simulate {
     }
 
     /// Everything it delivered and accepted.
-    pub async fn ledger(&self) -> LedgerSnapshot {
+    pub(crate) async fn ledger(&self) -> LedgerSnapshot {
         serde_json::from_value(self.get("/ledger").await).expect("a ledger")
     }
 }
 
 /// A folder with a configuration and a database, and the server that may run in it.
-pub struct Relay {
+pub(crate) struct Relay {
     /// Everything lies in here.
     pub folder: TempDir,
     /// The running server.
@@ -182,7 +188,7 @@ pub struct Relay {
 
 impl Relay {
     /// Writes a configuration for a simulator; `more` is TOML appended to it.
-    pub fn configure(simulator: &Simulate, more: &str) -> Self {
+    pub(crate) fn configure(simulator: &Simulate, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let text = format!(
             "[database]\nurl = \"sqlite://{}\"\n[server]\ndiscovery_url = \"{}\"\nallow_http = true\n{more}\n",
@@ -194,7 +200,7 @@ impl Relay {
     }
 
     /// The database file.
-    pub fn database(&self) -> PathBuf {
+    pub(crate) fn database(&self) -> PathBuf {
         self.folder.path().join("archive.db")
     }
 
@@ -205,12 +211,12 @@ impl Relay {
     }
 
     /// Runs a command of the program to its end.
-    pub fn tool(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn tool(&self, arguments: &[&str]) -> Output {
         self.command(arguments).stdin(Stdio::null()).output().expect("the binary starts")
     }
 
     /// As [`Relay::tool`]; it has to succeed. Gives its stdout.
-    pub fn tool_ok(&self, arguments: &[&str]) -> String {
+    pub(crate) fn tool_ok(&self, arguments: &[&str]) -> String {
         let output = self.tool(arguments);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{arguments:?} failed: {stderr}");
@@ -218,7 +224,7 @@ impl Relay {
     }
 
     /// Adds an account with a password.
-    pub fn add_account(&self, uri: &str, password: &str) {
+    pub(crate) fn add_account(&self, uri: &str, password: &str) {
         let file = self.folder.path().join("password");
         std::fs::write(&file, password).expect("the password file is written");
         let username = uri.trim_start_matches("sip:");
@@ -227,24 +233,24 @@ impl Relay {
     }
 
     /// Starts `run`.
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let mut command = self.command(&["run"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).env("RUST_BACKTRACE", "1");
         self.server = Some(Process::start(command));
     }
 
     /// The running server.
-    pub fn server(&mut self) -> &mut Process {
+    pub(crate) fn server(&mut self) -> &mut Process {
         self.server.as_mut().expect("the server was started")
     }
 
     /// A plain connection to the database, as any other program has.
-    pub async fn sql(&self) -> SqlitePool {
+    pub(crate) async fn sql(&self) -> SqlitePool {
         sqlite(&self.database()).await
     }
 
     /// Waits until an account is in a state; gives its detail.
-    pub async fn account_state(&self, uri: &str, state: &str) -> String {
+    pub(crate) async fn account_state(&self, uri: &str, state: &str) -> String {
         let pool = self.sql().await;
         let detail = eventually(&format!("{uri} is {state}"), async || {
             sqlx::query("SELECT coalesce(detail, '') FROM account_overview WHERE account = ? AND state = ?")
@@ -261,7 +267,7 @@ impl Relay {
     }
 
     /// Compares the simulator's ledger with the database.
-    pub async fn reckon(&self, simulator: &Simulate) -> Reckoning {
+    pub(crate) async fn reckon(&self, simulator: &Simulate) -> Reckoning {
         let store =
             store::connect(&store_settings(&self.database()), Role::Tool).await.expect("the database opens");
         let archive = store
@@ -278,19 +284,19 @@ impl Relay {
 }
 
 /// Settings for reading a database through the program's own store.
-pub fn store_settings(database: &Path) -> StoreSettings {
+pub(crate) fn store_settings(database: &Path) -> StoreSettings {
     let mut config = ucwa_relay::config::Config::default();
     config.database.url = format!("sqlite://{}", database.display());
     config.store_settings()
 }
 
 /// A plain connection to a SQLite file.
-pub async fn sqlite(database: &Path) -> SqlitePool {
+pub(crate) async fn sqlite(database: &Path) -> SqlitePool {
     let options = SqliteConnectOptions::new().filename(database).busy_timeout(Duration::from_secs(10));
     SqlitePool::connect_with(options).await.expect("the database opens")
 }
 
 /// One number.
-pub async fn count(pool: &SqlitePool, sql: &'static str) -> i64 {
+pub(crate) async fn count(pool: &SqlitePool, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(pool).await.expect("the query runs")
 }
