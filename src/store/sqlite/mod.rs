@@ -3,7 +3,7 @@
 //! - [`writer`]: the one task that writes; group commit.
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
 //! - [`accounts`], [`archive`], [`outbox`], [`history`]: the traits, one file each, SQL in full beside its method.
-//! - [`migrations`], [`full_text`]: the schema. [`column`]: how values stand in columns.
+//! - [`migrations`], [`full_text`]: the schema. [`mod@column`]: how values stand in columns.
 //!
 //! The file is in WAL mode with `synchronous=FULL`: readers never wait for the writer, and what was answered is on disk.
 //! A server holds an operating-system lock on `FILE.lock` for its life; tools write beside it, through transactions that
