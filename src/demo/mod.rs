@@ -33,6 +33,8 @@ use crate::{
 const OUTGOING_SHARE: f64 = 0.4;
 /// How long what is under way may take to settle once the traffic has stopped.
 const SETTLE_WITHIN: Duration = Duration::from_secs(90);
+/// How long nothing may happen before everything counts as settled.
+const QUIET_FOR: Duration = Duration::from_secs(2);
 
 /// Runs the demo until it is interrupted or its time is over. Fails if anything was lost or doubled.
 pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
@@ -264,23 +266,22 @@ async fn show_counts(store: &dyn Store, simulator: &Simulator, began: Instant) -
 /// Waits until nothing is under way; false if that takes too long.
 async fn settle(store: &dyn Store, simulator: &Simulator) -> anyhow::Result<bool> {
     let deadline = Instant::now() + SETTLE_WITHIN;
-    let mut quiet_since = None;
+    let mut last_change = (simulator.counters(), Instant::now());
     while Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let counters = simulator.counters();
         let queue = store.outbox_counts().await?;
         let waiting: i64 = [OutboxState::Queued, OutboxState::Sending, OutboxState::Sent]
             .iter()
             .filter_map(|state| queue.get(state.as_str()))
             .sum();
-        if waiting == 0 && simulator.is_quiet() {
-            // What the server has just delivered may still be on its way into the database.
-            let since = *quiet_since.get_or_insert_with(Instant::now);
-            if since.elapsed() > Duration::from_secs(2) {
-                return Ok(true);
-            }
-        } else {
-            quiet_since = None;
+        let settled = waiting == 0 && counters.incoming_pending == 0 && counters.outgoing_accepted == 0;
+        if !settled || counters != last_change.0 {
+            last_change = (counters, Instant::now());
+        } else if last_change.1.elapsed() > QUIET_FOR {
+            // Nobody answers any more, and what was delivered last had time to reach the database.
+            return Ok(true);
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Ok(false)
 }
