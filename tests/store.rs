@@ -50,6 +50,7 @@ fn settings(url: String) -> StoreSettings {
             plain_from_html: |html| html.replace("<b>", "").replace("</b>", ""),
             retry: RetryPolicy { base: Duration::from_secs(30), cap: Duration::from_secs(600) },
             max_attempts: 5,
+            retry_uncertain: false,
         },
     }
 }
@@ -283,6 +284,8 @@ fn accepted(number: u32) -> SendOutcome {
     SendOutcome::MessageAccepted {
         conversation_href: TALK.to_owned(),
         message_href: Some(format!("{TALK}/messages/{number}")),
+        as_plain: false,
+        not_reached: Vec::new(),
     }
 }
 
@@ -465,8 +468,12 @@ async fn what_was_committed_and_not_acknowledged_comes_again_and_changes_nothing
     assert_eq!(database.outside().await.rows(dump).await, before);
     assert_eq!(again.fetches, first.fetches);
     assert_eq!(again.fetches.len(), 1);
-    assert_eq!(database.store.unfetched(alice.account, alice.session.id).await.unwrap(), first.fetches);
     assert_eq!(first.fetches[0].resource, FetchedResource::Message);
+    // The call was not answered before the process died: it is looked at again, too.
+    let unfetched = database.store.unfetched(alice.account, alice.session.id).await.unwrap();
+    assert_eq!(unfetched[0], first.fetches[0]);
+    assert_eq!(unfetched[1].resource, FetchedResource::Invitation(InvitationKind::Messaging));
+    assert_eq!(unfetched.len(), 2);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 //! conversation and reports activity. Whatever ends it is told to the supervisor exactly once ([`AccountExited`]).
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -25,7 +25,7 @@ use crate::{
             ConversationActor, ConversationExited, ConversationView, Deliver, DeliveryFinished,
             InvitationProgress, MessagingView, SharedView, StopConversation, shared_view,
         },
-        delivery::{DeliveryContext, call_operation_id, commit_send, settle_left_over},
+        delivery::{DeliveryContext, call_operation_id, commit_send, release_claim, settle_left_over},
         event_channel::{ChannelExited, ChannelHealth, EventChannel, EventsCommitted, Follow, StopChannel},
         sign_in::{SignInFailure, SignedIn, describe_end, sign_in},
     },
@@ -77,6 +77,8 @@ pub struct AccountExited {
     pub life: u64,
     /// Why.
     pub reason: ExitReason,
+    /// How long it was signed in.
+    pub online_for: Duration,
 }
 
 /// Sent by the supervisor: finish what is being sent, then end. With a reason, sign out for good: the UCWA
@@ -105,6 +107,15 @@ struct Fetched {
 #[derive(Message)]
 #[rtype(result = "()")]
 struct SignInProgressed(SignInStep);
+
+/// A row that somebody is busy with.
+struct Handed {
+    send: ClaimedSend,
+    /// The conversation that has it; none while it is only being settled.
+    conversation: Option<u64>,
+    /// Tells whoever is busy with it that the event stream settled it.
+    tell: Option<oneshot::Sender<SettledSend>>,
+}
 
 struct Conversation {
     address: Addr<ConversationActor>,
@@ -138,15 +149,23 @@ pub struct AccountActor {
     by_destination: HashMap<String, u64>,
     /// Which conversation made an operation.
     operations: HashMap<OperationId, u64>,
-    /// Rows that are being sent, and who wants to know when the event stream settles them.
-    waiting: HashMap<OutboxId, (OperationId, oneshot::Sender<SettledSend>)>,
+    /// Rows that were handed to a conversation or are being settled.
+    handed: HashMap<OutboxId, Handed>,
+    /// Rows that wait for `outbox.per_account_rate`.
+    delayed: VecDeque<ClaimedSend>,
     /// Which conversation an invitation belongs to.
     invitations: HashMap<String, u64>,
     /// Incoming invitations that were answered, so that each is answered once.
     answered: HashSet<String>,
+    /// Invitations whose resource was asked for the link that its event did not carry.
+    looked_for_link: HashSet<String>,
+    /// Conversations that are over: what comes late about one does not bring it back.
+    ended: HashSet<String>,
     earliest_send: Instant,
     exit: ExitReason,
     stopping: Option<StopAccount>,
+    finishing: bool,
+    online_since: Option<Instant>,
     span: tracing::Span,
 }
 
@@ -172,12 +191,17 @@ impl AccountActor {
             by_href: HashMap::new(),
             by_destination: HashMap::new(),
             operations: HashMap::new(),
-            waiting: HashMap::new(),
+            handed: HashMap::new(),
+            delayed: VecDeque::new(),
             invitations: HashMap::new(),
             answered: HashSet::new(),
+            looked_for_link: HashSet::new(),
+            ended: HashSet::new(),
             earliest_send: Instant::now(),
             exit: ExitReason::Requested,
             stopping: None,
+            finishing: false,
+            online_since: None,
             span,
         }
     }
@@ -197,8 +221,8 @@ impl AccountActor {
     }
 
     fn signed_in(&mut self, result: Result<SignedIn, SignInFailure>, ctx: &mut Context<Self>) {
-        if self.stopping.is_some() {
-            ctx.stop();
+        if let Some(stop) = &self.stopping {
+            self.stop_at_sign_in(stop.sign_out.clone(), result.ok(), ctx);
             return;
         }
         let signed_in = match result {
@@ -279,9 +303,39 @@ impl AccountActor {
         );
     }
 
+    /// The account was disabled while it signed in: ends what the sign-in found or made.
+    fn stop_at_sign_in(
+        &mut self,
+        sign_out: Option<String>,
+        signed_in: Option<SignedIn>,
+        ctx: &mut Context<Self>,
+    ) {
+        self.finishing = true;
+        let (store, account) = (Arc::clone(&self.environment.store), self.account.id);
+        let ending = async move {
+            let Some(reason) = sign_out else { return };
+            if let Some(signed_in) = signed_in
+                && let Err(error) = signed_in.client.delete_application(&signed_in.application.href).await
+            {
+                // The server expires it by itself.
+                tracing::debug!(error = %crate::error_chain(&error), "the application could not be deleted");
+            }
+            end_open_session(&store, account, &reason).await;
+        };
+        ctx.spawn(
+            tracing::Instrument::instrument(ending, self.span.clone())
+                .into_actor(self)
+                .map(|(), _, ctx| ctx.stop()),
+        );
+    }
+
     fn took_up(&mut self, taken_up: TakenUp, ctx: &mut Context<Self>) {
+        if self.stopping.is_some() {
+            // What was found stays in the database for the next life.
+            return;
+        }
         for found in taken_up.conversations {
-            let number = self.conversation_by_href(&found.href, ctx);
+            let Some(number) = self.conversation_by_href(&found.href, ctx) else { continue };
             if let Some(conversation) = self.conversations.get(&number) {
                 // Events that came meanwhile are newer than what was read.
                 conversation.view.send_modify(|view| {
@@ -289,6 +343,7 @@ impl AccountActor {
                     view.messaging_href = view.messaging_href.take().or(found.view.messaging_href);
                     view.messaging = view.messaging.take().or(found.view.messaging);
                     view.add_participant = view.add_participant.take().or(found.view.add_participant);
+                    view.multiparty |= found.view.multiparty || found.multiparty;
                 });
             }
             if let Some(remote) = found.remote.filter(|_| !found.multiparty) {
@@ -304,6 +359,7 @@ impl AccountActor {
             self.account.id,
             Online { address: ctx.address(), channel: Arc::clone(&live.health), session: live.session },
         );
+        self.online_since = Some(Instant::now());
         self.publish(AccountState::Online, None);
         self.span.in_scope(|| tracing::info!("signed in"));
     }
@@ -311,7 +367,7 @@ impl AccountActor {
     fn settle_left_over(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
         let Some(live) = &self.live else { return };
         let (tell, settled) = oneshot::channel();
-        self.waiting.insert(send.outbox, (send.operation_id.clone(), tell));
+        self.handed.insert(send.outbox, Handed { send: send.clone(), conversation: None, tell: Some(tell) });
         let (outbox, context) = (send.outbox, Arc::clone(&live.context));
         let operation_id = send.operation_id.clone();
         ctx.spawn(
@@ -343,13 +399,9 @@ impl AccountActor {
                 if let Some(conversation) = self.known_conversation(&event.href) {
                     conversation.view.send_modify(|view| view.ended = true);
                 }
+                self.ended.insert(event.href.clone());
             }
-            ("conversation", Some(resource)) => {
-                let number = self.conversation_by_href(&event.href, ctx);
-                if let Some(conversation) = self.conversations.get(&number) {
-                    conversation.view.send_modify(|view| view.read_conversation(&event.href, resource));
-                }
-            }
+            ("conversation", Some(resource)) => self.see_conversation(&event.href, resource, ctx),
             ("messaging", Some(resource)) if sender.rel == "conversation" => {
                 let messaging = MessagingView::read(&event.href, resource);
                 self.see_messaging(&sender.href, messaging, ctx);
@@ -366,8 +418,21 @@ impl AccountActor {
         }
     }
 
+    fn see_conversation(&mut self, href: &str, resource: &Resource, ctx: &mut Context<Self>) {
+        let Some(number) = self.conversation_by_href(href, ctx) else { return };
+        let Some(conversation) = self.conversations.get_mut(&number) else { return };
+        conversation.view.send_modify(|view| view.read_conversation(href, resource));
+        // What is meant for one person is not said where others listen.
+        let multiparty = conversation.view.borrow().multiparty;
+        if multiparty
+            && let Some(destination) = conversation.destination.take_if(|known| !known.contains(';'))
+        {
+            self.by_destination.retain(|known, other| *known != destination || *other != number);
+        }
+    }
+
     fn see_messaging(&mut self, conversation_href: &str, messaging: MessagingView, ctx: &mut Context<Self>) {
-        let number = self.conversation_by_href(conversation_href, ctx);
+        let Some(number) = self.conversation_by_href(conversation_href, ctx) else { return };
         if let Some(conversation) = self.conversations.get(&number) {
             conversation.view.send_modify(|view| {
                 if messaging.connected && view.invitation == InvitationProgress::Ringing {
@@ -410,7 +475,7 @@ impl AccountActor {
         let progress = invitation_progress(event, resource);
         let conversation = resource.link("conversation").map(|link| link.href.clone());
         let number = if incoming {
-            conversation.as_ref().map(|conversation| self.conversation_by_href(conversation, ctx))
+            conversation.as_ref().and_then(|conversation| self.conversation_by_href(conversation, ctx))
         } else {
             let number = resource
                 .property("operationId")
@@ -425,6 +490,7 @@ impl AccountActor {
                 self.answer_invitation(kind, href, resource, ctx);
             } else {
                 self.answered.remove(href);
+                self.looked_for_link.remove(href);
             }
             let caller = resource
                 .embedded("from")
@@ -456,6 +522,7 @@ impl AccountActor {
             return;
         }
         self.answered.remove(&event.href);
+        self.looked_for_link.remove(&event.href);
         let progress = invitation_progress(Some(event), &Resource::default());
         let number = self.invitations.remove(&event.href);
         if let Some(conversation) = number.and_then(|number| self.conversations.get(&number)) {
@@ -510,12 +577,23 @@ impl AccountActor {
         // `answer` is what UCWA 1.0 calls it. Without the link it is not ours to answer.
         let link =
             resource.link(rel).or_else(|| (rel == "accept").then(|| resource.link("answer")).flatten());
-        let Some(link) = link.map(|link| link.href.clone()) else { return };
-        if !self.answered.insert(href.to_owned()) {
+        let link = link.map(|link| link.href.clone());
+        // A later event of a call may have lost its links; the resource itself is asked for them once.
+        let first_look = self.looked_for_link.insert(href.to_owned());
+        if (link.is_none() && !first_look) || self.answered.contains(href) {
             return;
+        }
+        if link.is_some() {
+            self.answered.insert(href.to_owned());
         }
         let (client, context, href) = (live.client.clone(), Arc::clone(&live.context), href.to_owned());
         let answer = async move {
+            let Some(link) = (match link {
+                Some(link) => Some(link),
+                None => read_answer_link(&client, &href, rel).await,
+            }) else {
+                return;
+            };
             if action != InvitationAction::Ignored
                 && let Err(error) = follow_answer(&client, &link, action).await
             {
@@ -561,11 +639,15 @@ impl AccountActor {
     }
 
     /// The conversation at this address; a new actor if events tell of it for the first time.
-    fn conversation_by_href(&mut self, href: &str, ctx: &mut Context<Self>) -> u64 {
+    /// None if it is over.
+    fn conversation_by_href(&mut self, href: &str, ctx: &mut Context<Self>) -> Option<u64> {
         if let Some(number) = self.by_href.get(href) {
-            return *number;
+            return Some(*number);
         }
-        self.start_conversation(Some(href.to_owned()), Vec::new(), ctx).unwrap_or_default()
+        if self.ended.contains(href) {
+            return None;
+        }
+        self.start_conversation(Some(href.to_owned()), Vec::new(), ctx)
     }
 
     /// From now on rows for this destination go into this conversation.
@@ -598,6 +680,7 @@ impl AccountActor {
                             view.messaging_href = told.messaging_href.or(view.messaging_href.take());
                             view.messaging = told.messaging.or(view.messaging.take());
                             view.add_participant = told.add_participant.or(view.add_participant.take());
+                            view.multiparty |= told.multiparty;
                             view.ended = told.ended;
                         });
                     }
@@ -626,7 +709,12 @@ impl AccountActor {
         self.earliest_send =
             self.earliest_send.max(now.checked_sub(Duration::from_secs(1)).unwrap_or(now)) + interval;
         if self.earliest_send > now {
-            ctx.run_later(self.earliest_send - now, |account, ctx| account.relay_now(send, ctx));
+            self.delayed.push_back(send);
+            ctx.run_later(self.earliest_send - now, |account, ctx| {
+                if let Some(send) = account.delayed.pop_front() {
+                    account.relay_now(send, ctx);
+                }
+            });
         } else {
             self.relay_now(send, ctx);
         }
@@ -655,12 +743,28 @@ impl AccountActor {
             self.spawn(async move { commit_send(&context, fact).await }, ctx);
             return;
         }
+        if let Some(error) = self.wrong_people(&send) {
+            let fact = SendFact {
+                outbox: send.outbox,
+                operation_id: send.operation_id,
+                outcome: SendOutcome::Refused {
+                    conversation_href: None,
+                    reason: FailureReason::default(),
+                    http_status: None,
+                    error,
+                },
+            };
+            let context = Arc::clone(&live.context);
+            self.spawn(async move { commit_send(&context, fact).await }, ctx);
+            return;
+        }
         let Some(number) = self.choose_conversation(&send, ctx) else {
             self.give_back(send.outbox, send.operation_id, ctx);
             return;
         };
         let (tell, settled) = oneshot::channel();
-        self.waiting.insert(send.outbox, (send.operation_id.clone(), tell));
+        self.handed
+            .insert(send.outbox, Handed { send: send.clone(), conversation: Some(number), tell: Some(tell) });
         self.operations.insert(send.operation_id.clone(), number);
         self.operations.insert(call_operation_id(&send.operation_id), number);
         let (outbox, operation_id) = (send.outbox, send.operation_id.clone());
@@ -669,15 +773,33 @@ impl AccountActor {
             .get(&number)
             .is_some_and(|conversation| conversation.address.try_send(Deliver { send, settled }).is_ok());
         if !accepted {
-            self.waiting.remove(&outbox);
+            self.handed.remove(&outbox);
             self.give_back(outbox, operation_id, ctx);
         }
     }
 
+    /// A row may name a conversation and recipients; where they are known to differ, it must not reach the wrong ones.
+    fn wrong_people(&self, send: &ClaimedSend) -> Option<String> {
+        let (id, href) = send.conversation.as_ref()?;
+        let with = self.known_conversation(href.as_ref()?)?.destination.as_ref()?;
+        let named = destination_key(&send.recipients);
+        (!send.recipients.is_empty() && *with != named)
+            .then(|| format!("conversation {id} is with {with}, not with {named}: name only one of the two"))
+    }
+
     /// An open conversation with the recipients, or a new one.
     fn choose_conversation(&mut self, send: &ClaimedSend, ctx: &mut Context<Self>) -> Option<u64> {
+        let for_group = send.recipients.len() > 1;
         let open = |number: &u64| {
             self.conversations.get(number).is_some_and(|conversation| !conversation.view.borrow().ended)
+        };
+        // What is meant for one person is said to that person alone.
+        let fits = |number: &u64| {
+            open(number)
+                && self
+                    .conversations
+                    .get(number)
+                    .is_some_and(|conversation| for_group || !conversation.view.borrow().multiparty)
         };
         if let Some((_, Some(href))) = &send.conversation {
             if let Some(number) = self.by_href.get(href).filter(|number| open(number)) {
@@ -688,14 +810,16 @@ impl AccountActor {
         let destination = destination_key(&send.recipients);
         if let Some(thread) = &send.thread_id {
             let on_thread = self.conversations.iter().find_map(|(number, conversation)| {
-                let view = conversation.view.borrow();
-                (!view.ended && view.thread_id.as_ref() == Some(thread)).then_some(*number)
+                // A thread is not a conversation: several may share one.
+                let same_people = conversation.destination.as_ref() == Some(&destination);
+                let same_thread = conversation.view.borrow().thread_id.as_ref() == Some(thread);
+                (same_people && same_thread && fits(number)).then_some(*number)
             });
             if on_thread.is_some() {
                 return on_thread;
             }
         }
-        if let Some(number) = self.by_destination.get(&destination).filter(|number| open(number)) {
+        if let Some(number) = self.by_destination.get(&destination).filter(|number| fits(number)) {
             return Some(*number);
         }
         let number = self.start_conversation(None, send.recipients.clone(), ctx)?;
@@ -706,19 +830,12 @@ impl AccountActor {
 
     fn give_back(&self, outbox: OutboxId, operation_id: OperationId, ctx: &mut Context<Self>) {
         let store = Arc::clone(&self.environment.store);
-        self.spawn(
-            async move {
-                if let Err(error) = store.release_claim(outbox, &operation_id).await {
-                    tracing::warn!(outbox.id = outbox.0, error = %crate::error_chain(&error), "a row stays claimed");
-                }
-            },
-            ctx,
-        );
+        self.spawn(async move { release_claim(&store, outbox, &operation_id).await }, ctx);
     }
 
     fn delivery_finished(&mut self, outbox: OutboxId, operation_id: &OperationId, ctx: &mut Context<Self>) {
-        if self.waiting.get(&outbox).is_some_and(|(waiting, _)| waiting == operation_id) {
-            self.waiting.remove(&outbox);
+        if self.handed.get(&outbox).is_some_and(|handed| handed.send.operation_id == *operation_id) {
+            self.handed.remove(&outbox);
         }
         // Events of a call that is still ringing have to find their conversation; nothing else needs the ids.
         let ringing =
@@ -729,18 +846,19 @@ impl AccountActor {
             self.operations.remove(operation_id);
             self.operations.remove(&call_operation_id(operation_id));
         }
-        if self.stopping.is_some() && self.waiting.is_empty() {
+        if self.stopping.is_some() && self.handed.is_empty() {
             self.finish_stopping(ctx);
         }
     }
 
     fn tell_settled(&mut self, settled: Vec<SettledSend>) {
         for send in settled {
-            let same = self
-                .waiting
-                .get(&send.outbox)
-                .is_some_and(|(operation_id, _)| *operation_id == send.operation_id);
-            if same && let Some((_, tell)) = self.waiting.remove(&send.outbox) {
+            let tell = self
+                .handed
+                .get_mut(&send.outbox)
+                .filter(|handed| handed.send.operation_id == send.operation_id)
+                .and_then(|handed| handed.tell.take());
+            if let Some(tell) = tell {
                 // A delivery that already knows has dropped its end.
                 let _ = tell.send(send);
             }
@@ -754,13 +872,16 @@ impl AccountActor {
         if fetches.is_empty() {
             return;
         }
+        live.health.count_unread(i64::try_from(fetches.len()).unwrap_or(i64::MAX));
         let (context, account) = (Arc::clone(&live.context), ctx.address());
         let fetching = async move {
             futures_util::stream::iter(fetches)
                 .for_each_concurrent(FETCHES_AT_ONCE, |fetch| {
                     let (context, account) = (Arc::clone(&context), account.clone());
                     async move {
-                        if let Some(fetched) = fetch_one(&context, fetch).await {
+                        let fetched = fetch_one(&context, fetch).await;
+                        context.channel.count_unread(-1);
+                        if let Some(fetched) = fetched {
                             // The account may be ending; what was fetched is committed already.
                             let _ = account.send(fetched).await;
                         }
@@ -799,16 +920,23 @@ impl AccountActor {
     }
 
     fn finish_stopping(&mut self, ctx: &mut Context<Self>) {
-        let Some(StopAccount { sign_out }) = self.stopping.take() else { return };
-        self.exit = ExitReason::Requested;
-        let Some((reason, live)) = sign_out.zip(self.live.as_ref()) else {
-            ctx.stop();
+        if self.finishing {
             return;
-        };
-        live.channel.do_send(StopChannel);
-        let (client, application, session) = (live.client.clone(), live.application.clone(), live.session);
+        }
+        self.finishing = true;
+        self.exit = ExitReason::Requested;
+        let sign_out = self.stopping.as_ref().and_then(|stop| stop.sign_out.clone());
+        let target = self.live.as_ref().map(|live| {
+            live.channel.do_send(StopChannel);
+            (live.client.clone(), live.application.clone(), live.session)
+        });
+        let delayed: Vec<ClaimedSend> = self.delayed.drain(..).collect();
         let (store, account) = (Arc::clone(&self.environment.store), self.account.id);
         let signing_out = async move {
+            for send in delayed {
+                release_claim(&store, send.outbox, &send.operation_id).await;
+            }
+            let Some((reason, (client, application, session))) = sign_out.zip(target) else { return };
             if let Err(error) = client.delete_application(&application).await {
                 // The server expires it by itself.
                 tracing::debug!(error = %crate::error_chain(&error), "the application could not be deleted");
@@ -822,6 +950,23 @@ impl AccountActor {
                 .into_actor(self)
                 .map(|(), _, ctx| ctx.stop()),
         );
+    }
+}
+
+/// Ends the session of an account that is signed out for good.
+pub(super) async fn end_open_session(
+    store: &crate::store::SharedStore,
+    account: crate::identifiers::AccountId,
+    reason: &str,
+) {
+    let ended = async {
+        match store.open_session(account).await? {
+            Some(session) => store.end_session(account, session.id, reason).await,
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = ended.await {
+        tracing::warn!(account.id = account.0, error = %crate::error_chain(&error), "the session's end could not be stored");
     }
 }
 
@@ -854,6 +999,21 @@ fn destination_key(recipients: &[SipUri]) -> String {
     let mut uris: Vec<&str> = recipients.iter().map(SipUri::as_str).collect();
     uris.sort_unstable();
     uris.join(";")
+}
+
+/// The link by which an invitation is answered; none if it is not ours to answer any more.
+async fn read_answer_link(client: &UcwaClient, href: &str, rel: &str) -> Option<String> {
+    let read = async { client.get(&client.resolve(href)?).await };
+    match read.await {
+        Ok(resource) => resource
+            .link(rel)
+            .or_else(|| (rel == "accept").then(|| resource.link("answer")).flatten())
+            .map(|link| link.href.clone()),
+        Err(error) => {
+            tracing::debug!(error = %crate::error_chain(&error), "an invitation could not be read");
+            None
+        }
+    }
 }
 
 async fn follow_answer(client: &UcwaClient, link: &str, action: InvitationAction) -> Result<(), UcwaError> {
@@ -957,8 +1117,10 @@ async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
             // The event channel finds the same and ends this life; the next one asks again or knows better.
             Err(error) if error.subcode() == Some("ApplicationNotFound") => return None,
             Err(error) => {
-                let hopeless = matches!(error.status(), Some(400..=499))
-                    && !matches!(error.status(), Some(401 | 408 | 429));
+                // Without UCWA's own words it may be an application pool that is just restarting.
+                let hopeless = error.reason().is_some()
+                    && matches!(error.status(), Some(400..=499))
+                    && !matches!(error.status(), Some(401 | 408 | 409 | 429));
                 if !hopeless
                     && !matches!(error, UcwaError::Untrusted { .. })
                     && backoff.failures() + 1 < FETCH_ATTEMPTS
@@ -971,6 +1133,9 @@ async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
             }
         };
         tracing::warn!(href = %fetch.href, why, "a resource that an event only linked could not be fetched");
+        if matches!(fetch.resource, FetchedResource::Message | FetchedResource::Invitation(_)) {
+            context.channel.lose_continuity();
+        }
         let fact = Fact::Unfetchable(Unfetchable { fetch: fetch.clone(), why });
         let outcome = commit_facts(context, vec![fact]).await;
         return Some(Fetched { fetch, resource: None, outcome });
@@ -1000,13 +1165,6 @@ async fn take_up(
     conversations: Option<Url>,
 ) -> TakenUp {
     let mut taken_up = TakenUp::default();
-    let now = Timestamp::now();
-    if let Err(error) = store
-        .record_gap(context.account, context.session, now, "the relay was not following the event channel")
-        .await
-    {
-        tracing::warn!(error = %crate::error_chain(&error), "the gap could not be recorded");
-    }
     match store.unsettled_sends(context.account).await {
         Ok(unsettled) => {
             taken_up.unsettled = unsettled
@@ -1128,7 +1286,13 @@ impl Actor for AccountActor {
             conversation.address.do_send(StopConversation);
         }
         let reason = if std::thread::panicking() { ExitReason::Panicked } else { self.exit.clone() };
-        self.supervisor.do_send(AccountExited { account: self.account.id, life: self.life, reason });
+        let online_for = self.online_since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.supervisor.do_send(AccountExited {
+            account: self.account.id,
+            life: self.life,
+            reason,
+            online_for,
+        });
     }
 }
 
@@ -1171,12 +1335,7 @@ impl Handler<Fetched> for AccountActor {
                     self.see_invitation(kind, &fetched.fetch.href, None, resource, ctx);
                 }
                 FetchedResource::Conversation => {
-                    let number = self.conversation_by_href(&fetched.fetch.href, ctx);
-                    if let Some(conversation) = self.conversations.get(&number) {
-                        conversation
-                            .view
-                            .send_modify(|view| view.read_conversation(&fetched.fetch.href, resource));
-                    }
+                    self.see_conversation(&fetched.fetch.href, resource, ctx);
                 }
                 FetchedResource::Participant | FetchedResource::Message => {}
             }
@@ -1238,9 +1397,19 @@ impl Handler<ConversationExited> for AccountActor {
         }
         self.operations.retain(|_, number| *number != exited.number);
         self.invitations.retain(|_, number| *number != exited.number);
-        for send in exited.unsent {
-            self.waiting.remove(&send.outbox);
-            self.give_back(send.outbox, send.operation_id, ctx);
+        let had: Vec<OutboxId> = self
+            .handed
+            .iter()
+            .filter(|(_, handed)| handed.conversation == Some(exited.number))
+            .map(|(outbox, _)| *outbox)
+            .collect();
+        for outbox in had {
+            let Some(handed) = self.handed.remove(&outbox) else { continue };
+            if exited.in_flight == Some(outbox) && !exited.panicked {
+                self.settle_left_over(handed.send, ctx);
+            } else if exited.in_flight != Some(outbox) {
+                self.give_back(outbox, handed.send.operation_id, ctx);
+            }
         }
         if exited.panicked {
             // A send may have been under way; a fresh life settles it.
@@ -1256,12 +1425,14 @@ impl Handler<StopAccount> for AccountActor {
         self.environment.directory.leave(self.account.id);
         self.stopping = Some(stop);
         if self.live.is_none() {
-            // Signing in: nothing is out yet. A sign-out of an application that an earlier life left is done by the
-            // supervisor ending the session when the account is enabled again.
-            ctx.stop();
+            // Signing in: nothing is out yet. To sign out, the sign-in is awaited, since only it leads to the
+            // application that an earlier life left.
+            if self.stopping.as_ref().is_some_and(|stop| stop.sign_out.is_none()) {
+                ctx.stop();
+            }
             return;
         }
-        if self.waiting.is_empty() {
+        if self.handed.is_empty() {
             self.finish_stopping(ctx);
         } else {
             ctx.run_later(FINISH_SENDS_WITHIN, Self::finish_stopping);

@@ -92,6 +92,12 @@ pub struct ConversationView {
     pub add_participant: Option<String>,
     /// The invitation that opens it.
     pub invitation: InvitationProgress,
+    /// More than two people, or a conference: not the place for what is meant for one.
+    pub multiparty: bool,
+    /// The recipients of a group row were invited; later rows find them there.
+    pub group_assembled: bool,
+    /// Who of them could not be brought in, and why.
+    pub not_reached: Vec<(String, String)>,
     /// Completed operations of ours in it, by operation id (`participantInvitation`).
     pub completed: HashMap<OperationId, (OperationStatus, FailureReason)>,
     /// It is over.
@@ -109,6 +115,9 @@ impl Default for ConversationView {
             messaging: None,
             add_participant: None,
             invitation: InvitationProgress::None,
+            multiparty: false,
+            group_assembled: false,
+            not_reached: Vec::new(),
             completed: HashMap::new(),
             ended: false,
             last_activity: Instant::now(),
@@ -144,6 +153,14 @@ impl ConversationView {
             self.messaging_href = Some(link.href.clone());
         }
         self.add_participant = resource.link("addParticipant").map(|link| link.href.clone());
+        let state = resource.property("state").unwrap_or_default();
+        let conference =
+            ["Conferencing", "Conferenced", "InLobby"].iter().any(|word| state.eq_ignore_ascii_case(word));
+        let crowd = resource
+            .property("participantCount")
+            .and_then(|count| count.trim().parse::<u32>().ok())
+            .is_some_and(|count| count > 2);
+        self.multiparty |= conference || crowd;
     }
 }
 
@@ -156,7 +173,7 @@ pub fn shared_view(view: ConversationView) -> SharedView {
 }
 
 /// Sent by the account: send this row. `settled` answers if the event stream settles it. If the conversation stops
-/// first, the row comes back in [`ConversationExited`].
+/// first, [`ConversationExited`] tells whether it was begun.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Deliver {
@@ -182,8 +199,8 @@ pub struct DeliveryFinished {
 pub struct ConversationExited {
     /// Number that the account gave it.
     pub number: u64,
-    /// Rows it had not begun to send.
-    pub unsent: Vec<ClaimedSend>,
+    /// Row that was being sent: what became of it has to be settled.
+    pub in_flight: Option<OutboxId>,
     /// It ended by a panic.
     pub panicked: bool,
 }
@@ -203,7 +220,7 @@ pub struct ConversationActor {
     finished: Recipient<DeliveryFinished>,
     idle_after: Duration,
     queue: VecDeque<Deliver>,
-    delivering: bool,
+    in_flight: Option<OutboxId>,
 }
 
 impl ConversationActor {
@@ -226,7 +243,7 @@ impl ConversationActor {
             finished,
             idle_after,
             queue: VecDeque::new(),
-            delivering: false,
+            in_flight: None,
         }
     }
 
@@ -235,14 +252,14 @@ impl ConversationActor {
         let mut view = self.view.subscribe();
         let ended = async move { view.wait_for(|view| view.ended).await.map(drop) };
         ctx.spawn(ended.into_actor(self).map(|_, conversation, ctx| {
-            if !conversation.delivering {
+            if conversation.in_flight.is_none() {
                 ctx.stop();
             }
         }));
     }
 
     fn deliver_next(&mut self, ctx: &mut Context<Self>) {
-        if self.delivering {
+        if self.in_flight.is_some() {
             return;
         }
         if self.view.borrow().ended {
@@ -250,8 +267,8 @@ impl ConversationActor {
             return;
         }
         let Some(Deliver { send, settled }) = self.queue.pop_front() else { return };
-        self.delivering = true;
         let (outbox, operation_id) = (send.outbox, send.operation_id.clone());
+        self.in_flight = Some(outbox);
         let delivery = Delivery::new(
             Arc::clone(&self.context),
             Arc::clone(&self.view),
@@ -260,7 +277,7 @@ impl ConversationActor {
             settled,
         );
         ctx.spawn(delivery.run().into_actor(self).map(move |(), conversation, ctx| {
-            conversation.delivering = false;
+            conversation.in_flight = None;
             conversation.finished.do_send(DeliveryFinished { outbox, operation_id });
             // An invitation that failed leaves nothing to talk in: whatever comes next needs a new conversation.
             conversation.deliver_next(ctx);
@@ -274,7 +291,7 @@ impl ConversationActor {
             let stop = view.messaging.as_ref().and_then(|messaging| messaging.stop_messaging.clone());
             (view.last_activity.elapsed(), stop)
         };
-        let busy = self.delivering || !self.queue.is_empty();
+        let busy = self.in_flight.is_some() || !self.queue.is_empty();
         if idle < self.idle_after || busy {
             let rest = if busy { self.idle_after } else { self.idle_after.saturating_sub(idle) };
             ctx.run_later(rest + Duration::from_millis(100), Self::end_if_idle);
@@ -290,8 +307,11 @@ impl ConversationActor {
                     }
                 }
                 .into_actor(self)
-                .map(|result, _, _| {
+                .map(|result, conversation, _| {
                     if let Err(error) = result {
+                        if matches!(error.status(), Some(404 | 410)) {
+                            conversation.view.send_modify(|view| view.ended = true);
+                        }
                         tracing::debug!(error = %crate::error_chain(&error), "an idle conversation could not be ended");
                     }
                 }),
@@ -312,7 +332,7 @@ impl Actor for ConversationActor {
     fn stopped(&mut self, _: &mut Self::Context) {
         self.account.do_send(ConversationExited {
             number: self.number,
-            unsent: self.queue.drain(..).map(|deliver| deliver.send).collect(),
+            in_flight: self.in_flight,
             panicked: std::thread::panicking(),
         });
     }

@@ -25,9 +25,9 @@ use crate::{
         fact::{ArchiveCommit, Fact, FailureReason, OperationStatus, SendFact, SendOutcome},
         retry::{Healing, classify_invitation_failure, describe_invitation_failure},
     },
-    identifiers::{AccountId, OperationId, SessionId, SipUri},
+    identifiers::{AccountId, OperationId, OutboxId, SessionId, SipUri},
     store::{ClaimedSend, SettledSend, SharedStore, StoreError},
-    ucwa::{OutgoingInvitation, UcwaClient, UcwaError, html::plain_from_html},
+    ucwa::{OutgoingInvitation, Resource, UcwaClient, UcwaError, html::plain_from_html},
 };
 
 /// How long a conversation may take to become ready for the message: the ring time and what goes before and after it.
@@ -76,6 +76,7 @@ pub struct Delivery {
     destination: Vec<SipUri>,
     send: ClaimedSend,
     settled: oneshot::Receiver<SettledSend>,
+    gave_up: bool,
 }
 
 /// How an attempt ended.
@@ -117,24 +118,22 @@ impl Delivery {
         send: ClaimedSend,
         settled: oneshot::Receiver<SettledSend>,
     ) -> Self {
-        Self { context, view, destination, send, settled }
+        Self { context, view, destination, send, settled, gave_up: false }
     }
 
     /// Sends and commits the outcome. Does not return before the outcome is durable, unless the store is closing or
     /// the account is held elsewhere.
     pub async fn run(mut self) {
-        match self.attempt().await {
+        let attempt = self.attempt().await;
+        // A call whose outcome is not known, or a conversation that did not become ready, must not hold up what comes
+        // next: that gets a conversation of its own.
+        if self.gave_up {
+            self.view.send_modify(|view| view.ended = true);
+        }
+        match attempt {
             Attempt::Settled => {}
             Attempt::Release => {
-                if let Err(error) =
-                    self.context.store.release_claim(self.send.outbox, &self.send.operation_id).await
-                {
-                    tracing::warn!(
-                        outbox.id = self.send.outbox.0,
-                        error = %crate::error_chain(&error),
-                        "a claimed row could not be given back; it is settled at the next start"
-                    );
-                }
+                release_claim(&self.context.store, self.send.outbox, &self.send.operation_id).await;
             }
             Attempt::Outcome(outcome) => self.commit(outcome).await,
         }
@@ -161,7 +160,7 @@ impl Delivery {
         let mut asked_messaging = false;
         let mut link_was_gone = false;
         let mut called = false;
-        let mut group_invited = self.destination.len() < 2;
+        let is_group = self.send.recipients.len() > 1;
         loop {
             let now = view.borrow_and_update().clone();
             if let InvitationProgress::Failed(reason) = &now.invitation {
@@ -172,16 +171,39 @@ impl Delivery {
             }
             match Self::next_move(&now, called) {
                 Move::Say { send_message, html } => {
-                    if !group_invited {
-                        group_invited = true;
-                        if let Err(attempt) = self.invite_the_others(&mut view).await {
-                            return attempt;
+                    if is_group && !now.group_assembled {
+                        match &now.add_participant {
+                            Some(link) => {
+                                let link = link.clone();
+                                self.invite_the_others(&link, &mut view).await;
+                                continue;
+                            }
+                            // The link comes with the conversation's own event, in whatever order.
+                            None if Instant::now() < deadline => {
+                                let until = deadline.min(Instant::now() + ASK_AFTER);
+                                if tokio::time::timeout_at(until, view.changed()).await.is_err() {
+                                    self.ask_conversation(&now).await;
+                                }
+                                continue;
+                            }
+                            None => {
+                                return Self::refused(
+                                    now.href.clone(),
+                                    None,
+                                    FailureReason::default(),
+                                    "the server does not let this conversation grow into a group (no addParticipant \
+                                     link)"
+                                        .to_owned(),
+                                );
+                            }
                         }
-                        continue;
                     }
                     match self.say(&now, &send_message, html).await {
                         Ok(attempt) => return attempt,
-                        Err(error) if link_was_gone => return self.not_accepted(&error),
+                        Err(error) if link_was_gone => {
+                            self.gave_up = true;
+                            return self.not_accepted(&error);
+                        }
                         Err(_) => {
                             link_was_gone = true;
                             self.ask_messaging(&now).await;
@@ -205,6 +227,7 @@ impl Delivery {
                         Ok(Ok(())) => {}
                         Ok(Err(_)) => return Attempt::Release,
                         Err(_) if Instant::now() >= deadline => {
+                            self.gave_up = true;
                             return self.retry_or_fail(
                                 Timestamp::now(),
                                 None,
@@ -243,7 +266,7 @@ impl Delivery {
 
     /// Whether the text can travel with an invitation: it takes plain text only, and a group gets it once all are in.
     fn text_for_invitation(&self) -> Option<String> {
-        (self.destination.len() < 2 && !self.is_html()).then(|| self.send.body.clone())
+        (self.send.recipients.len() < 2 && !self.is_html()).then(|| self.send.body.clone())
     }
 
     fn is_html(&self) -> bool {
@@ -349,43 +372,54 @@ impl Delivery {
         }
     }
 
-    /// Brings the other recipients of a group in and waits until each has joined or failed.
-    async fn invite_the_others(&self, view: &mut watch::Receiver<ConversationView>) -> Result<(), Attempt> {
+    /// Brings the other recipients of a group in, and waits until each has joined or failed. Who could not be brought
+    /// in is noted in the view; the others get the message.
+    async fn invite_the_others(&self, link: &str, view: &mut watch::Receiver<ConversationView>) {
         let mut pending = Vec::new();
-        for (number, uri) in self.destination.iter().enumerate().skip(1) {
-            let Some(link) = view.borrow().add_participant.clone() else {
-                return Err(Self::refused(
-                    view.borrow().href.clone(),
-                    None,
-                    FailureReason::default(),
-                    "the server does not let this conversation grow into a group (no addParticipant link)"
-                        .to_owned(),
-                ));
-            };
+        let mut not_reached = Vec::new();
+        for (number, uri) in self.send.recipients.iter().enumerate().skip(1) {
             let operation_id = participant_operation_id(&self.send.operation_id, number);
-            let Ok(link) = self.context.client.resolve(&link) else { return Err(Attempt::Release) };
-            match self.context.client.add_participant(&link, &operation_id, uri.as_str()).await {
-                Ok(_) => pending.push((operation_id, uri.clone())),
-                Err(error) => tracing::warn!(
-                    outbox.id = self.send.outbox.0,
-                    error = %crate::error_chain(&error),
-                    "a recipient could not be invited to the group"
-                ),
+            let invited = match self.context.client.resolve(link) {
+                Ok(url) => {
+                    self.context.client.add_participant(&url, &operation_id, uri.as_str()).await.map(drop)
+                }
+                Err(error) => Err(error),
+            };
+            match invited {
+                Ok(()) => pending.push((operation_id, uri.clone())),
+                Err(error) => {
+                    tracing::warn!(
+                        outbox.id = self.send.outbox.0,
+                        error = %crate::error_chain(&error),
+                        "a recipient could not be invited to the group"
+                    );
+                    not_reached.push((uri.to_string(), crate::error_chain(&error)));
+                }
             }
         }
-        let all = view.wait_for(|view| {
-            view.ended || pending.iter().all(|(operation_id, _)| view.completed.contains_key(operation_id))
+        {
+            let all = view.wait_for(|view| {
+                view.ended
+                    || pending.iter().all(|(operation_id, _)| view.completed.contains_key(operation_id))
+            });
+            // Who has not answered after the ring time will not.
+            let _ = timeout(Duration::from_secs(40), all).await;
+        }
+        let completed = view.borrow().completed.clone();
+        for (operation_id, uri) in pending {
+            match completed.get(&operation_id) {
+                Some((OperationStatus::Success, _)) => {}
+                Some((OperationStatus::Failure, reason)) => {
+                    not_reached.push((uri.to_string(), describe_invitation_failure(reason)));
+                }
+                None => not_reached.push((uri.to_string(), "did not answer in time".to_owned())),
+            }
+        }
+        self.view.send_modify(|view| {
+            view.group_assembled = true;
+            view.multiparty = true;
+            view.not_reached = not_reached;
         });
-        // Who has not answered after the ring time will not; the others get the message.
-        let _ = timeout(Duration::from_secs(40), all).await;
-        let joined = pending
-            .iter()
-            .filter(|(operation_id, _)| {
-                matches!(view.borrow().completed.get(operation_id), Some((OperationStatus::Success, _)))
-            })
-            .count();
-        tracing::debug!(outbox.id = self.send.outbox.0, invited = pending.len(), joined, "group assembled");
-        Ok(())
     }
 
     /// Posts the text. `Err`: the link is gone, nothing was executed.
@@ -404,6 +438,8 @@ impl Delivery {
             Ok(location) => Ok(Attempt::Outcome(SendOutcome::MessageAccepted {
                 conversation_href: conversation_href.unwrap_or_default(),
                 message_href: location,
+                as_plain: self.is_html() && content_type == "text/plain",
+                not_reached: view.not_reached.clone(),
             })),
             Err(error) => match problem_of_message(&error) {
                 Problem::NotAccepted => Ok(self.not_accepted(&error)),
@@ -421,18 +457,37 @@ impl Delivery {
             .as_ref()
             .map(|messaging| messaging.href.clone())
             .or_else(|| view.messaging_href.clone());
-        let Some(href) = href else { return };
-        let Ok(url) = self.context.client.resolve(&href) else { return };
+        let Some(href) = href else {
+            self.ask_conversation(view).await;
+            return;
+        };
+        if let Some(resource) = self.read(&href).await {
+            let messaging = MessagingView::read(&href, &resource);
+            self.view.send_modify(|view| view.messaging = Some(messaging));
+        }
+    }
+
+    /// Reads the conversation because no event told of it.
+    async fn ask_conversation(&self, view: &ConversationView) {
+        let Some(href) = &view.href else { return };
+        if let Some(resource) = self.read(href).await {
+            self.view.send_modify(|view| view.read_conversation(href, &resource));
+        }
+    }
+
+    /// Reads a resource of the conversation; one that is gone ends it.
+    async fn read(&self, href: &str) -> Option<Resource> {
+        let url = self.context.client.resolve(href).ok()?;
         match self.context.client.get(&url).await {
-            Ok(resource) => {
-                let messaging = MessagingView::read(&href, &resource);
-                self.view.send_modify(|view| view.messaging = Some(messaging));
-            }
-            Err(error) if matches!(error.status(), Some(404 | 410)) => {
+            Ok(resource) => Some(resource),
+            // Without UCWA's own words it may be an application pool that is just restarting.
+            Err(error) if matches!(error.status(), Some(404 | 410)) && error.reason().is_some() => {
                 self.view.send_modify(|view| view.ended = true);
+                None
             }
             Err(error) => {
-                tracing::debug!(error = %crate::error_chain(&error), "the conversation's messaging can't be read");
+                tracing::debug!(error = %crate::error_chain(&error), "the conversation can't be read");
+                None
             }
         }
     }
@@ -446,8 +501,11 @@ impl Delivery {
             error = %crate::error_chain(error),
             "the answer to a send was lost; the event stream will tell what became of it"
         );
-        settle(&self.context, &self.send, &mut self.settled, continuity, wait, &crate::error_chain(error))
-            .await
+        let why = crate::error_chain(error);
+        let attempt = settle(&self.context, &self.send, &mut self.settled, continuity, wait, &why).await;
+        let connected = self.view.borrow().messaging.as_ref().is_some_and(|messaging| messaging.connected);
+        self.gave_up = !connected && !matches!(attempt, Attempt::Settled);
+        attempt
     }
 
     fn next_attempt_at(&self, asked: Option<Duration>) -> Timestamp {
@@ -535,6 +593,14 @@ pub(super) async fn commit_send(context: &DeliveryContext, fact: SendFact) {
                 );
                 return;
             }
+            Err(error @ StoreError::Refused { .. }) if backoff.failures() >= 3 => {
+                tracing::error!(
+                    outbox.id = outbox.0,
+                    error = %crate::error_chain(&error),
+                    "the database refuses the outcome of a send; the row stays as it is until the next start"
+                );
+                return;
+            }
             Err(error) => {
                 tracing::error!(
                     outbox.id = outbox.0,
@@ -544,6 +610,19 @@ pub(super) async fn commit_send(context: &DeliveryContext, fact: SendFact) {
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
+    }
+}
+
+/// Gives a row back that was claimed and not begun, however long the database takes.
+pub(crate) async fn release_claim(store: &SharedStore, outbox: OutboxId, operation_id: &OperationId) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    while let Err(error) = store.release_claim(outbox, operation_id).await {
+        if matches!(error, StoreError::Closing | StoreError::Refused { .. }) {
+            tracing::warn!(outbox.id = outbox.0, error = %crate::error_chain(&error), "a row stays claimed");
+            return;
+        }
+        tracing::warn!(outbox.id = outbox.0, error = %crate::error_chain(&error), "a claimed row is given back later");
+        tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 
@@ -591,7 +670,7 @@ async fn settle(
         let silence = Timestamp::now().duration_since(context.channel.parked_at());
         let asked_anew = context.channel.parked_at() >= asked_again_at
             && silence >= jiff::SignedDuration::try_from(SILENCE_COUNTS_AFTER).unwrap_or_default();
-        if !context.channel.is_failing() && asked_anew {
+        if !context.channel.is_failing() && asked_anew && context.channel.has_read_all() {
             // The channel missed nothing and tells of no such operation: the server did not take it.
             return Attempt::Outcome(retry_or_fail(
                 send,

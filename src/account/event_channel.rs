@@ -47,6 +47,7 @@ pub struct ChannelHealth {
     continuity: AtomicU64,
     answered_at_ms: AtomicI64,
     parked_at_ms: AtomicI64,
+    unread: AtomicI64,
     repoll: Notify,
 }
 
@@ -57,6 +58,7 @@ impl Default for ChannelHealth {
             continuity: AtomicU64::new(0),
             answered_at_ms: AtomicI64::new(Timestamp::now().as_millisecond()),
             parked_at_ms: AtomicI64::new(0),
+            unread: AtomicI64::new(0),
             repoll: Notify::new(),
         }
     }
@@ -83,6 +85,21 @@ impl ChannelHealth {
     pub fn parked_at(&self) -> Timestamp {
         Timestamp::from_millisecond(self.parked_at_ms.load(Ordering::Relaxed))
             .unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
+    /// Some event can no longer be read: silence about an operation proves nothing from now on.
+    pub fn lose_continuity(&self) {
+        self.continuity.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Resources that events only linked are being fetched (+) or were read (-): what they say is not known yet.
+    pub fn count_unread(&self, change: i64) {
+        self.unread.fetch_add(change, Ordering::Relaxed);
+    }
+
+    /// Everything that events linked has been read.
+    pub fn has_read_all(&self) -> bool {
+        self.unread.load(Ordering::Relaxed) == 0
     }
 
     /// Drops the parked GET and asks the same address again on another connection. Harmless, since nothing is
@@ -217,14 +234,17 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                 parameters = None;
             }
             (Step::CommitAndResume { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
-                follow.health.continuity.fetch_add(1, Ordering::Relaxed);
+                follow.health.lose_continuity();
+                if let Err(end) = follow.note_resume().await {
+                    return end;
+                }
                 return match follow.commit(&cursor, &batch, &body, received_at).await {
                     Ok(_) => ChannelEnd::Resumed,
                     Err(end) => end,
                 };
             }
             (Step::Resynchronise { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
-                follow.health.continuity.fetch_add(1, Ordering::Relaxed);
+                follow.health.lose_continuity();
                 tracing::warn!("the server asked for resync; its link is taken");
                 match follow.commit(&cursor, &batch, &body, received_at).await {
                     Ok(outcome) => dispatch = Box::pin(account.send(EventsCommitted { batch, outcome })),
@@ -237,7 +257,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                 }
             }
             (Step::QuarantineAndCommit { cursor }, Ok(answer)) => {
-                follow.health.continuity.fetch_add(1, Ordering::Relaxed);
+                follow.health.lose_continuity();
                 if let Err(end) = follow.quarantine(&answer, Some(&cursor)).await {
                     return end;
                 }
@@ -251,7 +271,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                 tokio::time::sleep(delay).await;
                 match follow.read_application().await {
                     Ok(()) => {
-                        follow.health.continuity.fetch_add(1, Ordering::Relaxed);
+                        follow.health.lose_continuity();
                         parameters = Some(follow.parameters.clone());
                     }
                     Err(Some(end)) => return end,
@@ -300,6 +320,30 @@ impl Follow {
         }
     }
 
+    /// Before the cursor of a `resume` is committed: the stretch that the server forgot is a gap, and what was being
+    /// sent can no longer be settled by events.
+    async fn note_resume(&self) -> Result<(), ChannelEnd> {
+        const WHY: &str = "the server asked to resume: it lost track of what was followed";
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            let noted = async {
+                self.store.record_gap(self.account, self.session, Timestamp::now(), WHY).await?;
+                self.store.abandon_sends(self.account, WHY).await
+            };
+            match noted.await {
+                Ok(_) => return Ok(()),
+                Err(StoreError::Fenced(_)) => return Err(ChannelEnd::Fenced),
+                Err(StoreError::Closing) => {
+                    return Err(ChannelEnd::Rediscover("the database was closed".to_owned()));
+                }
+                Err(error) => {
+                    tracing::warn!(error = %crate::error_chain(&error), "a resume can't be noted; trying again");
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+            }
+        }
+    }
+
     /// Stores what a batch carries with the cursor, however long the database takes; until then nothing is
     /// acknowledged.
     async fn commit(
@@ -312,6 +356,7 @@ impl Follow {
         // A payload that breaks the interpreter must not break the account again and again.
         let facts = std::panic::catch_unwind(AssertUnwindSafe(|| interpret_batch(batch, body)))
             .unwrap_or_else(|_| {
+                self.health.lose_continuity();
                 tracing::error!(
                     "an event-channel response could not be interpreted; it is in event_quarantine"
                 );
@@ -362,7 +407,9 @@ impl Follow {
                     return Ok(outcome);
                 }
                 Err(StoreError::Fenced(_)) => return Err(ChannelEnd::Fenced),
-                Err(StoreError::Closing) => return Err(ChannelEnd::Requested),
+                Err(StoreError::Closing) => {
+                    return Err(ChannelEnd::Rediscover("the database was closed".to_owned()));
+                }
                 Err(error @ StoreError::Refused { .. }) if backoff.failures() < 3 => {
                     tracing::error!(error = %crate::error_chain(&error), "the database refused a batch of events");
                     tokio::time::sleep(backoff.next_delay()).await;
@@ -372,6 +419,7 @@ impl Follow {
                         error = %crate::error_chain(&error),
                         "the database refuses a batch of events; its raw text goes to event_quarantine"
                     );
+                    self.health.lose_continuity();
                     commit.facts = vec![Fact::Quarantined(Quarantined {
                         reason: format!(
                             "the database refused what was read from it: {}",

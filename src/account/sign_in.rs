@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use secrecy::SecretString;
 use url::Url;
 
@@ -108,7 +109,19 @@ pub async fn sign_in(
     progress(SignInStep::Application);
     let (session, application, resumed) = match environment.store.open_session(account.id).await? {
         Some(session) => match resume(&client, &session).await? {
-            Resumed::Application(application) => (session, *application, true),
+            Resumed::Application(application) => {
+                // Before the channel is followed again, which would make the session look followed until now.
+                environment
+                    .store
+                    .record_gap(
+                        account.id,
+                        session.id,
+                        Timestamp::now(),
+                        "the relay was not following the event channel",
+                    )
+                    .await?;
+                (session, *application, true)
+            }
             Resumed::Gone(reason) => {
                 create(environment, account, &client, &signed_in.applications, &reason).await?
             }
@@ -177,6 +190,12 @@ async fn create(
         .events
         .clone()
         .ok_or_else(|| SignInFailure::Temporary("the new application has no events link".to_owned(), None))?;
+    // The events of an earlier application never come again.
+    let why = if reason_for_previous.is_empty() { "the account was signed out" } else { reason_for_previous };
+    let abandoned = environment.store.abandon_sends(account.id, why).await?;
+    if abandoned > 0 {
+        tracing::warn!(abandoned, "rows of the outbox were being sent; nobody can tell what became of them");
+    }
     let session = environment
         .store
         .begin_session(account.id, application.href.as_str(), events.as_str(), reason_for_previous)

@@ -3,14 +3,18 @@
 //! Actors post; one task writes. Only the newest state of an account matters, so what piles up behind a slow database
 //! is at most one state for each account.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
 
 use crate::{
+    account::backoff::Backoff,
     identifiers::AccountId,
-    store::{AccountState, SharedStore},
+    store::{AccountState, SharedStore, StoreError},
 };
 
 /// What an account is doing, with a sentence for the operator.
@@ -49,27 +53,48 @@ async fn write_states(
     node: String,
 ) {
     let mut written: HashMap<AccountId, PublishedState> = HashMap::new();
+    // Claims of the outbox depend on these states: what could not be written is written later.
+    let mut waiting: BTreeMap<AccountId, PublishedState> = BTreeMap::new();
     let mut received = Vec::new();
-    while inbox.recv_many(&mut received, 1024).await > 0 {
-        let newest: BTreeMap<AccountId, PublishedState> = received.drain(..).collect();
-        let changed: Vec<_> =
-            newest.into_iter().filter(|(account, state)| written.get(account) != Some(state)).collect();
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    let mut open = true;
+    while open || !waiting.is_empty() {
+        let retry = tokio::time::sleep(backoff.next_delay());
+        tokio::select! {
+            count = inbox.recv_many(&mut received, 1024), if open => open = count > 0,
+            () = retry, if !waiting.is_empty() => {}
+        }
+        waiting.extend(received.drain(..));
+        waiting.retain(|account, state| written.get(account) != Some(state));
+        let changed: Vec<_> = std::mem::take(&mut waiting).into_iter().collect();
         let results = join_all(changed.iter().map(|(account, published)| {
             store.record_state(*account, published.state, published.detail.as_deref(), &node)
         }))
         .await;
+        let mut closing = false;
         for ((account, state), result) in changed.into_iter().zip(results) {
             match result {
                 Ok(()) => {
+                    backoff.reset();
                     written.insert(account, state);
                 }
-                Err(error) => tracing::warn!(
-                    account.id = account.0,
-                    state = state.state.as_str(),
-                    error = %crate::error_chain(&error),
-                    "the account's state could not be written to account_status"
-                ),
+                Err(error) => {
+                    tracing::warn!(
+                        account.id = account.0,
+                        state = state.state.as_str(),
+                        error = %crate::error_chain(&error),
+                        "the account's state could not be written to account_status"
+                    );
+                    closing |= matches!(error, StoreError::Closing);
+                    waiting.insert(account, state);
+                }
             }
+        }
+        if closing {
+            return;
+        }
+        if waiting.is_empty() {
+            backoff.reset();
         }
     }
 }

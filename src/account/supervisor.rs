@@ -8,12 +8,12 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use jiff::Timestamp;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::oneshot;
 
 use crate::{
     account::{
         AccountEnvironment,
-        actor::{AccountActor, AccountExited, ExitReason, StopAccount},
+        actor::{AccountActor, AccountExited, ExitReason, StopAccount, end_open_session},
         backoff::Backoff,
     },
     identifiers::AccountId,
@@ -39,7 +39,7 @@ pub struct StopAll(pub oneshot::Sender<()>);
 #[derive(Debug)]
 enum Life {
     /// An actor runs.
-    Running { address: Addr<AccountActor>, since: Instant },
+    Running { address: Addr<AccountActor> },
     /// The next life begins at a time.
     Waiting(SpawnHandle),
     /// No life begins before the row changes.
@@ -157,10 +157,17 @@ impl AccountSupervisor {
                 supervised.life = Life::Stopping;
             }
             Life::Waiting(timer) => {
+                // Only a sign-in leads to the application that an earlier life left.
                 ctx.cancel_future(*timer);
+                self.begin_life(id, ctx);
+                self.sign_out(id, why, ctx);
+            }
+            Life::Parked => {
+                // Its credentials are refused or something else is wrong for good: the server expires the application.
+                let (store, reason) = (Arc::clone(&self.environment.store), why.to_owned());
+                ctx.spawn(async move { end_open_session(&store, id, &reason).await }.into_actor(self));
                 self.forget(id, why);
             }
-            Life::Parked => self.forget(id, why),
             Life::Stopping => {}
         }
     }
@@ -181,7 +188,7 @@ impl AccountSupervisor {
             ctx.address().recipient(),
         )
         .start();
-        supervised.life = Life::Running { address, since: Instant::now() };
+        supervised.life = Life::Running { address };
     }
 
     /// Waits and begins the next life.
@@ -210,9 +217,7 @@ impl AccountSupervisor {
         if supervised.number != exited.life {
             return;
         }
-        if let Life::Running { since, .. } = supervised.life
-            && since.elapsed() > HEALTHY_AFTER
-        {
+        if exited.online_for > HEALTHY_AFTER {
             supervised.backoff.reset();
         }
         let asked_to_stop = matches!(supervised.life, Life::Stopping);

@@ -378,6 +378,10 @@ pub enum SendOutcome {
         conversation_href: String,
         /// `Location` of the message, if the server gave one.
         message_href: Option<String>,
+        /// HTML was sent as its plain rendition, because the conversation takes nothing else.
+        as_plain: bool,
+        /// Recipients of a group that could not be brought in, and why.
+        not_reached: Vec<(String, String)>,
     },
     /// The server answered 201 to `startMessaging` or `addMessaging`: the text travels with the invitation.
     InvitationAccepted {

@@ -132,7 +132,7 @@ impl Mentioned<'_> {
                 self.keys.outbox.insert(fact.outbox);
                 self.operation(Some(&fact.operation_id));
                 match &fact.outcome {
-                    SendOutcome::MessageAccepted { conversation_href, message_href } => {
+                    SendOutcome::MessageAccepted { conversation_href, message_href, .. } => {
                         self.conversation(conversation_href);
                         if let Some(href) = message_href {
                             self.message(href);

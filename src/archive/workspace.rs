@@ -36,6 +36,8 @@ pub struct RuleSettings {
     pub retry: RetryPolicy,
     /// `outbox.max_attempts`, for rows without a limit of their own.
     pub max_attempts: i64,
+    /// `outbox.uncertain` is `retry`.
+    pub retry_uncertain: bool,
 }
 
 /// The highest id that each table has given out.

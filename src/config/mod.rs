@@ -99,6 +99,7 @@ impl Config {
                 plain_from_html: crate::ucwa::html::plain_from_html,
                 retry: RetryPolicy { base: self.outbox.retry_base, cap: self.outbox.retry_max },
                 max_attempts: i64::from(self.outbox.max_attempts.get()),
+                retry_uncertain: self.outbox.uncertain == UncertainPolicy::Retry,
             },
         }
     }

@@ -4,14 +4,14 @@
 //! that has none under way, and gives each to the account's actor. It never waits for an account: a row that an
 //! account can't take now goes back unsent.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    account::{Directory, actor::Relay, backoff::Backoff},
+    account::{Directory, actor::Relay, backoff::Backoff, delivery::release_claim},
     store::{ClaimSettings, ClaimedSend, SharedStore},
 };
 
@@ -92,9 +92,10 @@ impl Dispatcher {
             refused.iter().map(|(outbox, operation_id)| self.store.release_claim(*outbox, operation_id)),
         )
         .await;
-        for ((outbox, _), result) in refused.iter().zip(results) {
-            if let Err(error) = result {
-                tracing::warn!(outbox.id = outbox.0, error = %crate::error_chain(&error), "a row stays claimed");
+        for ((outbox, operation_id), result) in refused.iter().cloned().zip(results) {
+            if result.is_err() {
+                let store = Arc::clone(&self.store);
+                tokio::spawn(async move { release_claim(&store, outbox, &operation_id).await });
             }
         }
         refused.len()

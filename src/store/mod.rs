@@ -395,6 +395,9 @@ pub trait ArchiveStore: Send + Sync {
         event_cursor: &str,
         reason_for_previous: &str,
     ) -> Result<Session, StoreError>;
+    /// The event stream can no longer tell what became of this account's rows in state `sending`, in words: they become
+    /// `uncertain`, or `queued` once more where `outbox.uncertain` says so. Returns how many.
+    async fn abandon_sends(&self, account: AccountId, why: &str) -> Result<u64, StoreError>;
     /// Ends a session with a reason in words, its open conversations and stays with it.
     async fn end_session(
         &self,
@@ -414,7 +417,8 @@ pub trait ArchiveStore: Send + Sync {
     ) -> Result<(), StoreError>;
     /// Stores facts and cursor in one transaction. Applying the same commit again changes nothing (G2).
     async fn commit(&self, commit: ArchiveCommit) -> Result<CommitOutcome, StoreError>;
-    /// What a session still has to fetch, for an account that takes up its work again.
+    /// What a session still has to fetch, for an account that takes up its work again: linked resources, and incoming
+    /// invitations of the last minute that were not answered.
     async fn unfetched(&self, account: AccountId, session: SessionId) -> Result<Vec<Fetch>, StoreError>;
     /// Conversations of a session that have not ended.
     async fn open_conversations(

@@ -52,7 +52,6 @@ impl Workspace {
         applying: &mut Applying,
         fact: &ConversationFact,
     ) {
-        let is_new = self.conversations.by_resource(applying.session, &fact.href).is_none();
         let place = self.mention_conversation(applying, &fact.href);
         let row = self.conversations.get_mut(place);
         replace(&mut row.thread_id, fact.thread_id.as_ref());
@@ -75,7 +74,8 @@ impl Workspace {
         if !fact.link_only {
             row.awaiting_fetch = false;
             applying.fetched(FetchedResource::Conversation, &fact.href);
-        } else if row.ended_at.is_none() && (is_new || row.awaiting_fetch) {
+        } else if row.ended_at.is_none() {
+            // Something about it changed, and only the resource says what.
             row.awaiting_fetch = true;
             applying.fetch(FetchedResource::Conversation, &fact.href, None);
         }

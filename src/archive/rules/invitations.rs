@@ -9,8 +9,8 @@ use crate::{
     archive::{
         Workspace,
         fact::{
-            Direction, FetchedResource, InvitationAnswered, InvitationFact, InvitationKind, OperationStatus,
-            Phase,
+            Direction, FetchedResource, InvitationAction, InvitationAnswered, InvitationFact, InvitationKind,
+            OperationStatus, Phase,
         },
         retry::{Healing, classify_invitation_failure},
         row::{Awaiting, InvitationRow, MessageSource, MessageStatus},
@@ -67,7 +67,6 @@ impl Workspace {
     }
 
     pub(in crate::archive) fn apply_invitation(&mut self, applying: &mut Applying, fact: &InvitationFact) {
-        let is_new = self.invitations.by_resource(applying.session, &fact.href).is_none();
         let place = self.mention_invitation(applying, &fact.href, fact.kind);
         let row = self.invitations.get_mut(place);
         row.kind = fact.kind;
@@ -83,8 +82,8 @@ impl Workspace {
         if !fact.link_only {
             row.awaiting_fetch = false;
             applying.fetched(FetchedResource::Invitation(fact.kind), &fact.href);
-        } else if is_new || row.awaiting_fetch || (row.conversation.is_none() && row.state.is_none()) {
-            // The answer to our own request knows the address and nothing else.
+        } else {
+            // Something about it changed, and only the resource says what.
             row.awaiting_fetch = true;
             applying.fetch(
                 FetchedResource::Invitation(fact.kind),
@@ -168,6 +167,9 @@ impl Workspace {
                 .unwrap_or_default(),
         };
         let row = self.invitations.get_mut(place);
+        if row.direction == Some(Direction::Outgoing) {
+            row.from_uri.get_or_insert_with(|| applying.account_uri.as_str().to_owned());
+        }
         fill(&mut row.from_uri, sender.uri.as_ref());
         fill(&mut row.from_name, sender.name.as_ref());
         let (direction, said_already) = (row.direction, row.message.is_some());
@@ -203,13 +205,33 @@ impl Workspace {
         }
         let row = self.invitations.get_mut(place);
         row.finished_at.get_or_insert(applying.at);
+        // The resource may be gone by now; the event alone says how it ended.
+        let open = row.state.as_ref().is_none_or(|state| state.eq_ignore_ascii_case("Connecting"));
+        match fact.status {
+            Some(OperationStatus::Success) if open => row.state = Some("Connected".to_owned()),
+            Some(OperationStatus::Failure) if open => row.state = Some("Failed".to_owned()),
+            _ => {}
+        }
+        if fact.status == Some(OperationStatus::Success) && row.direction == Some(Direction::Incoming) {
+            // It is connected here, though the answer to our own acceptance may have been lost.
+            row.action.get_or_insert(InvitationAction::Accepted);
+        }
         if let Some(reason) = &fact.reason {
             replace(&mut row.code, reason.code.as_ref());
             replace(&mut row.subcode, reason.subcode.as_ref());
         }
         if fact.status == Some(OperationStatus::Failure) {
             row.reason.get_or_insert_with(|| sentence(fact.reason.as_ref()));
+            if fact.kind != InvitationKind::Participant
+                && let (Some(reason), Some(conversation)) = (&fact.reason, row.conversation)
+                && let Some(conversation) = self.conversations.by_id(conversation)
+            {
+                let conversation = self.conversations.get_mut(conversation);
+                fill(&mut conversation.end_code, reason.code.as_ref());
+                fill(&mut conversation.end_subcode, reason.subcode.as_ref());
+            }
         }
+        let row = self.invitations.get(place);
         // Not accepted here: no repetition of the text will come.
         if fact.status != Some(OperationStatus::Success)
             && let Some(message) = row.message.and_then(|id| self.messages.by_id(id))

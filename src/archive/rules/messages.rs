@@ -473,6 +473,15 @@ impl Workspace {
         place
     }
 
+    /// Our HTML went out as its plain rendition, because the conversation takes nothing else.
+    pub(super) fn said_as_plain(&mut self, place: usize) {
+        let row = self.messages.get_mut(place);
+        if !row.is_chained() {
+            row.body_html = None;
+            "text/plain".clone_into(&mut row.content_type);
+        }
+    }
+
     fn unclaimed_event(&self, conversation: ConversationId) -> Option<usize> {
         let unclaimed: Vec<usize> = self
             .messages

@@ -61,12 +61,22 @@ impl Workspace {
         }
         let operation = &fact.operation_id;
         match &fact.outcome {
-            SendOutcome::MessageAccepted { conversation_href, message_href } => {
+            SendOutcome::MessageAccepted { conversation_href, message_href, as_plain, not_reached } => {
                 let conversation = self.mention_conversation(applying, conversation_href);
                 let conversation = self.conversations.get(conversation).id;
                 let message =
                     self.message_accepted(applying, send, operation, conversation, message_href.as_deref());
+                if *as_plain {
+                    self.said_as_plain(message);
+                }
                 self.send_accepted(applying, send, operation, false);
+                if !not_reached.is_empty() {
+                    let uris: Vec<&str> = not_reached.iter().map(|(uri, _)| uri.as_str()).collect();
+                    let words: Vec<String> =
+                        not_reached.iter().map(|(uri, why)| format!("{uri} ({why})")).collect();
+                    self.messages.get_mut(message).failed_recipients = Some(uris.join(";"));
+                    self.outbox.get_mut(send).last_error = Some(format!("not reached: {}", words.join(", ")));
+                }
                 match self.messages.get(message).status {
                     MessageStatus::Delivered => {
                         self.send_completed(applying, send, operation, OperationStatus::Success, None, None);
@@ -101,9 +111,8 @@ impl Workspace {
                     Outcome { http_status: *http_status, reason: Some(reason), detail: Some(error) };
                 self.close_attempt(applying, operation, OutboxState::Queued, outcome);
                 let state = self.outbox.get(send).state;
-                if self.is_current(send, operation)
-                    && matches!(state, OutboxState::Sending | OutboxState::Failed)
-                {
+                // What events have failed meanwhile is the later news.
+                if self.is_current(send, operation) && state == OutboxState::Sending {
                     self.withdraw_message(send, operation);
                     let row = self.outbox.get_mut(send);
                     row.state = OutboxState::Queued;
@@ -236,7 +245,12 @@ impl Workspace {
                 row.next_attempt_at = None;
                 row.last_code = None;
                 row.last_subcode = None;
-                row.last_error = failed_recipients.map(|who| format!("not delivered to {who}"));
+                // Who could not be brought into the group stays unreached, though the others have it.
+                if let Some(who) = failed_recipients {
+                    row.last_error = Some(format!("not delivered to {who}"));
+                } else if !row.last_error.as_ref().is_some_and(|error| error.starts_with("not reached: ")) {
+                    row.last_error = None;
+                }
                 applying.settled(SettledSend {
                     outbox: row.id,
                     operation_id: operation.clone(),

@@ -2,7 +2,7 @@
 //! [`super::writer`].
 
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
@@ -168,6 +168,53 @@ impl ArchiveStore for SqliteStore {
         .transpose()
     }
 
+    async fn abandon_sends(&self, account: AccountId, why: &str) -> Result<u64, StoreError> {
+        let rules = self.rules;
+        let error = format!("nobody can tell whether the server took it: {why}");
+        self.writer
+            .run("giving up unsettled sends", true, move |connection| {
+                Box::pin(async move {
+                    let failed = failed("giving up unsettled sends");
+                    let now = time_text(Timestamp::now());
+                    sqlx::query(
+                        "UPDATE outbox_attempts
+                            SET outcome = 'uncertain', finished_at = ?2, detail = ?3
+                          WHERE finished_at IS NULL
+                            AND operation_id IN (SELECT operation_id FROM outbox INDEXED BY outbox_sending
+                                                  WHERE account_id = ?1 AND state = 'sending')",
+                    )
+                    .bind(account.0)
+                    .bind(&now)
+                    .bind(&error)
+                    .execute(&mut *connection)
+                    .await
+                    .map_err(&failed)?;
+                    let done = sqlx::query(
+                        "UPDATE outbox
+                            SET state = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN 'queued'
+                                             ELSE 'uncertain' END,
+                                finished_at = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN NULL
+                                                   ELSE ?2 END,
+                                last_code = NULL, last_subcode = NULL,
+                                last_error = CASE WHEN ?4 THEN ?3 || '; sent again, so the recipient may get it twice'
+                                                  ELSE ?3 END,
+                                updated_at = ?2, revision = revision + 1
+                          WHERE account_id = ?1 AND state = 'sending'",
+                    )
+                    .bind(account.0)
+                    .bind(&now)
+                    .bind(&error)
+                    .bind(rules.retry_uncertain)
+                    .bind(rules.max_attempts)
+                    .execute(&mut *connection)
+                    .await
+                    .map_err(&failed)?;
+                    Ok(done.rows_affected())
+                })
+            })
+            .await
+    }
+
     async fn begin_session(
         &self,
         account: AccountId,
@@ -323,7 +370,11 @@ impl ArchiveStore for SqliteStore {
              UNION ALL
              SELECT 1, i.href, c.href, i.kind, i.id
                FROM invitations i LEFT JOIN conversations c ON c.id = i.conversation_id
-              WHERE i.awaiting = 'fetch' AND i.account_id = ?1 AND i.session_id = ?2
+              WHERE i.account_id = ?1 AND i.session_id = ?2
+                AND (i.awaiting = 'fetch'
+                     -- A call that rang when the last life ended may still be answered.
+                     OR (i.direction = 'incoming' AND i.action IS NULL AND i.finished_at IS NULL
+                         AND i.kind <> 'participant' AND i.started_at >= ?3))
              UNION ALL
              SELECT 2, c.href, NULL, NULL, c.id
                FROM conversations c
@@ -336,6 +387,7 @@ impl ArchiveStore for SqliteStore {
         )
         .bind(account.0)
         .bind(session.0)
+        .bind(time_text(Timestamp::now() - SignedDuration::from_secs(60)))
         .fetch_all(&self.readers)
         .await
         .map_err(&failed)?;
