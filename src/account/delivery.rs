@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::{
     sync::{oneshot, watch},
     time::{Instant, timeout},
@@ -548,7 +548,7 @@ impl Delivery {
 fn next_attempt_at(context: &DeliveryContext, send: &ClaimedSend, asked: Option<Duration>) -> Timestamp {
     let now = Timestamp::now();
     let ours = context.settings.retry.next_attempt(now, send.attempt, rand::random());
-    let theirs = asked.and_then(|asked| now.checked_add(jiff::SignedDuration::try_from(asked).ok()?).ok());
+    let theirs = asked.and_then(|asked| now.checked_add(SignedDuration::try_from(asked).ok()?).ok());
     theirs.map_or(ours, |theirs| theirs.max(ours))
 }
 
@@ -667,9 +667,11 @@ async fn settle(
         if context.channel.continuity() != continuity {
             return uncertain(context, send, "events may have been missed since it was sent", why);
         }
-        let silence = Timestamp::now().duration_since(context.channel.parked_at());
+        // A GET that was begun since would have brought the event, or still waits for it.
+        let listened = Timestamp::now().duration_since(asked_again_at);
         let asked_anew = context.channel.parked_at() >= asked_again_at
-            && silence >= jiff::SignedDuration::try_from(SILENCE_COUNTS_AFTER).unwrap_or_default();
+            && listened >= SignedDuration::try_from(SILENCE_COUNTS_AFTER).unwrap_or_default();
+        tracing::debug!(outbox.id = send.outbox.0, asked_anew, failing = context.channel.is_failing(), read_all = context.channel.has_read_all(), "settling");
         if !context.channel.is_failing() && asked_anew && context.channel.has_read_all() {
             // The channel missed nothing and tells of no such operation: the server did not take it.
             return Attempt::Outcome(retry_or_fail(
