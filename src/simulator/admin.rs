@@ -12,12 +12,47 @@
 //! | `POST /traffic` `{"running"?,"messages_per_second"?}` | starts, stops or changes the traffic |
 //! | `POST /forget-application` `{"account"}` | the server forgets the account's applications |
 //! | `POST /expire-tokens` `{"account"}` | the account's tokens are valid no longer |
+//! | `POST /fault` | switches a fault on: `{"id"}`; see below |
+//! | `GET /faults` | every fault with its `id`, how often it has `struck`, and how often it will yet (`remaining`) |
+//! | `DELETE /faults`, `DELETE /faults?id=N` | switches all of them off, or one |
 //!
 //! Bodies are JSON. A request that cannot be carried out is answered with `{"error"}`.
+//!
+//! # Faults
+//!
+//! A fault is one flat object: `{"account"?, "operation"?, "fault", "count"?, "share"?, ...}`. Without `account` it
+//! concerns all of them, without `operation` every request. It strikes `count` times; once where neither `count` nor
+//! `share` is given; with a `share` alone without end, in that share of the requests, by the seed.
+//!
+//! `operation` is one of `any`, `discovery`, `user`, `token`, `applications`, `application`, `makeMeAvailable`,
+//! `reportMyActivity`, `events`, `batch`, `startMessaging`, `addMessaging`, `addParticipant`, `accept`, `decline`,
+//! `invitation`, `sendMessage`, `stopMessaging`, `messaging`, `participant`, `message`, `conversation`,
+//! `conversations`, `conversationLogs`, `people`, `other`.
+//!
+//! | `fault` | with | what happens |
+//! | --- | --- | --- |
+//! | `cut_before`, `cut_after`, `cut_midway` | | the connection ends before the request is carried out; after that; in the middle of the answer's body |
+//! | `delay`, `delay_after` | `ms` | the request waits before it is carried out; its answer waits |
+//! | `expired_token` | | 401 with the challenge; the token is valid no longer |
+//! | `status` | `status`, `subcode`?, `body`? (`ucwa`, `html`, `empty`, `oauth`), `retry_after`?, `retry_after_as_date`?, `challenge`?, `diagnostics`?, `executed`? | any other answer; with `executed` after the request was carried out |
+//! | `pget_replaced` | | 409 `PGetReplaced` |
+//! | `application_not_found`, `inactive_application_expired`, `too_many_applications` | `keep`? | 404 or 410; the application ends unless `keep` |
+//! | `redirect` | `location`, `status`? | 302 or another |
+//! | `truncated_xml`, `malformed_xml`, `invalid_utf8`, `doctype`, `endless_body` | | the answer's body is spoilt |
+//! | `huge_body` | `bytes`? | the answer's body is valid and long, 32 MiB by default |
+//! | `wrong_content_type` | `content_type`? | the answer says it is something else, `text/html` by default |
+//! | `resync`, `no_link` | | `events`: 200 with `resync` and no events; a package without a link to go on with |
+//! | `resume` | `lose_conversations`? | `events`: what no package holds yet is lost (the ledger says `expired`) |
+//! | `unknown_things`, `link_only`, `odd_order`, `aggregate` | | `events`: the next package that can show it does |
+//! | `early_events` | | an operation's events come before its answer |
+//!
+//! What is carried out counts in the ledger although its answer is lost; a package whose answer was lost or spoilt is
+//! not acknowledged and comes again byte by byte. A parked GET on `events` is struck as soon as the fault is switched
+//! on, unless the fault waits for an answer.
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -25,7 +60,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{CallRequest, LedgerSnapshot, Simulator};
+use super::{CallRequest, Fault, LedgerSnapshot, Simulator};
 
 #[derive(Deserialize)]
 struct SayRequest {
@@ -52,6 +87,11 @@ struct AccountRequest {
     account: String,
 }
 
+#[derive(Deserialize)]
+struct FaultQuery {
+    id: Option<u64>,
+}
+
 fn refuse(error: &super::Refused) -> Response {
     (StatusCode::CONFLICT, Json(json!({ "error": error.to_string() }))).into_response()
 }
@@ -76,6 +116,8 @@ pub(crate) fn router(simulator: Simulator) -> Router {
         .route("/traffic", post(traffic))
         .route("/forget-application", post(forget_application))
         .route("/expire-tokens", post(expire_tokens))
+        .route("/fault", post(inject))
+        .route("/faults", get(faults).delete(clear_faults))
         .with_state(simulator)
 }
 
@@ -139,4 +181,17 @@ async fn forget_application(
 
 async fn expire_tokens(State(simulator): State<Simulator>, Json(request): Json<AccountRequest>) -> Response {
     done(simulator.expire_tokens(&request.account).map(|()| json!({})))
+}
+
+async fn inject(State(simulator): State<Simulator>, Json(fault): Json<Fault>) -> Response {
+    done(simulator.inject(fault).map(|id| json!({ "id": id })))
+}
+
+async fn faults(State(simulator): State<Simulator>) -> Response {
+    Json(simulator.faults()).into_response()
+}
+
+async fn clear_faults(State(simulator): State<Simulator>, Query(query): Query<FaultQuery>) -> Response {
+    simulator.clear_faults(query.id);
+    Json(json!({})).into_response()
 }

@@ -18,6 +18,7 @@ use super::{
         new_leg, place_call, show_typing,
     },
     correspondent,
+    fault::{FaultKind, Faults, Operation},
     ledger::{MessageKind, OutgoingEntry, OutgoingState},
     leg::{Direction, Leg, Message, participant_resource},
     payload::{Failure, Input, Link, Resource, decode_data_uri},
@@ -64,13 +65,21 @@ fn too_large() -> Failure {
     Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "None", "The message is too long.")
 }
 
+fn events_come_early(server: &Server, application: &Application, operation: Operation) -> bool {
+    let early = |kind: &FaultKind| *kind == FaultKind::EarlyEvents;
+    Faults::claim_within(server, &application.account, operation, early).is_some()
+        || server.dice.chance(server.settings.early_event_share)
+}
+
 /// Lets an operation's events come after its answer, or before it in the share that the settings ask for.
 async fn answer_around(
     server: &Arc<Server>,
+    application: &Application,
+    operation: Operation,
     answer: Reply,
     events: impl FnOnce(&Arc<Server>) + Send + 'static,
 ) -> Reply {
-    if server.dice.chance(server.settings.early_event_share) {
+    if events_come_early(server, application, operation) {
         events(server);
         tokio::time::sleep(ANSWER_AFTER_EVENTS).await;
     } else {
@@ -182,7 +191,7 @@ async fn start_messaging(
         place_call(server, &conversation, &mut hub, 0, invite)?
     };
     let events = move |server: &Arc<Server>| announce(server, &conversation, number, true);
-    Ok(answer_around(server, created(&location), events).await)
+    Ok(answer_around(server, application, Operation::StartMessaging, created(&location), events).await)
 }
 
 /// `communication/conversations` and what is below it.
@@ -394,7 +403,7 @@ async fn add_messaging(
         place_call(server, &conversation, &mut hub, seat, invite)?
     };
     let events = move |server: &Arc<Server>| announce(server, &conversation, number, false);
-    Ok(answer_around(server, created(&location), events).await)
+    Ok(answer_around(server, application, Operation::AddMessaging, created(&location), events).await)
 }
 
 async fn send_message(
@@ -426,7 +435,7 @@ async fn send_message(
     let encoding = charset.and_then(|label| encoding_rs::Encoding::for_label(label.as_bytes()));
     let (text, _, _) = encoding.unwrap_or(encoding_rs::UTF_8).decode(&exchange.body);
     let text = text.into_owned();
-    let early = server.dice.chance(server.settings.early_event_share);
+    let early = events_come_early(server, application, Operation::SendMessage);
     let conversation = Arc::clone(&application.lock().leg(id)?.conversation);
     let location = {
         let mut hub = conversation.hub();
@@ -515,5 +524,5 @@ pub(crate) async fn add_to_conversation(
     };
     let this = Arc::clone(conversation);
     let events = move |server: &Arc<Server>| announce(server, &this, number, false);
-    Ok(answer_around(server, created(&location), events).await)
+    Ok(answer_around(server, application, Operation::AddParticipant, created(&location), events).await)
 }

@@ -19,6 +19,7 @@
 //! | `timers` | everything that happens later |
 //! | `ledger` | what was delivered and accepted |
 //! | `admin` | the control API; its module lists the requests |
+//! | `fault` | what goes wrong on request |
 //! | `batch` | several requests in one |
 //!
 //! The ledger's promise: a message to an account is `acknowledged` when a GET has asked for the package after the
@@ -31,6 +32,7 @@ mod batch;
 mod conversation;
 pub mod correspondent;
 mod event_channel;
+mod fault;
 mod group;
 mod ledger;
 mod leg;
@@ -49,6 +51,7 @@ use tokio::{net::TcpListener, time::Instant};
 use tokio_util::task::TaskTracker;
 
 pub use conversation::ConversationPhase;
+pub use fault::{Fault, FaultKind, FaultState, Operation, Refusal, RefusalBody};
 pub use ledger::{
     IncomingEntry, IncomingState, LedgerCounters, LedgerSnapshot, MessageKind, OutgoingEntry, OutgoingState,
 };
@@ -475,8 +478,7 @@ impl Simulator {
     ///
     /// If there is no such account.
     pub fn forget_application(&self, account: &str) -> Result<usize, Refused> {
-        let uri = with_scheme(account);
-        let account = self.server.accounts.get(&uri).ok_or(Refused::NoSuchAccount(uri))?;
+        let account = self.account_named(account)?;
         let applications = account.living_applications();
         for application in &applications {
             application::end(&self.server, application, Failure::application_not_found());
@@ -490,10 +492,53 @@ impl Simulator {
     ///
     /// If there is no such account.
     pub fn expire_tokens(&self, account: &str) -> Result<(), Refused> {
-        let uri = with_scheme(account);
-        let account = self.server.accounts.get(&uri).ok_or(Refused::NoSuchAccount(uri))?;
+        let account = self.account_named(account)?;
         self.server.tokens.revoke(&account.uri);
         Ok(())
+    }
+
+    /// Switches a fault on; gives its number.
+    ///
+    /// # Errors
+    ///
+    /// If the fault names an account that does not exist.
+    pub fn inject(&self, fault: Fault) -> Result<u64, Refused> {
+        let account = match &fault.account {
+            None => None,
+            Some(name) => Some(self.account_named(name)?.uri.clone()),
+        };
+        let id = self.server.faults.inject(Fault { account, ..fault });
+        // A parked GET looks again, in case the fault concerns its channel.
+        for account in &self.server.account_list {
+            for application in account.living_applications() {
+                application.lock().channel.wake();
+            }
+        }
+        Ok(id)
+    }
+
+    /// Every fault that is switched on, and the last ones that have struck as often as they should.
+    pub fn faults(&self) -> Vec<FaultState> {
+        self.server.faults.states()
+    }
+
+    /// How often a fault has struck; 0 if it is not known any more.
+    pub fn struck(&self, fault: u64) -> u64 {
+        self.faults().iter().find(|state| state.id == fault).map_or(0, |state| state.struck)
+    }
+
+    /// Switches one fault off, or all of them.
+    pub fn clear_faults(&self, fault: Option<u64>) {
+        self.server.faults.clear(fault);
+    }
+
+    /// An account by its address, with or without `sip:` and domain.
+    fn account_named(&self, name: &str) -> Result<&Arc<application::Account>, Refused> {
+        let mut uri = with_scheme(name);
+        if !uri.contains('@') {
+            uri = format!("{uri}@{}", self.server.settings.domain.to_lowercase());
+        }
+        self.server.accounts.get(&uri).ok_or(Refused::NoSuchAccount(uri))
     }
 
     /// Closes the ports and cuts every connection.

@@ -1,8 +1,8 @@
 //! The HTTP side: the accept loop, one request from its bytes to its answer, and the table of addresses.
 //!
 //! Owns [`Server`], the state that all parts share. HTTP/1.1 and HTTP/2 with prior knowledge are spoken on one
-//! port. Every request passes through [`exchange_over_http`], which may end the connection instead of answering:
-//! the place for faults, before the request is carried out or after it.
+//! port. Every request passes through [`exchange_over_http`] and from there through [`fault::carry_out`], which may
+//! spoil the answer or end the connection in place of one.
 
 use std::{
     collections::HashMap,
@@ -35,7 +35,7 @@ use super::{
     application::{Account, Application},
     conversation,
     conversation::Conversation,
-    event_channel,
+    event_channel, fault,
     ledger::Ledger,
     messaging,
     payload::{Failure, Format, Resource},
@@ -96,6 +96,7 @@ pub(crate) struct Server {
     pub(crate) ledger: Ledger,
     pub(crate) timers: Timers,
     pub(crate) traffic: Traffic,
+    pub(crate) faults: fault::Faults,
     pub(crate) closing: CancellationToken,
     /// By SIP URI; fixed from the start.
     pub(crate) accounts: HashMap<String, Arc<Account>>,
@@ -115,6 +116,7 @@ impl Server {
             ledger: Ledger::default(),
             timers: Timers::default(),
             traffic: Traffic::new(settings.traffic.as_ref()),
+            faults: fault::Faults::default(),
             closing: CancellationToken::new(),
             accounts: account_list.iter().map(|account| (account.uri.clone(), Arc::clone(account))).collect(),
             account_list,
@@ -193,7 +195,7 @@ impl Exchange {
     }
 
     /// The answer that explains a refusal.
-    fn refusal(&self, failure: &Failure) -> Reply {
+    pub(crate) fn refusal(&self, failure: &Failure) -> Reply {
         let mut answer = reply(failure.status, self.format.content_type, failure.render(self.format));
         if let Some(allow) = failure.allow {
             answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
@@ -289,7 +291,10 @@ pub(crate) async fn accept(server: Arc<Server>, listener: TcpListener) {
 /// Reads a request, has it answered and dresses the answer as the vendor's server does.
 ///
 /// An error ends the connection without an answer.
-async fn exchange_over_http(server: Arc<Server>, request: Request<Incoming>) -> Result<Reply, io::Error> {
+async fn exchange_over_http(
+    server: Arc<Server>,
+    request: Request<Incoming>,
+) -> Result<fault::Sent, io::Error> {
     let (parts, body) = request.into_parts();
     let body = Limited::new(body, LARGEST_BODY).collect().await;
     let (body, too_large) = match body {
@@ -298,14 +303,14 @@ async fn exchange_over_http(server: Arc<Server>, request: Request<Incoming>) -> 
         Err(error) => return Err(io::Error::other(error)),
     };
     let exchange = Exchange::read(&parts, body, &format!("http://{}", server.address));
-    let Ok(mut answer) = if too_large {
+    let mut answer = if too_large {
         let failure = Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "None", "The body is too large.");
-        Ok(exchange.refusal(&failure))
+        fault::whole(exchange.refusal(&failure))
     } else {
-        answer(&server, &exchange).await
+        fault::carry_out(&server, &exchange).await?
     };
     if parts.method == Method::HEAD {
-        *answer.body_mut() = Full::default();
+        *answer.body_mut() = fault::no_body();
     }
     let headers = answer.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));

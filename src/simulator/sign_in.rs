@@ -59,18 +59,27 @@ impl Tokens {
 
     /// The account whose valid token the request bears.
     pub(crate) fn account(&self, headers: &HeaderMap) -> Option<Arc<Account>> {
-        let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-        let (scheme, text) = value.trim().split_once(' ')?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return None;
-        }
+        let text = bearer_of(headers)?;
         let mut tokens = self.by_text.lock().unwrap_or_else(PoisonError::into_inner);
-        let token = tokens.get(text.trim())?;
+        let token = tokens.get(text)?;
         if token.valid_until > Instant::now() {
             return Some(Arc::clone(&token.account));
         }
-        tokens.remove(text.trim());
+        tokens.remove(text);
         None
+    }
+
+    /// The account whose token the request bears, wherever and however long it is valid.
+    pub(crate) fn bearer(&self, headers: &HeaderMap) -> Option<Arc<Account>> {
+        let tokens = self.by_text.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Arc::clone(&tokens.get(bearer_of(headers)?)?.account))
+    }
+
+    /// Makes the token that the request bears invalid.
+    pub(crate) fn forget(&self, headers: &HeaderMap) {
+        if let Some(text) = bearer_of(headers) {
+            self.by_text.lock().unwrap_or_else(PoisonError::into_inner).remove(text);
+        }
     }
 
     /// Makes every token of an account invalid.
@@ -78,6 +87,12 @@ impl Tokens {
         let mut tokens = self.by_text.lock().unwrap_or_else(PoisonError::into_inner);
         tokens.retain(|_, token| token.account.uri != account);
     }
+}
+
+fn bearer_of(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, text) = value.trim().split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| text.trim())
 }
 
 /// The root resource, which needs no token.
@@ -112,9 +127,14 @@ pub(crate) fn challenge(exchange: &Exchange) -> Reply {
     let body = "<html><head><title>401 - Unauthorized</title></head>\
         <body><h2>401 - Unauthorized: Access is denied due to invalid credentials.</h2></body></html>";
     let mut answer = reply(StatusCode::UNAUTHORIZED, "text/html", body.to_owned());
+    add_challenge(exchange, answer.headers_mut());
+    answer
+}
+
+/// The two challenges, which may come with other statuses as well.
+pub(crate) fn add_challenge(exchange: &Exchange, headers: &mut HeaderMap) {
     let bearer = "Bearer trusted_issuers=\"00000002-0000-0ff1-ce00-000000000000@simulator\", \
         client_id=\"00000004-0000-0ff1-ce00-000000000000\"";
-    let headers = answer.headers_mut();
     headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(bearer));
     let ticket_service = format!(
         "MsRtcOAuth href=\"{}/WebTicket/oauthtoken\",grant_type=\"{OFFERED_GRANTS}\"",
@@ -123,7 +143,6 @@ pub(crate) fn challenge(exchange: &Exchange) -> Reply {
     if let Ok(value) = HeaderValue::from_str(&ticket_service) {
         headers.append(header::WWW_AUTHENTICATE, value);
     }
-    answer
 }
 
 /// The web ticket service.
@@ -164,6 +183,13 @@ fn refuse(error: &str, number: &str, reason: &str) -> Reply {
         answer.headers_mut().insert("x-ms-diagnostics", value);
     }
     answer
+}
+
+/// The account that a request to the web ticket service names.
+pub(crate) fn account_named_in(server: &Server, exchange: &Exchange) -> Option<Arc<Account>> {
+    let form = read_form(&String::from_utf8_lossy(&exchange.body));
+    let (_, name) = form.iter().find(|(known, _)| known == "username")?;
+    account_of(server, name)
 }
 
 /// The account that signs in as `sip:user@domain`, `user@domain`, `DOMAIN\user` or `user`, in any case.

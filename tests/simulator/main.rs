@@ -2,6 +2,7 @@
 //! description, not from this program's client.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod faults;
 mod user;
 
 use std::time::{Duration, Instant};
