@@ -15,6 +15,8 @@
 //! | `POST /fault` | switches a fault on: `{"id"}`; see below |
 //! | `GET /faults` | every fault with its `id`, how often it has `struck`, and how often it will yet (`remaining`) |
 //! | `DELETE /faults`, `DELETE /faults?id=N` | switches all of them off, or one |
+//! | `POST /settings` `{"token_lifetime_ms"?,"application_expiry_ms"?,"link_only_share"?,"early_event_share"?,"started_share"?,"discovery_redirect"?:{"location","status"?},"user_redirect"?}` | changes settings from now on and answers as `GET /settings`; an empty location switches a redirect off |
+//! | `GET /settings` | what `POST /settings` can change, as it is now |
 //!
 //! Bodies are JSON. A request that cannot be carried out is answered with `{"error"}`.
 //!
@@ -60,7 +62,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{CallRequest, Fault, LedgerSnapshot, Simulator};
+use super::{CallRequest, Fault, LedgerSnapshot, SettingsChange, Simulator};
 
 #[derive(Deserialize)]
 struct SayRequest {
@@ -116,6 +118,7 @@ pub(crate) fn router(simulator: Simulator) -> Router {
         .route("/traffic", post(traffic))
         .route("/forget-application", post(forget_application))
         .route("/expire-tokens", post(expire_tokens))
+        .route("/settings", get(settings).post(change_settings))
         .route("/fault", post(inject))
         .route("/faults", get(faults).delete(clear_faults))
         .with_state(simulator)
@@ -194,4 +197,16 @@ async fn faults(State(simulator): State<Simulator>) -> Response {
 async fn clear_faults(State(simulator): State<Simulator>, Query(query): Query<FaultQuery>) -> Response {
     simulator.clear_faults(query.id);
     Json(json!({})).into_response()
+}
+
+async fn settings(State(simulator): State<Simulator>) -> Json<SettingsChange> {
+    Json(simulator.changeable_settings())
+}
+
+async fn change_settings(
+    State(simulator): State<Simulator>,
+    Json(change): Json<SettingsChange>,
+) -> Json<SettingsChange> {
+    simulator.change_settings(change);
+    Json(simulator.changeable_settings())
 }

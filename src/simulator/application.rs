@@ -403,7 +403,7 @@ pub(crate) fn end(server: &Arc<Server>, application: &Arc<Application>, failure:
 
 /// Ends every application whose client has not been seen for too long, again and again.
 pub(crate) fn sweep(server: &Arc<Server>) {
-    let limit = server.settings.application_expiry;
+    let limit = server.now().application_expiry;
     let living: Vec<Arc<Application>> = {
         let registrations = server.applications.read().unwrap_or_else(PoisonError::into_inner);
         let living = registrations.values().filter_map(|registration| match registration {
@@ -421,7 +421,8 @@ pub(crate) fn sweep(server: &Arc<Server>) {
             end(server, &application, Failure::application_not_found());
         }
     }
-    let pause = (limit / 4).clamp(Duration::from_millis(20), Duration::from_secs(5));
+    // Often enough for a limit that was lowered meanwhile.
+    let pause = (limit / 4).clamp(Duration::from_millis(20), Duration::from_millis(500));
     server.timers.after(pause, sweep);
 }
 

@@ -226,7 +226,7 @@ impl Tracker {
 
 /// Embeds the resource in most events; the others only link it.
 fn maybe_embedded(server: &Server, event: Event, resource: Resource) -> Event {
-    if server.dice.chance(server.settings.link_only_share) { event } else { event.resource(resource) }
+    if server.dice.chance(server.now().link_only_share) { event } else { event.resource(resource) }
 }
 
 impl Conversation {
@@ -1085,7 +1085,7 @@ fn deliver_to(
             failed: Vec::new(),
         };
         let mut delivery = Delivery { serial, receipt, expires: true };
-        if server.dice.chance(server.settings.started_share) {
+        if server.dice.chance(server.now().started_share) {
             // The reference tells of this first event; captures have only the second.
             let event = leg.message_event(application, EventKind::Started, message.number);
             let resource = leg.message_resource(server, application, &message, true);

@@ -68,7 +68,7 @@ fn too_large() -> Failure {
 fn events_come_early(server: &Server, application: &Application, operation: Operation) -> bool {
     let early = |kind: &FaultKind| *kind == FaultKind::EarlyEvents;
     Faults::claim_within(server, &application.account, operation, early).is_some()
-        || server.dice.chance(server.settings.early_event_share)
+        || server.dice.chance(server.now().early_event_share)
 }
 
 /// Lets an operation's events come after its answer, or before it in the share that the settings ask for.

@@ -59,7 +59,7 @@ pub use traffic::TrafficSettings;
 
 use conversation::{Conversation, Place, Text};
 use payload::Failure;
-use server::Server;
+use server::{Server, Site};
 use timers::Timers;
 use traffic::Traffic;
 
@@ -110,6 +110,43 @@ pub struct SimulatorSettings {
     pub seed: u64,
     /// Traffic from the start, if any.
     pub traffic: Option<TrafficSettings>,
+    /// Where applications are served by a pool of its own, which takes only the tokens that it issued; at
+    /// [`Self::listen`] where it is absent.
+    pub pool_listen: Option<SocketAddr>,
+    /// Where discovery leads to in place of the `user` resource, if anywhere.
+    pub discovery_redirect: Option<DiscoveryRedirect>,
+    /// Where the `user` resource leads to in place of the applications, if anywhere: a URL, or a path of this server.
+    pub user_redirect: Option<String>,
+}
+
+/// Where discovery leads to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiscoveryRedirect {
+    /// A URL, or a path of this server.
+    pub location: String,
+    /// With this status and `Location`; by a `redirect` link where it is absent.
+    #[serde(default)]
+    pub status: Option<u16>,
+}
+
+/// What can be changed while the simulator runs; what is absent stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SettingsChange {
+    /// How long the tokens are valid that are issued from now on.
+    pub token_lifetime_ms: Option<u64>,
+    /// How long an application lives without a parked GET.
+    pub application_expiry_ms: Option<u64>,
+    /// Share of events that link their resource without embedding it.
+    pub link_only_share: Option<f64>,
+    /// Share of operations whose events come before their answer.
+    pub early_event_share: Option<f64>,
+    /// Share of incoming messages that are announced by `started` before `completed`.
+    pub started_share: Option<f64>,
+    /// Where discovery leads to; nowhere else where its `location` is empty.
+    pub discovery_redirect: Option<DiscoveryRedirect>,
+    /// Where the `user` resource leads to; nowhere else where it is empty.
+    pub user_redirect: Option<String>,
 }
 
 impl Default for SimulatorSettings {
@@ -137,6 +174,9 @@ impl Default for SimulatorSettings {
             answer_share: 0.5,
             seed: 1,
             traffic: None,
+            pool_listen: None,
+            discovery_redirect: None,
+            user_redirect: None,
         }
     }
 }
@@ -223,12 +263,20 @@ impl Simulator {
             Some(address) => Some(TcpListener::bind(address).await?),
             None => None,
         };
+        let pool_listener = match settings.pool_listen {
+            Some(address) => Some(TcpListener::bind(address).await?),
+            None => None,
+        };
         let address = listener.local_addr()?;
         let admin_address = admin_listener.as_ref().map(TcpListener::local_addr).transpose()?;
-        let server = Arc::new(Server::new(settings, address));
+        let pool_address = pool_listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let server = Arc::new(Server::new(settings, address, pool_address));
         let simulator = Self { server: Arc::clone(&server), admin_address, tasks: TaskTracker::new() };
         application::sweep(&server);
-        simulator.tasks.spawn(server::accept(Arc::clone(&server), listener));
+        simulator.tasks.spawn(server::accept(Arc::clone(&server), listener, Site::Front));
+        if let Some(listener) = pool_listener {
+            simulator.tasks.spawn(server::accept(Arc::clone(&server), listener, Site::Pool));
+        }
         simulator.spawn(Timers::run(Arc::clone(&server)));
         simulator.spawn(Traffic::run(Arc::clone(&server)));
         if let Some(listener) = admin_listener {
@@ -262,6 +310,11 @@ impl Simulator {
     /// What a client is given as its discovery address.
     pub fn discovery_url(&self) -> String {
         format!("http://{}/", self.server.address)
+    }
+
+    /// Where the pool serves applications, if it is a server of its own.
+    pub fn pool_address(&self) -> Option<SocketAddr> {
+        self.server.pool_address
     }
 
     /// Where the control API is served, if anywhere.
@@ -539,6 +592,47 @@ impl Simulator {
             uri = format!("{uri}@{}", self.server.settings.domain.to_lowercase());
         }
         self.server.accounts.get(&uri).ok_or(Refused::NoSuchAccount(uri))
+    }
+
+    /// Changes settings from now on.
+    pub fn change_settings(&self, change: SettingsChange) {
+        let mut settings = self.server.change();
+        let SettingsChange {
+            token_lifetime_ms,
+            application_expiry_ms,
+            link_only_share,
+            early_event_share,
+            started_share,
+            discovery_redirect,
+            user_redirect,
+        } = change;
+        let set = |place: &mut Duration, ms: Option<u64>| *place = ms.map_or(*place, Duration::from_millis);
+        set(&mut settings.token_lifetime, token_lifetime_ms);
+        set(&mut settings.application_expiry, application_expiry_ms);
+        settings.link_only_share = link_only_share.unwrap_or(settings.link_only_share);
+        settings.early_event_share = early_event_share.unwrap_or(settings.early_event_share);
+        settings.started_share = started_share.unwrap_or(settings.started_share);
+        if let Some(redirect) = discovery_redirect {
+            settings.discovery_redirect = Some(redirect).filter(|redirect| !redirect.location.is_empty());
+        }
+        if let Some(location) = user_redirect {
+            settings.user_redirect = Some(location).filter(|location| !location.is_empty());
+        }
+    }
+
+    /// Everything that can be changed, as it is now.
+    pub fn changeable_settings(&self) -> SettingsChange {
+        let settings = self.server.now();
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        SettingsChange {
+            token_lifetime_ms: Some(ms(settings.token_lifetime)),
+            application_expiry_ms: Some(ms(settings.application_expiry)),
+            link_only_share: Some(settings.link_only_share),
+            early_event_share: Some(settings.early_event_share),
+            started_share: Some(settings.started_share),
+            discovery_redirect: settings.discovery_redirect.clone(),
+            user_redirect: settings.user_redirect.clone(),
+        }
     }
 
     /// Closes the ports and cuts every connection.

@@ -1,6 +1,6 @@
 //! Discovery, the challenge and the web ticket service: everything up to a valid token.
 //!
-//! Owns the tokens. A token belongs to one account and expires; nothing renews it but another grant.
+//! Owns the tokens. A token belongs to one account and one site and expires; nothing renews it but another grant.
 
 use std::{
     collections::HashMap,
@@ -16,9 +16,10 @@ use hyper::{
 use tokio::time::Instant;
 
 use super::{
+    DiscoveryRedirect,
     application::Account,
     payload::Resource,
-    server::{Exchange, Outcome, Reply, Server, read_form, reply},
+    server::{Exchange, Outcome, Reply, Server, Site, read_form, reply},
 };
 
 /// The page that browsers embed to call across origins; it does nothing here.
@@ -32,6 +33,7 @@ const OFFERED_GRANTS: &str = "password";
 #[derive(Clone)]
 struct Token {
     account: Arc<Account>,
+    site: Site,
     valid_until: Instant,
 }
 
@@ -42,7 +44,7 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    fn issue(&self, server: &Server, account: &Arc<Account>, lifetime: Duration) -> String {
+    fn issue(&self, server: &Server, account: &Arc<Account>, site: Site, lifetime: Duration) -> String {
         let mut bytes = Vec::with_capacity(48);
         for _ in 0..6 {
             bytes.extend_from_slice(&server.dice.number().to_be_bytes());
@@ -53,17 +55,18 @@ impl Tokens {
         if tokens.len() % 512 == 511 {
             tokens.retain(|_, token| token.valid_until > now);
         }
-        tokens.insert(text.clone(), Token { account: Arc::clone(account), valid_until: now + lifetime });
+        tokens
+            .insert(text.clone(), Token { account: Arc::clone(account), site, valid_until: now + lifetime });
         text
     }
 
-    /// The account whose valid token the request bears.
-    pub(crate) fn account(&self, headers: &HeaderMap) -> Option<Arc<Account>> {
-        let text = bearer_of(headers)?;
+    /// The account whose token the request bears, if it is valid where the request came to.
+    pub(crate) fn account(&self, exchange: &Exchange) -> Option<Arc<Account>> {
+        let text = bearer_of(&exchange.headers)?;
         let mut tokens = self.by_text.lock().unwrap_or_else(PoisonError::into_inner);
         let token = tokens.get(text)?;
         if token.valid_until > Instant::now() {
-            return Some(Arc::clone(&token.account));
+            return (token.site == exchange.site).then(|| Arc::clone(&token.account));
         }
         tokens.remove(text);
         None
@@ -99,6 +102,21 @@ fn bearer_of(headers: &HeaderMap) -> Option<&str> {
 pub(crate) fn root(server: &Server, exchange: &Exchange) -> Outcome {
     exchange.only(&Method::GET)?;
     let origin = &exchange.origin;
+    // Only the address that discovery begins with leads elsewhere; what it leads to does not.
+    let redirect = server.now().discovery_redirect.clone().filter(|_| exchange.segments.is_empty());
+    if let Some(DiscoveryRedirect { location, status }) = redirect {
+        let location = absolute(exchange, &location);
+        let Some(status) = status else {
+            let root = Resource::new("root", format!("{origin}{ROOT}")).untyped();
+            return Ok(exchange.resource(StatusCode::OK, &root.link("redirect", location)));
+        };
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::FOUND);
+        let mut answer = reply(status, "text/html", String::new());
+        if let Ok(location) = HeaderValue::from_str(&location) {
+            answer.headers_mut().insert(header::LOCATION, location);
+        }
+        return Ok(answer);
+    }
     let domain = &server.settings.domain;
     let root = Resource::new("root", format!("{origin}{ROOT}?originalDomain={domain}"))
         .untyped()
@@ -110,16 +128,25 @@ pub(crate) fn root(server: &Server, exchange: &Exchange) -> Outcome {
 /// The user resource: the challenge, or with a token the way to the applications.
 pub(crate) fn user(server: &Server, exchange: &Exchange) -> Outcome {
     exchange.only(&Method::GET)?;
-    if server.tokens.account(&exchange.headers).is_none() {
+    if server.tokens.account(exchange).is_none() {
         return Ok(challenge(exchange));
     }
     let origin = &exchange.origin;
     // As captured: `self` lacks the `oauth` of the address that was asked for.
-    let user = Resource::new("user", format!("{origin}{ROOT}/user"))
-        .untyped()
-        .link("applications", format!("{origin}/ucwa/oauth/v1/applications"))
+    let user = Resource::new("user", format!("{origin}{ROOT}/user")).untyped();
+    if let Some(location) = server.now().user_redirect.as_ref().filter(|_| exchange.site == Site::Front) {
+        return Ok(exchange.resource(StatusCode::OK, &user.link("redirect", absolute(exchange, location))));
+    }
+    let pool = server.pool_address.map_or_else(|| origin.clone(), |address| format!("http://{address}"));
+    let user = user
+        .link("applications", format!("{pool}/ucwa/oauth/v1/applications"))
         .link("xframe", format!("{origin}/Autodiscover/XFrame/XFrame.html"));
     Ok(exchange.resource(StatusCode::OK, &user))
+}
+
+/// The address, of this very server where it is only a path.
+fn absolute(exchange: &Exchange, location: &str) -> String {
+    if location.starts_with('/') { format!("{}{location}", exchange.origin) } else { location.to_owned() }
 }
 
 /// 401 with the two challenges and a body of HTML.
@@ -156,8 +183,8 @@ pub(crate) fn token(server: &Server, exchange: &Exchange) -> Outcome {
             let account = field("username").and_then(|name| account_of(server, name));
             match account.filter(|account| field("password") == Some(account.password.as_str())) {
                 Some(account) => {
-                    let lifetime = server.settings.token_lifetime;
-                    let text = server.tokens.issue(server, &account, lifetime);
+                    let lifetime = server.now().token_lifetime;
+                    let text = server.tokens.issue(server, &account, exchange.site, lifetime);
                     let seconds = lifetime.as_secs().max(1);
                     let body = format!(
                         "{{\"access_token\":\"{text}\",\"expires_in\":{seconds},\
