@@ -5,7 +5,7 @@
 //! | `GET /ledger` | the whole ledger |
 //! | `GET /counters` | the ledger's numbers, the traffic's, and whether the simulator is quiet |
 //! | `GET /accounts` | each account with its applications, whether a GET is parked, and its conversations |
-//! | `POST /call` `{"from","to_account","text"?,"html"?,"subject"?}` | a correspondent calls: `{"conversation"}`; 409 if the account takes no messages |
+//! | `POST /call` `{"from","to_account","text"?,"html"?,"subject"?,"elsewhere"?}` | a correspondent calls: `{"conversation"}`; 409 if the account takes no messages; with `"elsewhere":true` another device of the account answers, and `POST /say` with the account as `from` is what it writes |
 //! | `POST /say` `{"conversation","text"?,"html"?,"from"?}` | the correspondent writes: `{"serials"}`; 409 if it cannot |
 //! | `POST /leave` `{"conversation","from"?}` | the correspondent leaves |
 //! | `POST /close-messaging` `{"conversation"}` | messaging closes, the conversation goes on |
@@ -15,7 +15,8 @@
 //! | `POST /fault` | switches a fault on: `{"id"}`; see below |
 //! | `GET /faults` | every fault with its `id`, how often it has `struck`, and how often it will yet (`remaining`) |
 //! | `DELETE /faults`, `DELETE /faults?id=N` | switches all of them off, or one |
-//! | `POST /settings` `{"token_lifetime_ms"?,"application_expiry_ms"?,"link_only_share"?,"early_event_share"?,"started_share"?,"discovery_redirect"?:{"location","status"?},"user_redirect"?}` | changes settings from now on and answers as `GET /settings`; an empty location switches a redirect off |
+//! | `GET /logs?account=A` | the conversation logs of an account, the oldest first |
+//! | `POST /settings` `{"token_lifetime_ms"?,"application_expiry_ms"?,"link_only_share"?,"early_event_share"?,"started_share"?,"discovery_redirect"?:{"location","status"?},"user_redirect"?,"conversation_logs"?,"log_delay_ms"?,"missed_calls_logged"?}` | changes settings from now on and answers as `GET /settings`; an empty location switches a redirect off |
 //! | `GET /settings` | what `POST /settings` can change, as it is now |
 //!
 //! Bodies are JSON. A request that cannot be carried out is answered with `{"error"}`.
@@ -63,6 +64,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{CallRequest, Fault, LedgerSnapshot, SettingsChange, Simulator};
+
+#[derive(Deserialize)]
+struct CallBody {
+    #[serde(flatten)]
+    call: CallRequest,
+    #[serde(default)]
+    elsewhere: bool,
+}
 
 #[derive(Deserialize)]
 struct SayRequest {
@@ -118,6 +127,7 @@ pub(crate) fn router(simulator: Simulator) -> Router {
         .route("/traffic", post(traffic))
         .route("/forget-application", post(forget_application))
         .route("/expire-tokens", post(expire_tokens))
+        .route("/logs", get(logs))
         .route("/settings", get(settings).post(change_settings))
         .route("/fault", post(inject))
         .route("/faults", get(faults).delete(clear_faults))
@@ -142,8 +152,17 @@ async fn accounts(State(simulator): State<Simulator>) -> Response {
     Json(simulator.accounts()).into_response()
 }
 
-async fn call(State(simulator): State<Simulator>, Json(request): Json<CallRequest>) -> Response {
-    done(simulator.call(request).await.map(|conversation| json!({ "conversation": conversation })))
+async fn call(State(simulator): State<Simulator>, Json(request): Json<CallBody>) -> Response {
+    let called = if request.elsewhere {
+        simulator.call_answered_elsewhere(&request.call)
+    } else {
+        simulator.call(request.call).await
+    };
+    done(called.map(|conversation| json!({ "conversation": conversation })))
+}
+
+async fn logs(State(simulator): State<Simulator>, Query(query): Query<AccountRequest>) -> Response {
+    done(simulator.conversation_logs(&query.account))
 }
 
 async fn say(State(simulator): State<Simulator>, Json(request): Json<SayRequest>) -> Response {

@@ -14,6 +14,7 @@
 //! | `people` | search, contacts |
 //! | `event_channel` | packages of events and their acknowledgement |
 //! | `conversation`, `leg`, `group` | what members share, what each sees, more than two |
+//! | `conversation_log` | what the mailbox keeps of conversations |
 //! | `messaging` | the requests about conversations, invitations and messages |
 //! | `correspondent`, `traffic` | who is not an account, and what they do by themselves |
 //! | `timers` | everything that happens later |
@@ -30,6 +31,7 @@ mod admin;
 mod application;
 mod batch;
 mod conversation;
+mod conversation_log;
 pub mod correspondent;
 mod event_channel;
 mod fault;
@@ -51,6 +53,7 @@ use tokio::{net::TcpListener, time::Instant};
 use tokio_util::task::TaskTracker;
 
 pub use conversation::ConversationPhase;
+pub use conversation_log::{LogEntry, LoggedMessage};
 pub use fault::{Fault, FaultKind, FaultState, Operation, Refusal, RefusalBody};
 pub use ledger::{
     IncomingEntry, IncomingState, LedgerCounters, LedgerSnapshot, MessageKind, OutgoingEntry, OutgoingState,
@@ -117,6 +120,14 @@ pub struct SimulatorSettings {
     pub discovery_redirect: Option<DiscoveryRedirect>,
     /// Where the `user` resource leads to in place of the applications, if anywhere: a URL, or a path of this server.
     pub user_redirect: Option<String>,
+    /// Whether applications that are created from now on are offered conversation logs, and logs are kept.
+    pub conversation_logs: bool,
+    /// How long after its end a conversation appears in the logs.
+    pub log_delay: Duration,
+    /// Messages on one page of a log's transcripts.
+    pub log_page: usize,
+    /// Whether a call to an account without an available application is taken, and appears in its log as missed.
+    pub missed_calls_logged: bool,
 }
 
 /// Where discovery leads to.
@@ -147,6 +158,12 @@ pub struct SettingsChange {
     pub discovery_redirect: Option<DiscoveryRedirect>,
     /// Where the `user` resource leads to; nowhere else where it is empty.
     pub user_redirect: Option<String>,
+    /// Whether conversation logs are kept and offered.
+    pub conversation_logs: Option<bool>,
+    /// How long after its end a conversation appears in the logs.
+    pub log_delay_ms: Option<u64>,
+    /// Whether a call to an account without an available application appears in its log.
+    pub missed_calls_logged: Option<bool>,
 }
 
 impl Default for SimulatorSettings {
@@ -177,6 +194,10 @@ impl Default for SimulatorSettings {
             pool_listen: None,
             discovery_redirect: None,
             user_redirect: None,
+            conversation_logs: false,
+            log_delay: Duration::from_secs(2),
+            log_page: 10,
+            missed_calls_logged: false,
         }
     }
 }
@@ -368,6 +389,22 @@ impl Simulator {
     /// If there is no such account or it takes no messages, or the caller is an account.
     #[expect(clippy::unused_async, reason = "callers await it, so that it may one day wait for something")]
     pub async fn call(&self, request: CallRequest) -> Result<String, Refused> {
+        self.place_call(&request, false)
+    }
+
+    /// A correspondent calls an account, and another device of the account answers. Gives the conversation's id.
+    ///
+    /// The account's applications, if it has any, see it ring until `ConnectedElsewhere`. The other device writes
+    /// by [`Self::say_from`] with the account's address.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such account, or the caller is an account.
+    pub fn call_answered_elsewhere(&self, request: &CallRequest) -> Result<String, Refused> {
+        self.place_call(request, true)
+    }
+
+    fn place_call(&self, request: &CallRequest, elsewhere: bool) -> Result<String, Refused> {
         let (from, to) = (with_scheme(&request.from), with_scheme(&request.to_account));
         if !self.server.accounts.contains_key(&to) {
             return Err(Refused::NoSuchAccount(to));
@@ -376,9 +413,18 @@ impl Simulator {
             return Err(Refused::CallerIsAnAccount(from));
         }
         let text = text_of(request.text.as_deref(), request.html.as_deref());
-        conversation::call_from_script(&self.server, &from, &to, text, &request.subject)
+        conversation::call_from_script(&self.server, &from, &to, text, &request.subject, elsewhere)
             .map(|conversation| conversation.id.clone())
             .ok_or(Refused::NotReachable(to))
+    }
+
+    /// The conversation logs of an account, the oldest first.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such account.
+    pub fn conversation_logs(&self, account: &str) -> Result<Vec<LogEntry>, Refused> {
+        Ok(self.account_named(account)?.logs.entries())
     }
 
     /// How far a conversation is.
@@ -605,6 +651,9 @@ impl Simulator {
             started_share,
             discovery_redirect,
             user_redirect,
+            conversation_logs,
+            log_delay_ms,
+            missed_calls_logged,
         } = change;
         let set = |place: &mut Duration, ms: Option<u64>| *place = ms.map_or(*place, Duration::from_millis);
         set(&mut settings.token_lifetime, token_lifetime_ms);
@@ -612,6 +661,9 @@ impl Simulator {
         settings.link_only_share = link_only_share.unwrap_or(settings.link_only_share);
         settings.early_event_share = early_event_share.unwrap_or(settings.early_event_share);
         settings.started_share = started_share.unwrap_or(settings.started_share);
+        set(&mut settings.log_delay, log_delay_ms);
+        settings.conversation_logs = conversation_logs.unwrap_or(settings.conversation_logs);
+        settings.missed_calls_logged = missed_calls_logged.unwrap_or(settings.missed_calls_logged);
         if let Some(redirect) = discovery_redirect {
             settings.discovery_redirect = Some(redirect).filter(|redirect| !redirect.location.is_empty());
         }
@@ -632,6 +684,9 @@ impl Simulator {
             started_share: Some(settings.started_share),
             discovery_redirect: settings.discovery_redirect.clone(),
             user_redirect: settings.user_redirect.clone(),
+            conversation_logs: Some(settings.conversation_logs),
+            log_delay_ms: Some(ms(settings.log_delay)),
+            missed_calls_logged: Some(settings.missed_calls_logged),
         }
     }
 

@@ -35,7 +35,7 @@ use super::{
     application::{Account, Application},
     conversation,
     conversation::Conversation,
-    event_channel, fault,
+    conversation_log, event_channel, fault,
     ledger::Ledger,
     messaging,
     payload::{Failure, Format, Resource},
@@ -437,6 +437,10 @@ async fn route(
         ["communication", "participantInvitations", rest @ ..] => {
             super::group::participant_invitations(server, application, exchange, rest).await
         }
+        ["communication", "conversationLogs", rest @ ..] => {
+            conversation_log::conversation_logs(server, application, exchange, rest)
+        }
+        ["communication", "missedItems"] => conversation_log::missed_items(server, application, exchange),
         ["people", rest @ ..] => people::people(server, application, exchange, rest),
         ["onlineMeetings"] => {
             exchange.only(&Method::GET)?;

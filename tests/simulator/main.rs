@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod faults;
+mod logs;
 mod user;
 
 use std::time::{Duration, Instant};
