@@ -6,6 +6,10 @@
 //! | `GET /counters` | the ledger's numbers, the traffic's, and whether the simulator is quiet |
 //! | `GET /accounts` | each account with its applications, whether a GET is parked, and its conversations |
 //! | `POST /call` `{"from","to_account","text"?,"html"?,"subject"?,"elsewhere"?}` | a correspondent calls: `{"conversation"}`; 409 if the account takes no messages; with `"elsewhere":true` another device of the account answers, and `POST /say` with the account as `from` is what it writes |
+//! | `POST /meet` `{"from","to_account","others"?:[..],"subject"?,"lobby"?}` | a correspondent invites to an online meeting: `{"conversation"}` |
+//! | `POST /join` `{"conversation","who"}` | a correspondent joins; a conversation of two becomes a conference |
+//! | `POST /role` `{"conversation","who","leader"}` | a correspondent becomes a leader of the conference, or an attendee |
+//! | `POST /lobby` `{"conversation","admit"}` | whoever waits in the meeting's lobby is let in or turned away |
 //! | `POST /say` `{"conversation","text"?,"html"?,"from"?}` | the correspondent writes: `{"serials"}`; 409 if it cannot |
 //! | `POST /leave` `{"conversation","from"?}` | the correspondent leaves |
 //! | `POST /close-messaging` `{"conversation"}` | messaging closes, the conversation goes on |
@@ -63,7 +67,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{CallRequest, Fault, LedgerSnapshot, SettingsChange, Simulator};
+use super::{CallRequest, Fault, LedgerSnapshot, MeetingRequest, SettingsChange, Simulator};
 
 #[derive(Deserialize)]
 struct CallBody {
@@ -71,6 +75,20 @@ struct CallBody {
     call: CallRequest,
     #[serde(default)]
     elsewhere: bool,
+}
+
+#[derive(Deserialize)]
+struct MemberRequest {
+    conversation: String,
+    who: String,
+    #[serde(default)]
+    leader: bool,
+}
+
+#[derive(Deserialize)]
+struct LobbyRequest {
+    conversation: String,
+    admit: bool,
 }
 
 #[derive(Deserialize)]
@@ -127,6 +145,10 @@ pub(crate) fn router(simulator: Simulator) -> Router {
         .route("/traffic", post(traffic))
         .route("/forget-application", post(forget_application))
         .route("/expire-tokens", post(expire_tokens))
+        .route("/meet", post(meet))
+        .route("/join", post(join))
+        .route("/role", post(role))
+        .route("/lobby", post(lobby))
         .route("/logs", get(logs))
         .route("/settings", get(settings).post(change_settings))
         .route("/fault", post(inject))
@@ -228,4 +250,21 @@ async fn change_settings(
 ) -> Json<SettingsChange> {
     simulator.change_settings(change);
     Json(simulator.changeable_settings())
+}
+
+async fn meet(State(simulator): State<Simulator>, Json(request): Json<MeetingRequest>) -> Response {
+    done(simulator.meet(&request).map(|conversation| json!({ "conversation": conversation })))
+}
+
+async fn join(State(simulator): State<Simulator>, Json(request): Json<MemberRequest>) -> Response {
+    done(simulator.join(&request.conversation, &request.who).map(|()| json!({})))
+}
+
+async fn role(State(simulator): State<Simulator>, Json(request): Json<MemberRequest>) -> Response {
+    let MemberRequest { conversation, who, leader } = request;
+    done(simulator.change_role(&conversation, &who, leader).map(|()| json!({})))
+}
+
+async fn lobby(State(simulator): State<Simulator>, Json(request): Json<LobbyRequest>) -> Response {
+    done(simulator.settle_lobby(&request.conversation, request.admit).map(|()| json!({})))
 }

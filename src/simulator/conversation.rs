@@ -24,6 +24,7 @@ use super::{
     event_channel::{Delivery, Event, EventKind, Status},
     ledger::{IncomingEntry, IncomingState, MessageKind, OutgoingEntry, OutgoingState},
     leg::{Direction, Invitation, Leg, Member, Message, participant_resource},
+    meeting::{self, Meeting},
     payload::{Failure, Reason, Resource},
     server::Server,
 };
@@ -143,6 +144,8 @@ pub(crate) struct Hub {
     pub(crate) conference: bool,
     /// Whether messaging is closed while the conversation goes on.
     messaging_closed: bool,
+    /// Whether it is an online meeting, whose messaging everybody joins alone.
+    pub(crate) meeting: Option<Meeting>,
     /// What the logs of the accounts in it will say.
     pub(crate) drafts: HashMap<String, Draft>,
 }
@@ -233,7 +236,7 @@ impl Tracker {
 }
 
 /// Embeds the resource in most events; the others only link it.
-fn maybe_embedded(server: &Server, event: Event, resource: Resource) -> Event {
+pub(crate) fn maybe_embedded(server: &Server, event: Event, resource: Resource) -> Event {
     if server.dice.chance(server.now().link_only_share) { event } else { event.resource(resource) }
 }
 
@@ -263,6 +266,7 @@ impl Conversation {
             last_call: 0,
             conference: false,
             messaging_closed: false,
+            meeting: None,
             drafts: HashMap::new(),
         };
         let phase = watch::Sender::new(ConversationPhase::Ringing);
@@ -308,12 +312,12 @@ impl Hub {
         &mut self.calls[index]
     }
 
-    fn take_call(&mut self, number: u64) -> Option<Call> {
+    pub(crate) fn take_call(&mut self, number: u64) -> Option<Call> {
         let index = self.calls.iter().position(|call| call.number == number)?;
         Some(self.calls.remove(index))
     }
 
-    fn member(&self, server: &Server, seat: usize) -> Member {
+    pub(crate) fn member(&self, server: &Server, seat: usize) -> Member {
         let Seat { uri, name, .. } = &self.seats[seat];
         let title = if server.dice.chance(0.25) { String::new() } else { name.clone() };
         Member { uri: uri.clone(), name: name.clone(), title, present: true }
@@ -497,7 +501,7 @@ pub(crate) fn announce(
 }
 
 /// Lets the callee of a call know of it, or settles at once that it cannot.
-fn ring(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) {
+pub(crate) fn ring(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) {
     let uri = {
         let hub = conversation.hub();
         let Some(call) = hub.calls.iter().find(|call| call.number == number) else { return };
@@ -514,17 +518,26 @@ fn ring(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) {
             return;
         };
         if present_call(server, conversation, number, &application) {
-            server.timers.after(ring_time, move |server| fail(server, &this, number, TIMEOUT, MISSED));
+            server.timers.after(ring_time, move |server| {
+                if !meeting::somebody_waits(&this) {
+                    fail(server, &this, number, TIMEOUT, MISSED);
+                }
+            });
         } else {
             fail(server, conversation, number, UNAVAILABLE, MISSED);
         }
         return;
     }
-    let script = Script::of(&uri);
+    let mut script = Script::of(&uri);
     {
         let mut hub = conversation.hub();
         let seat = hub.seat_of(&uri);
-        hub.seats[seat].place = Place::Script(script);
+        if hub.meeting.is_some() && hub.seats[seat].present {
+            // Who adds messaging in a meeting is answered by the meeting.
+            script = Script::Silent;
+        } else {
+            hub.seats[seat].place = Place::Script(script);
+        }
     }
     let (least, most) = server.settings.answer_delay;
     let delay = server.dice.between(least, most);
@@ -574,6 +587,11 @@ fn present_call(
         let mut leg = new_leg(conversation, hub, leg_id.clone(), "Incoming");
         let others = (0..hub.seats.len()).filter(|index| *index != to && hub.seats[*index].present);
         leg.members = others.map(|index| hub.member(server, index)).collect();
+        if hub.meeting.is_some() {
+            // Who else is there is told to those who have joined.
+            leg.messaging = "Disconnected";
+            leg.members.retain(|member| member.uri == caller.uri);
+        }
         state.legs.insert(leg_id.clone(), leg);
         hub.seats[to].place =
             Place::Application { application: Arc::clone(application), leg: leg_id.clone() };
@@ -584,7 +602,7 @@ fn present_call(
     let text = call.text.as_ref().map(|text| text.read_by(state.reads_html()));
     let message = text.as_ref().and_then(|text| text.as_data_uri(server));
     let invitation = Invitation {
-        rel: "messagingInvitation",
+        rel: if hub.meeting.is_some() { "onlineMeetingInvitation" } else { "messagingInvitation" },
         id: server.dice.hex(),
         direction: Direction::Incoming,
         state: "Connecting",
@@ -663,6 +681,7 @@ pub(crate) fn new_leg(conversation: &Arc<Conversation>, hub: &Hub, id: String, s
         // Servers number messages from 2.
         last_message: 1,
         ended: false,
+        leaders: Vec::new(),
     }
 }
 
@@ -676,6 +695,9 @@ pub(crate) fn accept(server: &Arc<Server>, conversation: &Arc<Conversation>, num
         .any(|call| call.number == number && call.caller_invitation.is_some() && !call.announced)
     {
         return false;
+    }
+    if let Some(joined) = meeting::join(server, conversation, hub, number) {
+        return joined;
     }
     let Some(call) = hub.take_call(number) else { return false };
     hub.seats[call.to].present = true;
@@ -707,7 +729,11 @@ pub(crate) fn accept(server: &Arc<Server>, conversation: &Arc<Conversation>, num
             } else {
                 Role::Bystander
             };
-            connect_leg(server, application, leg, role, &call, &joiner, hub.conference, html);
+            if role == Role::Bystander && hub.meeting.is_some() {
+                meeting::show_joiner(server, application, leg, &joiner);
+            } else {
+                connect_leg(server, application, leg, role, &call, &joiner, hub.conference, html);
+            }
         }
     }
     if let (Some(text), Place::Application { application, leg }) =
@@ -865,7 +891,7 @@ pub(crate) fn fail(
     let hub = &mut *guard;
     let Some(call) = hub.take_call(number) else { return };
     end_call(server, hub, &call, caller_is_told, other_is_told);
-    if hub.seats.iter().filter(|seat| seat.present).count() < 2 {
+    if hub.seats.iter().filter(|seat| seat.present).count() < 2 || hub.is_forsaken() {
         close(server, conversation, hub, None);
     }
 }
@@ -1019,7 +1045,7 @@ pub(crate) fn depart(server: &Arc<Server>, conversation: &Arc<Conversation>, sea
         let event = leg.participant_event(application, EventKind::Deleted, &member);
         state.channel.push(event);
     }
-    if others.len() < 2 {
+    if others.len() < 2 || hub.is_forsaken() {
         close(server, conversation, hub, Some(ENDED));
     }
 }

@@ -38,6 +38,7 @@ pub struct LoggedMessage {
 }
 
 /// A log of one account.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, read by name in JSON")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogEntry {
     /// Its id, the last part of its address.
@@ -198,7 +199,7 @@ pub(crate) fn conversation_logs(
     require_logs(server)?;
     let base = format!("{}/communication/conversationLogs", application.href());
     let logs = &application.account.logs;
-    if let [] = path {
+    if path.is_empty() {
         exchange.only(&Method::GET)?;
         let limit = match exchange.query("limit").map(str::parse::<usize>) {
             None => usize::MAX,

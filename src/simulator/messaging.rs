@@ -21,6 +21,7 @@ use super::{
     fault::{FaultKind, Faults, Operation},
     ledger::{MessageKind, OutgoingEntry, OutgoingState},
     leg::{Direction, Leg, Message, participant_resource},
+    meeting,
     payload::{Failure, Input, Link, Resource, decode_data_uri},
     server::{Exchange, Outcome, Reply, Server, created, no_content},
 };
@@ -223,6 +224,11 @@ pub(crate) async fn conversations(
             }
             _ => Err(Failure::method_not_allowed("GET, DELETE")),
         },
+        [id, list @ ("attendees" | "leaders" | "lobby")] => {
+            exchange.only(&Method::GET)?;
+            let state = application.lock();
+            Ok(exchange.resource(StatusCode::OK, &meeting::role_list(application, state.leg(id)?, list)))
+        }
         [id, "participants", rest @ ..] => participants(application, exchange, id, rest),
         [id, messaging, rest @ ..] if messaging.starts_with("messaging") => {
             {
@@ -281,7 +287,12 @@ fn participants(application: &Arc<Application>, exchange: &Exchange, id: &str, p
         }
         [address] => {
             let (uri, name) = named(address).ok_or_else(Failure::not_found)?;
-            participant_resource(application, id, &uri, &name)
+            let resource = participant_resource(application, id, &uri, &name);
+            if leg.state == "Conferenced" {
+                resource.property("role", if leg.leaders.contains(&uri) { "Leader" } else { "Attendee" })
+            } else {
+                resource
+            }
         }
         [address, "messaging"] => {
             named(address).ok_or_else(Failure::not_found)?;
@@ -388,7 +399,11 @@ async fn add_messaging(
     let (number, location) = {
         let mut hub = conversation.hub();
         let seat = hub.seat_of_application(application).ok_or_else(Failure::conversation_not_found)?;
-        let other = hub.others_present(seat).first().copied().ok_or_else(Failure::conversation_not_found)?;
+        let others = hub.others_present(seat);
+        // In a meeting nobody is called: whoever stands for it must not be an account.
+        let scripted = |index: &&usize| matches!(hub.seats[**index].place, Place::Script(_));
+        let other = others.iter().find(scripted).or(others.first()).copied();
+        let other = other.ok_or_else(Failure::conversation_not_found)?;
         {
             let mut state = application.lock();
             let leg = state.legs.get_mut(id).filter(|leg| !leg.ended);

@@ -15,6 +15,7 @@
 //! | `event_channel` | packages of events and their acknowledgement |
 //! | `conversation`, `leg`, `group` | what members share, what each sees, more than two |
 //! | `conversation_log` | what the mailbox keeps of conversations |
+//! | `meeting` | online meetings: invitations, lobby, roles |
 //! | `messaging` | the requests about conversations, invitations and messages |
 //! | `correspondent`, `traffic` | who is not an account, and what they do by themselves |
 //! | `timers` | everything that happens later |
@@ -38,6 +39,7 @@ mod fault;
 mod group;
 mod ledger;
 mod leg;
+mod meeting;
 mod messaging;
 mod payload;
 mod people;
@@ -218,6 +220,24 @@ pub struct CallRequest {
     /// The conversation's subject.
     #[serde(default)]
     pub subject: String,
+}
+
+/// Somebody invites an account to an online meeting.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeetingRequest {
+    /// SIP address of the organizer, with or without `sip:`; any that is not an account.
+    pub from: String,
+    /// SIP address of the account, with or without `sip:`.
+    pub to_account: String,
+    /// SIP addresses of other correspondents who are in the meeting already.
+    #[serde(default)]
+    pub others: Vec<String>,
+    /// The meeting's subject.
+    #[serde(default)]
+    pub subject: String,
+    /// Whether the account has to wait until it is admitted.
+    #[serde(default)]
+    pub lobby: bool,
 }
 
 /// Why something could not be done.
@@ -416,6 +436,63 @@ impl Simulator {
         conversation::call_from_script(&self.server, &from, &to, text, &request.subject, elsewhere)
             .map(|conversation| conversation.id.clone())
             .ok_or(Refused::NotReachable(to))
+    }
+
+    /// A correspondent invites an account to an online meeting. Gives the conversation's id while it rings.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such account or it takes no messages, or one of the correspondents is an account.
+    pub fn meet(&self, request: &MeetingRequest) -> Result<String, Refused> {
+        let (from, to) = (with_scheme(&request.from), with_scheme(&request.to_account));
+        if !self.server.accounts.contains_key(&to) {
+            return Err(Refused::NoSuchAccount(to));
+        }
+        let others: Vec<String> = request.others.iter().map(|other| with_scheme(other)).collect();
+        let mut people = others.iter().chain([&from]);
+        if let Some(account) = people.find(|uri| self.server.accounts.contains_key(*uri)) {
+            return Err(Refused::CallerIsAnAccount(account.clone()));
+        }
+        meeting::invite(&self.server, &from, &to, &others, &request.subject, request.lobby)
+            .map(|conversation| conversation.id.clone())
+            .ok_or(Refused::NotReachable(to))
+    }
+
+    /// A correspondent joins a connected conversation, which becomes a conference if it was one of two.
+    ///
+    /// # Errors
+    ///
+    /// If the conversation is not connected, or they are in it, or are an account.
+    pub fn join(&self, conversation: &str, who: &str) -> Result<(), Refused> {
+        let (found, _) = self.correspondent(conversation, None)?;
+        let who = with_scheme(who);
+        if self.server.accounts.contains_key(&who) {
+            return Err(Refused::CallerIsAnAccount(who));
+        }
+        let joined = meeting::bring(&self.server, &found, &who);
+        if joined { Ok(()) } else { Err(Refused::NotConnected(conversation.to_owned())) }
+    }
+
+    /// A correspondent becomes a leader of a conference, or an attendee.
+    ///
+    /// # Errors
+    ///
+    /// If the conversation is over or no conference, or they are not in it.
+    pub fn change_role(&self, conversation: &str, who: &str, leader: bool) -> Result<(), Refused> {
+        let (found, _) = self.correspondent(conversation, None)?;
+        let changed = meeting::change_role(&found, &with_scheme(who), leader);
+        if changed { Ok(()) } else { Err(Refused::NotConnected(conversation.to_owned())) }
+    }
+
+    /// Lets the account that waits in a meeting's lobby in, or turns it away.
+    ///
+    /// # Errors
+    ///
+    /// If nobody waits there.
+    pub fn settle_lobby(&self, conversation: &str, admit: bool) -> Result<(), Refused> {
+        let (found, _) = self.correspondent(conversation, None)?;
+        let settled = meeting::settle_lobby(&self.server, &found, admit);
+        if settled { Ok(()) } else { Err(Refused::NotConnected(conversation.to_owned())) }
     }
 
     /// The conversation logs of an account, the oldest first.

@@ -431,7 +431,8 @@ async fn route(
         ["communication", "conversations", rest @ ..] => {
             messaging::conversations(server, application, exchange, rest).await
         }
-        ["communication", "messagingInvitations", rest @ ..] => {
+        ["communication", "onlineMeetingInvitations"] => Err(Failure::not_found()),
+        ["communication", "messagingInvitations" | "onlineMeetingInvitations", rest @ ..] => {
             messaging::messaging_invitations(server, application, exchange, rest).await
         }
         ["communication", "participantInvitations", rest @ ..] => {

@@ -4,6 +4,7 @@
 
 mod faults;
 mod logs;
+mod meetings;
 mod user;
 
 use std::time::{Duration, Instant};
