@@ -227,8 +227,44 @@ async fn expire_tokens(State(simulator): State<Simulator>, Json(request): Json<A
     done(simulator.expire_tokens(&request.account).map(|()| json!({})))
 }
 
-async fn inject(State(simulator): State<Simulator>, Json(fault): Json<Fault>) -> Response {
-    done(simulator.inject(fault).map(|id| json!({ "id": id })))
+/// What a fault can say; a misspelt name would make it strike more than it should.
+const FAULT_FIELDS: [&str; 19] = [
+    "account",
+    "operation",
+    "fault",
+    "count",
+    "share",
+    "ms",
+    "status",
+    "subcode",
+    "body",
+    "retry_after",
+    "retry_after_as_date",
+    "challenge",
+    "diagnostics",
+    "executed",
+    "keep",
+    "location",
+    "bytes",
+    "content_type",
+    "lose_conversations",
+];
+
+fn read_fault(value: serde_json::Value) -> Result<Fault, String> {
+    let names = value.as_object().into_iter().flat_map(serde_json::Map::keys);
+    for name in names {
+        if !FAULT_FIELDS.contains(&name.as_str()) {
+            return Err(format!("a fault has no field {name}"));
+        }
+    }
+    serde_json::from_value(value).map_err(|error| error.to_string())
+}
+
+async fn inject(State(simulator): State<Simulator>, Json(value): Json<serde_json::Value>) -> Response {
+    match read_fault(value) {
+        Ok(fault) => done(simulator.inject(fault).map(|id| json!({ "id": id }))),
+        Err(error) => (StatusCode::BAD_REQUEST, Json(json!({ "error": error }))).into_response(),
+    }
 }
 
 async fn faults(State(simulator): State<Simulator>) -> Response {

@@ -93,7 +93,7 @@ pub(crate) fn join(
         if meeting.waiting.replace(number).is_none() {
             let mut state = application.lock();
             let state = &mut *state;
-            let leg = state.legs.get_mut(&leg)?;
+            let Some(leg) = state.legs.get_mut(&leg) else { return Some(false) };
             leg.state = "InLobby";
             let event = leg.conversation_event(&application, EventKind::Updated);
             let resource = leg.conversation_resource(&application);

@@ -1,11 +1,15 @@
 //! Each fault strikes where, when and as often as it was asked to, and the ledger stays true.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use reqwest::{Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 use ucwa_relay::simulator::{
-    Fault, FaultKind, FaultState, IncomingState, Operation, OutgoingState, Refusal, RefusalBody, Simulator,
+    Fault, FaultKind, FaultState, IncomingState, MessageKind, Operation, OutgoingState, Refusal, RefusalBody,
+    Simulator, TrafficSettings,
 };
 
 use crate::{
@@ -355,7 +359,6 @@ async fn strange_packages_hold_everything_that_happened() {
     for xml in [true, false] {
         let simulator = simulator(|_| {}).await;
         let mut user = User::sign_in(&simulator, "user0001", xml).await;
-        user.poll().await;
         for kind in [FaultKind::UnknownThings, FaultKind::LinkOnly, FaultKind::OddOrder, FaultKind::Aggregate]
         {
             let id = simulator.inject(Fault::new(kind.clone()).on(Operation::Events).times(100)).unwrap();
@@ -455,7 +458,16 @@ async fn faults_are_switched_by_the_control_api() {
     assert_eq!(switched_on.text().await.unwrap(), "{\"id\":1}");
     let unknown = post(json!({ "account": "nobody", "fault": "cut_before" })).await;
     assert_eq!(unknown.status(), StatusCode::CONFLICT);
-    assert!(post(json!({ "fault": "earthquake" })).await.status().is_client_error());
+    for unreadable in [
+        json!({ "fault": "earthquake" }),
+        json!({ "fault": "cut_before", "operations": "events" }),
+        json!({ "fault": "cut_before", "operation": "flying" }),
+        json!({ "fault": "delay" }),
+    ] {
+        let refused = post(unreadable.clone()).await;
+        assert_eq!(refused.status(), StatusCode::BAD_REQUEST, "{unreadable}");
+        assert!(refused.text().await.unwrap().starts_with("{\"error\":"), "{unreadable}");
+    }
     post(json!({ "operation": "discovery", "fault": "delay", "ms": 1, "share": 0.5 })).await;
 
     assert_eq!(token(&http, &simulator, "user0002", "simulated").await.status(), StatusCode::OK);
@@ -502,5 +514,85 @@ async fn a_lost_answer_changes_nothing_for_the_reader() {
     assert_eq!(simulator.ledger().incoming.len(), 1);
     assert_eq!(simulator.ledger().outgoing.len(), 1);
     tokio::time::timeout(Duration::from_secs(5), alice.wait("completed", "message")).await.unwrap();
+    simulator.shutdown().await;
+}
+
+/// A client that survives anything: it asks for the same package until it can read it.
+async fn follow(simulator: Simulator, name: String, received: Arc<Mutex<Vec<String>>>) {
+    let mut user = User::sign_in(&simulator, &name, true).await;
+    loop {
+        let Left::Answer(200, raw) = left(user.request(Method::GET, &user.cursor).send().await).await else {
+            tokio::task::yield_now().await;
+            continue;
+        };
+        if !raw.ends_with("</events>") || raw.contains("<!DOCTYPE") || raw.contains('\u{fffd}') {
+            continue;
+        }
+        let package = Package::parse(raw, true);
+        if package.onward.0 == "next" {
+            for event in &package.events {
+                let message = event.resource.as_ref().filter(|_| event.rel == "message");
+                let links = message.map(|message| message.links.clone()).unwrap_or_default();
+                let text = links.get("plainMessage").or(links.get("htmlMessage"));
+                received.lock().unwrap().extend(text.map(|links| crate::data_text(&links[0])));
+                if event.kind == "started" && event.rel == "messagingInvitation" {
+                    let accept = format!("{}/accept", event.href);
+                    let _ = left(user.request(Method::POST, &accept).send().await).await;
+                }
+            }
+        }
+        user.cursor = package.onward.1;
+    }
+}
+
+#[tokio::test]
+async fn everything_at_once_loses_nothing_that_was_acknowledged() {
+    let simulator = simulator(|settings| {
+        settings.accounts = 4;
+        settings.traffic = Some(TrafficSettings { messages_per_second: 150.0, ..TrafficSettings::default() });
+    })
+    .await;
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let mut clients = Vec::new();
+    for number in 1..=4 {
+        let client = follow(simulator.clone(), format!("user{number:04}"), Arc::clone(&received));
+        clients.push(tokio::spawn(client));
+    }
+    let all_there = || simulator.accounts().iter().all(|account| !account.applications.is_empty());
+    eventually("not signed in", all_there).await;
+    for kind in [
+        FaultKind::CutBefore,
+        FaultKind::CutAfter,
+        FaultKind::CutMidway,
+        FaultKind::Delay { ms: 3 },
+        FaultKind::DelayAfter { ms: 3 },
+        FaultKind::status(503),
+        FaultKind::PgetReplaced,
+        FaultKind::TruncatedXml,
+        FaultKind::InvalidUtf8,
+        FaultKind::Doctype,
+        FaultKind::Resync,
+        FaultKind::UnknownThings,
+        FaultKind::OddOrder,
+    ] {
+        simulator.inject(Fault::new(kind).on(Operation::Events).share(0.05)).unwrap();
+    }
+    eventually("no traffic", || simulator.traffic_written() > 300).await;
+    simulator.stop_traffic();
+    simulator.clear_faults(None);
+    assert!(simulator.quiet(LIMIT).await, "{:?}", simulator.counters());
+    for client in clients {
+        client.abort();
+    }
+    let received = received.lock().unwrap().clone();
+    let messages = simulator
+        .ledger()
+        .incoming
+        .into_iter()
+        .filter(|entry| entry.kind == MessageKind::Message && entry.state == IncomingState::Acknowledged);
+    for entry in messages {
+        let text = entry.text.or(entry.html).unwrap();
+        assert!(received.contains(&text), "{text:?} was acknowledged and never read");
+    }
     simulator.shutdown().await;
 }
