@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::{
     SimulatorSettings,
     conversation::{self, Conversation},
+    conversation_log::Logs,
     event_channel::{Channel, Event, EventKind},
     leg::{Invitation, Leg},
     payload::{Failure, Input, Link, Resource},
@@ -33,13 +34,20 @@ pub(crate) struct Account {
     pub(crate) name: String,
     pub(crate) password: String,
     applications: Mutex<Vec<Arc<Application>>>,
+    pub(crate) logs: Logs,
 }
 
 impl Account {
     fn new(address: &str, password: &str) -> Arc<Self> {
         let uri = format!("sip:{}", address.to_lowercase());
         let name = display_name(&uri);
-        Arc::new(Self { uri, name, password: password.to_owned(), applications: Mutex::default() })
+        Arc::new(Self {
+            uri,
+            name,
+            password: password.to_owned(),
+            applications: Mutex::default(),
+            logs: Logs::default(),
+        })
     }
 
     fn applications(&self) -> MutexGuard<'_, Vec<Arc<Application>>> {
@@ -138,6 +146,8 @@ pub(crate) struct ApplicationState {
     settings: Vec<(String, String)>,
     etag: String,
     random_property: String,
+    /// Whether conversation logs were kept when the application was created.
+    logs: bool,
     pub(crate) channel: Channel,
     pub(crate) legs: HashMap<String, Leg>,
     pub(crate) invitations: HashMap<String, Invitation>,
@@ -156,6 +166,7 @@ impl ApplicationState {
             settings: Vec::new(),
             etag: new_etag(server),
             random_property: uuid_of(server),
+            logs: server.now().conversation_logs,
             channel: Channel::new(),
             legs: HashMap::new(),
             invitations: HashMap::new(),
@@ -291,6 +302,12 @@ impl Application {
         resource
             .property("supportedModalities", state.modalities.clone())
             .property("supportedMessageFormats", state.formats.clone())
+            .links(
+                state
+                    .logs
+                    .then(|| Link::new("conversationLogs", format!("{communication}/conversationLogs"))),
+            )
+            .links(state.logs.then(|| Link::new("missedItems", format!("{communication}/missedItems"))))
             .link("conversations", format!("{communication}/conversations?filter=active"))
             .link("startMessaging", format!("{communication}/messagingInvitations"))
             .link(
@@ -403,7 +420,7 @@ pub(crate) fn end(server: &Arc<Server>, application: &Arc<Application>, failure:
 
 /// Ends every application whose client has not been seen for too long, again and again.
 pub(crate) fn sweep(server: &Arc<Server>) {
-    let limit = server.settings.application_expiry;
+    let limit = server.now().application_expiry;
     let living: Vec<Arc<Application>> = {
         let registrations = server.applications.read().unwrap_or_else(PoisonError::into_inner);
         let living = registrations.values().filter_map(|registration| match registration {
@@ -421,7 +438,8 @@ pub(crate) fn sweep(server: &Arc<Server>) {
             end(server, &application, Failure::application_not_found());
         }
     }
-    let pause = (limit / 4).clamp(Duration::from_millis(20), Duration::from_secs(5));
+    // Often enough for a limit that was lowered meanwhile.
+    let pause = (limit / 4).clamp(Duration::from_millis(20), Duration::from_millis(500));
     server.timers.after(pause, sweep);
 }
 

@@ -90,5 +90,5 @@ fn part_request(outer: &Exchange, part: &str) -> Option<Exchange> {
     *request.headers_mut() = headers;
     let (parts, ()) = request.into_parts();
     let body = Bytes::from(body.trim_start_matches('\u{feff}').trim_end_matches('\n').to_owned());
-    Some(Exchange::read(&parts, body, &outer.origin))
+    Some(Exchange::read(&parts, body, outer.site, &outer.origin))
 }

@@ -6,7 +6,7 @@
 //! members see one order. Applications are locked one at a time, inside the conversation's lock.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -19,10 +19,12 @@ use tokio::sync::watch;
 
 use super::{
     application::{Application, ApplicationState, display_name},
+    conversation_log::{self, Draft, Line},
     correspondent::{self, PickUp, Script},
     event_channel::{Delivery, Event, EventKind, Status},
     ledger::{IncomingEntry, IncomingState, MessageKind, OutgoingEntry, OutgoingState},
     leg::{Direction, Invitation, Leg, Member, Message, participant_resource},
+    meeting::{self, Meeting},
     payload::{Failure, Reason, Resource},
     server::Server,
 };
@@ -42,6 +44,11 @@ pub(crate) const CANCELED: Reason =
     Reason { code: "RemoteFailure", subcode: "Canceled", message: "The invitation was withdrawn." };
 pub(crate) const CANCELED_HERE: Reason =
     Reason { code: "LocalFailure", subcode: "Canceled", message: "The invitation was withdrawn." };
+const CONNECTED_ELSEWHERE: Reason = Reason {
+    code: "LocalFailure",
+    subcode: "ConnectedElsewhere",
+    message: "The invitation was answered by another endpoint.",
+};
 const UNAVAILABLE: Reason =
     Reason { code: "RemoteFailure", subcode: "Unavailable", message: "The person is not signed in." };
 const ENDED: Reason =
@@ -137,6 +144,10 @@ pub(crate) struct Hub {
     pub(crate) conference: bool,
     /// Whether messaging is closed while the conversation goes on.
     messaging_closed: bool,
+    /// Whether it is an online meeting, whose messaging everybody joins alone.
+    pub(crate) meeting: Option<Meeting>,
+    /// What the logs of the accounts in it will say.
+    pub(crate) drafts: HashMap<String, Draft>,
 }
 
 /// See the module.
@@ -225,8 +236,8 @@ impl Tracker {
 }
 
 /// Embeds the resource in most events; the others only link it.
-fn maybe_embedded(server: &Server, event: Event, resource: Resource) -> Event {
-    if server.dice.chance(server.settings.link_only_share) { event } else { event.resource(resource) }
+pub(crate) fn maybe_embedded(server: &Server, event: Event, resource: Resource) -> Event {
+    if server.dice.chance(server.now().link_only_share) { event } else { event.resource(resource) }
 }
 
 impl Conversation {
@@ -255,6 +266,8 @@ impl Conversation {
             last_call: 0,
             conference: false,
             messaging_closed: false,
+            meeting: None,
+            drafts: HashMap::new(),
         };
         let phase = watch::Sender::new(ConversationPhase::Ringing);
         let conversation = Arc::new(Self { id: server.dice.hex(), hub: Mutex::new(hub), phase });
@@ -299,12 +312,12 @@ impl Hub {
         &mut self.calls[index]
     }
 
-    fn take_call(&mut self, number: u64) -> Option<Call> {
+    pub(crate) fn take_call(&mut self, number: u64) -> Option<Call> {
         let index = self.calls.iter().position(|call| call.number == number)?;
         Some(self.calls.remove(index))
     }
 
-    fn member(&self, server: &Server, seat: usize) -> Member {
+    pub(crate) fn member(&self, server: &Server, seat: usize) -> Member {
         let Seat { uri, name, .. } = &self.seats[seat];
         let title = if server.dice.chance(0.25) { String::new() } else { name.clone() };
         Member { uri: uri.clone(), name: name.clone(), title, present: true }
@@ -318,15 +331,20 @@ impl Hub {
 
 // ---- Calling somebody ----
 
-/// Starts a conversation on behalf of a scripted correspondent. Gives nothing if the account takes no messages.
+/// Starts a conversation on behalf of a scripted correspondent; if `elsewhere`, another device of the account takes
+/// it. Gives nothing if the account takes no messages and its log does not either.
 pub(crate) fn call_from_script(
     server: &Arc<Server>,
     from: &str,
     to: &str,
     text: Option<Text>,
     subject: &str,
+    elsewhere: bool,
 ) -> Option<Arc<Conversation>> {
-    server.accounts.get(to)?.reachable()?;
+    let reachable = server.accounts.get(to)?.reachable().is_some();
+    if !reachable && !elsewhere && !logs_missed_calls(server) {
+        return None;
+    }
     let script = Script::of(from);
     let first =
         Seat { uri: from.to_owned(), name: display_name(from), place: Place::Script(script), present: true };
@@ -338,8 +356,35 @@ pub(crate) fn call_from_script(
         let callee = hub.seat_of(to);
         hub.begin_call(0, callee, text).number
     };
-    ring(server, &conversation, number);
+    if elsewhere {
+        let (least, most) = server.settings.answer_delay;
+        let this = Arc::clone(&conversation);
+        server.timers.after_scripted(server.dice.between(least, most), move |server| {
+            answer_elsewhere(server, &this, number);
+        });
+    }
+    if reachable {
+        ring(server, &conversation, number);
+    } else if !elsewhere {
+        fail(server, &conversation, number, UNAVAILABLE, MISSED);
+    }
     Some(conversation)
+}
+
+fn logs_missed_calls(server: &Server) -> bool {
+    let settings = server.now();
+    settings.conversation_logs && settings.missed_calls_logged
+}
+
+/// Another device of the called account accepts: its applications lose the call, and what follows is in its log only.
+fn answer_elsewhere(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) {
+    let mut guard = conversation.hub();
+    let hub = &mut *guard;
+    let Some(call) = hub.take_call(number) else { return };
+    end_call(server, hub, &call, CANCELED_HERE, CONNECTED_ELSEWHERE);
+    hub.seats[call.to].place = Place::Script(Script::Device);
+    hub.seats[call.to].present = true;
+    conversation.phase.send_replace(ConversationPhase::Connected);
 }
 
 /// What an application asked for when it calls.
@@ -456,7 +501,7 @@ pub(crate) fn announce(
 }
 
 /// Lets the callee of a call know of it, or settles at once that it cannot.
-fn ring(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) {
+pub(crate) fn ring(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) {
     let uri = {
         let hub = conversation.hub();
         let Some(call) = hub.calls.iter().find(|call| call.number == number) else { return };
@@ -473,17 +518,26 @@ fn ring(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) {
             return;
         };
         if present_call(server, conversation, number, &application) {
-            server.timers.after(ring_time, move |server| fail(server, &this, number, TIMEOUT, MISSED));
+            server.timers.after(ring_time, move |server| {
+                if !meeting::somebody_waits(&this) {
+                    fail(server, &this, number, TIMEOUT, MISSED);
+                }
+            });
         } else {
             fail(server, conversation, number, UNAVAILABLE, MISSED);
         }
         return;
     }
-    let script = Script::of(&uri);
+    let mut script = Script::of(&uri);
     {
         let mut hub = conversation.hub();
         let seat = hub.seat_of(&uri);
-        hub.seats[seat].place = Place::Script(script);
+        if hub.meeting.is_some() && hub.seats[seat].present {
+            // Who adds messaging in a meeting is answered by the meeting.
+            script = Script::Silent;
+        } else {
+            hub.seats[seat].place = Place::Script(script);
+        }
     }
     let (least, most) = server.settings.answer_delay;
     let delay = server.dice.between(least, most);
@@ -533,6 +587,11 @@ fn present_call(
         let mut leg = new_leg(conversation, hub, leg_id.clone(), "Incoming");
         let others = (0..hub.seats.len()).filter(|index| *index != to && hub.seats[*index].present);
         leg.members = others.map(|index| hub.member(server, index)).collect();
+        if hub.meeting.is_some() {
+            // Who else is there is told to those who have joined.
+            leg.messaging = "Disconnected";
+            leg.members.retain(|member| member.uri == caller.uri);
+        }
         state.legs.insert(leg_id.clone(), leg);
         hub.seats[to].place =
             Place::Application { application: Arc::clone(application), leg: leg_id.clone() };
@@ -543,7 +602,7 @@ fn present_call(
     let text = call.text.as_ref().map(|text| text.read_by(state.reads_html()));
     let message = text.as_ref().and_then(|text| text.as_data_uri(server));
     let invitation = Invitation {
-        rel: "messagingInvitation",
+        rel: if hub.meeting.is_some() { "onlineMeetingInvitation" } else { "messagingInvitation" },
         id: server.dice.hex(),
         direction: Direction::Incoming,
         state: "Connecting",
@@ -622,6 +681,7 @@ pub(crate) fn new_leg(conversation: &Arc<Conversation>, hub: &Hub, id: String, s
         // Servers number messages from 2.
         last_message: 1,
         ended: false,
+        leaders: Vec::new(),
     }
 }
 
@@ -635,6 +695,9 @@ pub(crate) fn accept(server: &Arc<Server>, conversation: &Arc<Conversation>, num
         .any(|call| call.number == number && call.caller_invitation.is_some() && !call.announced)
     {
         return false;
+    }
+    if let Some(joined) = meeting::join(server, conversation, hub, number) {
+        return joined;
     }
     let Some(call) = hub.take_call(number) else { return false };
     hub.seats[call.to].present = true;
@@ -655,6 +718,7 @@ pub(crate) fn accept(server: &Arc<Server>, conversation: &Arc<Conversation>, num
     if let Some(serial) = call.outgoing {
         server.ledger.settle_outgoing(serial, None);
     }
+    note_first_message(server, hub, &call, true);
     for index in 0..hub.seats.len() {
         let Seat { place, present, .. } = &hub.seats[index];
         if let (true, Place::Application { application, leg }) = (present, place) {
@@ -665,7 +729,11 @@ pub(crate) fn accept(server: &Arc<Server>, conversation: &Arc<Conversation>, num
             } else {
                 Role::Bystander
             };
-            connect_leg(server, application, leg, role, &call, &joiner, hub.conference, html);
+            if role == Role::Bystander && hub.meeting.is_some() {
+                meeting::show_joiner(server, application, leg, &joiner);
+            } else {
+                connect_leg(server, application, leg, role, &call, &joiner, hub.conference, html);
+            }
         }
     }
     if let (Some(text), Place::Application { application, leg }) =
@@ -823,12 +891,35 @@ pub(crate) fn fail(
     let hub = &mut *guard;
     let Some(call) = hub.take_call(number) else { return };
     end_call(server, hub, &call, caller_is_told, other_is_told);
-    if hub.seats.iter().filter(|seat| seat.present).count() < 2 {
+    if hub.seats.iter().filter(|seat| seat.present).count() < 2 || hub.is_forsaken() {
         close(server, conversation, hub, None);
     }
 }
 
+/// Notes the text of a call for the logs of both sides; of a call that came to nothing, for the callee's only.
+fn note_first_message(server: &Server, hub: &mut Hub, call: &Call, accepted: bool) {
+    let Some(text) = &call.text else { return };
+    let Seat { uri: to, place, .. } = hub.seats[call.to].clone();
+    let from = hub.seats[call.from].uri.clone();
+    let time = Timestamp::now();
+    let text = match &place {
+        Place::Application { application, .. } => text.read_by(application.lock().reads_html()),
+        _ => text.clone(),
+    };
+    // An invitation shows one of the two texts only.
+    let shown = Text { html: text.html.clone().filter(|_| text.plain.is_none()), plain: text.plain.clone() };
+    let line = Line { from: &from, text: shown, time, serial: call.incoming };
+    hub.note(server, &to, true, accepted, line);
+    if accepted {
+        hub.note(server, &from, false, true, Line { from: &from, text, time, serial: call.outgoing });
+    }
+}
+
 fn end_call(server: &Arc<Server>, hub: &mut Hub, call: &Call, caller_is_told: Reason, other_is_told: Reason) {
+    let elsewhere = other_is_told == CONNECTED_ELSEWHERE;
+    if elsewhere || call.callee_invitation.is_some() || logs_missed_calls(server) {
+        note_first_message(server, hub, call, elsewhere);
+    }
     if let Some(serial) = call.outgoing {
         server.ledger.settle_outgoing(serial, Some(caller_is_told.subcode));
     }
@@ -913,6 +1004,7 @@ fn close(server: &Arc<Server>, conversation: &Arc<Conversation>, hub: &mut Hub, 
             end_leg(server, application, &mut application.lock(), leg, reason);
         }
     }
+    conversation_log::deliver_later(server, &conversation.id, hub);
     // Frees the applications, which the seats would hold on to otherwise.
     hub.seats.clear();
     conversation.phase.send_replace(ConversationPhase::Ended);
@@ -953,7 +1045,7 @@ pub(crate) fn depart(server: &Arc<Server>, conversation: &Arc<Conversation>, sea
         let event = leg.participant_event(application, EventKind::Deleted, &member);
         state.channel.push(event);
     }
-    if others.len() < 2 {
+    if others.len() < 2 || hub.is_forsaken() {
         close(server, conversation, hub, Some(ENDED));
     }
 }
@@ -1010,12 +1102,20 @@ pub(crate) fn deliver(
     tracker: Option<&Arc<Tracker>>,
 ) -> Vec<u64> {
     let mut serials = Vec::new();
+    let time = Timestamp::now();
+    let writer_uri = hub.seats[from].uri.clone();
+    let own =
+        Line { from: &writer_uri, text: text.clone(), time, serial: tracker.map(|tracker| tracker.serial) };
+    hub.note(server, &writer_uri, false, true, own);
     for index in hub.others_present(from) {
         let receipt = tracker
             .map(|tracker| Receipt { tracker: Arc::clone(tracker), reader: hub.seats[index].uri.clone() });
         match hub.seats[index].place.clone() {
             Place::Nowhere => {}
             Place::Script(script) => {
+                let reader = hub.seats[index].uri.clone();
+                let line = Line { from: &writer_uri, text: text.clone(), time, serial: None };
+                hub.note(server, &reader, true, true, line);
                 // Correspondents answer accounts only; among themselves they would never end.
                 if matches!(hub.seats[from].place, Place::Application { .. }) {
                     correspondent::react(server, conversation, index, script, text);
@@ -1035,13 +1135,19 @@ pub(crate) fn deliver(
                     application: application.id.clone(),
                     text: None,
                     html: None,
-                    time: Timestamp::now(),
+                    time,
                     kind: MessageKind::Message,
                     state: IncomingState::Pending,
                     package_acknowledged: false,
                 };
+                let html = application.lock().legs.get(&leg).is_some_and(|leg| leg.html);
                 match deliver_to(server, &application, &leg, &writer, text, entry, receipt) {
-                    Ok(serial) => serials.push(serial),
+                    Ok(serial) => {
+                        let text = text.read_by(html);
+                        let line = Line { from: &writer_uri, text, time, serial: Some(serial) };
+                        hub.note(server, &application.account.uri, true, true, line);
+                        serials.push(serial);
+                    }
                     Err(Some(receipt)) => receipt.settle(server, false),
                     Err(None) => {}
                 }
@@ -1085,7 +1191,7 @@ fn deliver_to(
             failed: Vec::new(),
         };
         let mut delivery = Delivery { serial, receipt, expires: true };
-        if server.dice.chance(server.settings.started_share) {
+        if server.dice.chance(server.now().started_share) {
             // The reference tells of this first event; captures have only the second.
             let event = leg.message_event(application, EventKind::Started, message.number);
             let resource = leg.message_resource(server, application, &message, true);

@@ -48,6 +48,8 @@ pub(crate) enum Script {
     Html,
     Echo,
     Silent,
+    /// Another device of an account. No address begins with it.
+    Device,
 }
 
 const PREFIXES: [(&str, Script); 11] = [

@@ -5,6 +5,9 @@
 //! it, until a GET asks for the package after it. A connection that drops acknowledges nothing. A GET that asks for
 //! any other package is told by `resync` where to go on. One GET is parked at a time: the newer replaces the older.
 //!
+//! A package can also say `resume` in place of `next`: what was in no package before it is lost. It happens on
+//! request only, like the other liberties that [`twist`] takes with a package while it is formed.
+//!
 //! The channel lives inside its application's lock; what must happen outside that lock (telling the writers of
 //! messages that they were fetched) is handed back to the caller.
 
@@ -15,7 +18,8 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     application::Application,
-    conversation::Receipt,
+    conversation::{self, Receipt},
+    fault::{FaultKind, Faults, Operation},
     payload::{EventPackage, Failure, Link, Reason, Resource},
     server::{Exchange, Outcome, Server, reply},
 };
@@ -28,6 +32,8 @@ pub(crate) enum EventKind {
     Deleted,
     Started,
     Completed,
+    /// A type that no reference lists.
+    Unheard,
 }
 
 impl EventKind {
@@ -38,6 +44,7 @@ impl EventKind {
             Self::Deleted => "deleted",
             Self::Started => "started",
             Self::Completed => "completed",
+            Self::Unheard => "transfigured",
         }
     }
 }
@@ -147,12 +154,22 @@ struct Parked {
     wake: Arc<Notify>,
 }
 
+/// Events that were given together, and go on being given until they are acknowledged.
+#[derive(Debug)]
+struct Package {
+    events: Vec<Event>,
+    /// `next` or `resume`.
+    onward: &'static str,
+    /// Whether it holds elements that no reference lists.
+    strange: bool,
+}
+
 /// See the module.
 pub(crate) struct Channel {
     /// The number of the package that the next GET should ask for.
     current: u64,
     /// Package `current`, once it is formed.
-    package: Option<Vec<Event>>,
+    package: Option<Package>,
     waiting: Vec<(Instant, Event)>,
     parked: Option<Parked>,
     last_ticket: u64,
@@ -228,7 +245,7 @@ impl Channel {
     pub(crate) fn abandon(&mut self) -> Vec<Delivery> {
         self.wake();
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|(_, event)| event);
-        let formed = self.package.take().unwrap_or_default();
+        let formed = self.package.take().map(|package| package.events).unwrap_or_default();
         formed.into_iter().chain(waiting).filter_map(|event| event.delivery).collect()
     }
 
@@ -241,25 +258,38 @@ impl Channel {
             && let Some(package) = self.package.take()
         {
             self.current += 1;
-            let acknowledged = package.iter().filter_map(|event| event.delivery.as_ref());
+            let acknowledged = package.events.iter().filter_map(|event| event.delivery.as_ref());
             return Ok(acknowledged.map(|delivery| delivery.serial).collect());
         }
         Err(self.current)
     }
 
     /// Forms package `current` of everything that waits. Gives the receipts of the messages in it.
-    fn form(&mut self) -> Vec<Receipt> {
+    fn form(&mut self, twisted: Twisted<'_>) -> Vec<Receipt> {
         let mut events: Vec<Event> = self.waiting.drain(..).map(|(_, event)| event).collect();
+        let strange = twist(&mut events, twisted);
         let receipts = events
             .iter_mut()
             .filter_map(|event| event.delivery.as_mut())
             .filter_map(|delivery| delivery.receipt.take())
             .collect();
-        self.package = Some(events);
+        self.package = Some(Package { events, onward: "next", strange });
         receipts
     }
 
-    fn step(&mut self, ticket: u64, until: Instant, receipts: &mut Vec<Receipt>) -> Step {
+    /// Loses every event that is in no package yet; the next package says so. Gives the messages among them.
+    fn resume(&mut self) -> Vec<Delivery> {
+        self.package = Some(Package { events: Vec::new(), onward: "resume", strange: false });
+        std::mem::take(&mut self.waiting).into_iter().filter_map(|(_, event)| event.delivery).collect()
+    }
+
+    fn step(
+        &mut self,
+        ticket: u64,
+        until: Instant,
+        receipts: &mut Vec<Receipt>,
+        twisted: Twisted<'_>,
+    ) -> Step {
         if self.parked.as_ref().is_none_or(|parked| parked.ticket != ticket) {
             return Step::Replaced;
         }
@@ -269,16 +299,128 @@ impl Channel {
         let now = Instant::now();
         let due = self.waiting.iter().map(|(due, _)| *due).min();
         if due.is_some_and(|due| due <= now) {
-            receipts.append(&mut self.form());
+            receipts.append(&mut self.form(twisted));
             return Step::Give(self.current);
         }
         if until <= now {
             // Usually empty; what still waits for its delay comes along.
-            receipts.append(&mut self.form());
+            receipts.append(&mut self.form(twisted));
             return Step::Give(self.current);
         }
         Step::Wait(due.map_or(until, |due| due.min(until)))
     }
+}
+
+/// Whether a fault that changes a package strikes now.
+type Twisted<'a> = &'a dyn Fn(&FaultKind) -> bool;
+
+/// Changes a package that is being formed as the faults ask for that can. True if it is to hold unknown elements.
+fn twist(events: &mut Vec<Event>, twisted: Twisted<'_>) -> bool {
+    if events.is_empty() {
+        return false;
+    }
+    if has_repetitions(events) && twisted(&FaultKind::Aggregate) {
+        aggregate(events);
+    }
+    if events.iter().any(Event::is_about_participants) && twisted(&FaultKind::OddOrder) {
+        participants_first(events);
+    }
+    if events.iter().any(|event| event.resource.is_some()) && twisted(&FaultKind::LinkOnly) {
+        for event in events.iter_mut() {
+            event.resource = None;
+        }
+    }
+    let strange = twisted(&FaultKind::UnknownThings);
+    if strange {
+        add_unknown_things(events);
+    }
+    strange
+}
+
+impl Event {
+    fn is_about_participants(&self) -> bool {
+        matches!(self.target.rel, "participant" | "localParticipant" | "participantMessaging")
+    }
+
+    /// Whether the two are about one thing, so that the later can stand for both.
+    fn repeats(&self, earlier: &Self) -> bool {
+        self.target.href == earlier.target.href
+            && self.target.rel == earlier.target.rel
+            && self.within == earlier.within
+            && self.kind != EventKind::Deleted
+            && earlier.kind != EventKind::Deleted
+    }
+}
+
+fn has_repetitions(events: &[Event]) -> bool {
+    (0..events.len()).any(|index| events[..index].iter().any(|earlier| events[index].repeats(earlier)))
+}
+
+/// Of several events about one thing the last remains: as `added` if one of them was, with the message of all.
+fn aggregate(events: &mut Vec<Event>) {
+    let mut merged: Vec<Event> = Vec::with_capacity(events.len());
+    for mut event in events.drain(..) {
+        if let Some(index) = merged.iter().position(|earlier| event.repeats(earlier)) {
+            let earlier = merged.remove(index);
+            if earlier.kind == EventKind::Added {
+                event.kind = EventKind::Added;
+            }
+            event.resource = event.resource.or(earlier.resource);
+            event.delivery = match (earlier.delivery, event.delivery) {
+                // One of the two may know the writer who waits.
+                (Some(first), Some(second)) => {
+                    Some(Delivery { receipt: first.receipt.or(second.receipt), ..second })
+                }
+                (first, second) => second.or(first),
+            };
+            // A first event keeps its place, a message or an operation that completes comes where it completed.
+            if event.kind == EventKind::Completed {
+                merged.push(event);
+            } else {
+                merged.insert(index, event);
+            }
+        } else {
+            merged.push(event);
+        }
+    }
+    *events = merged;
+}
+
+/// Brings what concerns participants to the front, the last first; what concerns one of them keeps its order.
+fn participants_first(events: &mut Vec<Event>) {
+    let (participants, others): (Vec<Event>, Vec<Event>) =
+        events.drain(..).partition(Event::is_about_participants);
+    let mut by_target: Vec<Vec<Event>> = Vec::new();
+    for event in participants {
+        match by_target.iter_mut().find(|group| group[0].target.href == event.target.href) {
+            Some(group) => group.push(event),
+            None => by_target.push(vec![event]),
+        }
+    }
+    events.extend(by_target.into_iter().rev().flatten());
+    events.extend(others);
+}
+
+fn add_unknown_things(events: &mut Vec<Event>) {
+    for event in events.iter_mut() {
+        let resource = event.resource.take().map(|resource| {
+            resource
+                .property("phaseOfTheMoon", "waning")
+                .property("tides", vec!["ebb".to_owned(), "flow".to_owned()])
+                .link("observatory", "/observatory?a=1&b=2")
+                .embed(Resource::new("telescope", "/telescope").property("aperture", "wide"))
+        });
+        event.resource = resource;
+    }
+    let sender = events[0].sender.clone();
+    let unheard = Event::new(sender.clone(), EventKind::Unheard, sender.clone());
+    let unknown_rel = Event::new(sender, EventKind::Added, Link::titled("comet", "/comets/1", "Halley"));
+    let stranger = Link::new("observatory", "/observatory");
+    let unknown_sender = Event::new(stranger, EventKind::Updated, Link::new("telescope", "/telescope"))
+        .resource(Resource::new("telescope", "/telescope").property("aperture", "wide"));
+    events.insert(events.len() / 2, unheard);
+    events.insert(0, unknown_sender);
+    events.push(unknown_rel);
 }
 
 /// Takes the GET out of the channel however it ends, a cut connection included.
@@ -349,13 +491,8 @@ pub(crate) async fn get(
         let acknowledged = match channel.acknowledge(ack) {
             Ok(serials) => serials,
             Err(expected) => {
-                return Ok(package_reply(
-                    application,
-                    exchange,
-                    ack,
-                    Link::new("resync", cursor(application, expected)),
-                    &[],
-                ));
+                let onward = Link::new("resync", cursor(application, expected));
+                return Ok(package_reply(application, exchange, ack, onward, &[], false));
             }
         };
         server.ledger.acknowledge(acknowledged);
@@ -378,18 +515,26 @@ pub(crate) async fn get(
         let patience = server.settings.poll_timeout_limit.map_or(patience, |limit| patience.min(limit));
         (Ticket { application: Arc::clone(application), number }, started + patience, ack)
     };
+    let twisted = |kind: &FaultKind| {
+        let strikes = |other: &FaultKind| other == kind;
+        Faults::claim_within(server, &application.account, Operation::Events, strikes).is_some()
+    };
     loop {
+        interrupt(server, application, ticket.number);
         let mut receipts = Vec::new();
         let step = {
             let mut state = application.lock();
             state.alive()?;
-            match state.channel.step(ticket.number, until, &mut receipts) {
+            match state.channel.step(ticket.number, until, &mut receipts, &twisted) {
                 Step::Wait(moment) => Err(moment),
                 Step::Replaced => return Err(replaced()),
                 Step::Give(number) => {
-                    let events = state.channel.package.as_deref().unwrap_or_default();
-                    let onward = Link::new("next", cursor(application, number + 1));
-                    Ok(package_reply(application, exchange, ack, onward, events))
+                    let package = state.channel.package.as_ref();
+                    let (onward, events, strange) = package.map_or(("next", &[][..], false), |package| {
+                        (package.onward, package.events.as_slice(), package.strange)
+                    });
+                    let onward = Link::new(onward, cursor(application, number + 1));
+                    Ok(package_reply(application, exchange, ack, onward, events, strange))
                 }
             }
         };
@@ -409,7 +554,45 @@ pub(crate) async fn get(
     }
 }
 
-fn replaced() -> Failure {
+/// Lets a `resume` happen that was asked for: whatever is in no package yet is lost.
+fn interrupt(server: &Arc<Server>, application: &Arc<Application>, ticket: u64) {
+    let resumes = |kind: &FaultKind| matches!(kind, FaultKind::Resume { .. });
+    let conversations: Vec<_> = {
+        let state = application.lock();
+        let ours = state.channel.parked.as_ref().is_some_and(|parked| parked.ticket == ticket);
+        if !ours || state.channel.package.is_some() {
+            return;
+        }
+        match Faults::claim_within(server, &application.account, Operation::Events, resumes) {
+            Some(FaultKind::Resume { lose_conversations: true }) => {
+                let legs = state.legs.values().filter(|leg| !leg.ended);
+                legs.map(|leg| Arc::clone(&leg.conversation)).collect()
+            }
+            Some(_) => Vec::new(),
+            None => return,
+        }
+    };
+    for conversation in conversations {
+        conversation::application_left(server, &conversation, application);
+    }
+    let lost = application.lock().channel.resume();
+    for delivery in lost {
+        server.ledger.expire(delivery.serial);
+        if let Some(receipt) = delivery.receipt {
+            receipt.settle(server, false);
+        }
+    }
+}
+
+/// Sends a GET back to the package that it should ask for, whatever it asked for.
+pub(crate) fn resync(application: &Application, exchange: &Exchange) -> super::server::Reply {
+    let expected = application.lock().channel.current;
+    let ack = exchange.query("ack").and_then(|text| text.parse().ok()).unwrap_or(expected);
+    let onward = Link::new("resync", cursor(application, expected));
+    package_reply(application, exchange, ack, onward, &[], false)
+}
+
+pub(crate) fn replaced() -> Failure {
     Failure::conflict("PGetReplaced", "The pending GET was replaced by another.")
 }
 
@@ -423,8 +606,9 @@ fn package_reply(
     ack: u64,
     onward: Link,
     events: &[Event],
+    strange: bool,
 ) -> super::server::Reply {
-    let package = EventPackage { href: cursor(application, ack), onward, events };
+    let package = EventPackage { href: cursor(application, ack), onward, events, strange };
     reply(StatusCode::OK, exchange.format.content_type, package.render(exchange.format))
 }
 
@@ -444,9 +628,9 @@ mod tests {
         channel.last_ticket += 1;
         let ticket = channel.last_ticket;
         channel.parked = Some(Parked { ticket, priority: 0, wake: Arc::default() });
-        let step = channel.step(ticket, Instant::now() + Duration::from_mins(1), &mut Vec::new());
+        let step = channel.step(ticket, Instant::now() + Duration::from_mins(1), &mut Vec::new(), &|_| false);
         Ok(match step {
-            Step::Give(_) => channel.package.as_ref().map(Vec::len),
+            Step::Give(_) => channel.package.as_ref().map(|package| package.events.len()),
             _ => None,
         })
     }

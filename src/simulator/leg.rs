@@ -59,6 +59,8 @@ pub(crate) struct Leg {
     pub(crate) messages: VecDeque<Message>,
     pub(crate) last_message: u64,
     pub(crate) ended: bool,
+    /// URIs of those who lead the meeting.
+    pub(crate) leaders: Vec<String>,
 }
 
 /// Who may be invited by whom to what.
@@ -71,7 +73,7 @@ pub(crate) enum Direction {
 /// An invitation as one application sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct Invitation {
-    /// `messagingInvitation` or `participantInvitation`.
+    /// `messagingInvitation`, `onlineMeetingInvitation` or `participantInvitation`.
     pub(crate) rel: &'static str,
     pub(crate) id: String,
     pub(crate) direction: Direction,
@@ -205,6 +207,11 @@ impl Leg {
                 .links([self.local_participant_link(application)])
                 .link("participants", format!("{href}/participants"))
                 .link("addParticipant", format!("{invite}?conversation={}", self.id));
+        }
+        if self.state == "Conferenced" {
+            for list in ["attendees", "leaders", "lobby"] {
+                resource = resource.link(list, format!("{href}/{list}"));
+            }
         }
         resource
     }
@@ -372,6 +379,13 @@ impl Invitation {
             resource = resource.property("operationId", operation_id.as_str());
         }
         resource = resource.property("subject", self.subject.as_str());
+        if self.rel == "onlineMeetingInvitation" {
+            let organizer = address_of(&self.from.uri);
+            let uri = format!("sip:{organizer};gruu;opaque=app:conf:focus:id:{}", &self.id[..8]);
+            resource = resource
+                .property("onlineMeetingUri", uri)
+                .property("availableModalities", vec!["Messaging".to_owned()]);
+        }
         if self.rel == "participantInvitation" {
             resource = resource.property("to", self.to.as_str());
         }

@@ -18,8 +18,10 @@ use super::{
         new_leg, place_call, show_typing,
     },
     correspondent,
+    fault::{FaultKind, Faults, Operation},
     ledger::{MessageKind, OutgoingEntry, OutgoingState},
     leg::{Direction, Leg, Message, participant_resource},
+    meeting,
     payload::{Failure, Input, Link, Resource, decode_data_uri},
     server::{Exchange, Outcome, Reply, Server, created, no_content},
 };
@@ -64,13 +66,21 @@ fn too_large() -> Failure {
     Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "None", "The message is too long.")
 }
 
+fn events_come_early(server: &Server, application: &Application, operation: Operation) -> bool {
+    let early = |kind: &FaultKind| *kind == FaultKind::EarlyEvents;
+    Faults::claim_within(server, &application.account, operation, early).is_some()
+        || server.dice.chance(server.now().early_event_share)
+}
+
 /// Lets an operation's events come after its answer, or before it in the share that the settings ask for.
 async fn answer_around(
     server: &Arc<Server>,
+    application: &Application,
+    operation: Operation,
     answer: Reply,
     events: impl FnOnce(&Arc<Server>) + Send + 'static,
 ) -> Reply {
-    if server.dice.chance(server.settings.early_event_share) {
+    if events_come_early(server, application, operation) {
         events(server);
         tokio::time::sleep(ANSWER_AFTER_EVENTS).await;
     } else {
@@ -182,7 +192,7 @@ async fn start_messaging(
         place_call(server, &conversation, &mut hub, 0, invite)?
     };
     let events = move |server: &Arc<Server>| announce(server, &conversation, number, true);
-    Ok(answer_around(server, created(&location), events).await)
+    Ok(answer_around(server, application, Operation::StartMessaging, created(&location), events).await)
 }
 
 /// `communication/conversations` and what is below it.
@@ -214,6 +224,11 @@ pub(crate) async fn conversations(
             }
             _ => Err(Failure::method_not_allowed("GET, DELETE")),
         },
+        [id, list @ ("attendees" | "leaders" | "lobby")] => {
+            exchange.only(&Method::GET)?;
+            let state = application.lock();
+            Ok(exchange.resource(StatusCode::OK, &meeting::role_list(application, state.leg(id)?, list)))
+        }
         [id, "participants", rest @ ..] => participants(application, exchange, id, rest),
         [id, messaging, rest @ ..] if messaging.starts_with("messaging") => {
             {
@@ -272,7 +287,12 @@ fn participants(application: &Arc<Application>, exchange: &Exchange, id: &str, p
         }
         [address] => {
             let (uri, name) = named(address).ok_or_else(Failure::not_found)?;
-            participant_resource(application, id, &uri, &name)
+            let resource = participant_resource(application, id, &uri, &name);
+            if leg.state == "Conferenced" {
+                resource.property("role", if leg.leaders.contains(&uri) { "Leader" } else { "Attendee" })
+            } else {
+                resource
+            }
         }
         [address, "messaging"] => {
             named(address).ok_or_else(Failure::not_found)?;
@@ -379,7 +399,11 @@ async fn add_messaging(
     let (number, location) = {
         let mut hub = conversation.hub();
         let seat = hub.seat_of_application(application).ok_or_else(Failure::conversation_not_found)?;
-        let other = hub.others_present(seat).first().copied().ok_or_else(Failure::conversation_not_found)?;
+        let others = hub.others_present(seat);
+        // In a meeting nobody is called: whoever stands for it must not be an account.
+        let scripted = |index: &&usize| matches!(hub.seats[**index].place, Place::Script(_));
+        let other = others.iter().find(scripted).or(others.first()).copied();
+        let other = other.ok_or_else(Failure::conversation_not_found)?;
         {
             let mut state = application.lock();
             let leg = state.legs.get_mut(id).filter(|leg| !leg.ended);
@@ -394,7 +418,7 @@ async fn add_messaging(
         place_call(server, &conversation, &mut hub, seat, invite)?
     };
     let events = move |server: &Arc<Server>| announce(server, &conversation, number, false);
-    Ok(answer_around(server, created(&location), events).await)
+    Ok(answer_around(server, application, Operation::AddMessaging, created(&location), events).await)
 }
 
 async fn send_message(
@@ -426,7 +450,7 @@ async fn send_message(
     let encoding = charset.and_then(|label| encoding_rs::Encoding::for_label(label.as_bytes()));
     let (text, _, _) = encoding.unwrap_or(encoding_rs::UTF_8).decode(&exchange.body);
     let text = text.into_owned();
-    let early = server.dice.chance(server.settings.early_event_share);
+    let early = events_come_early(server, application, Operation::SendMessage);
     let conversation = Arc::clone(&application.lock().leg(id)?.conversation);
     let location = {
         let mut hub = conversation.hub();
@@ -515,5 +539,5 @@ pub(crate) async fn add_to_conversation(
     };
     let this = Arc::clone(conversation);
     let events = move |server: &Arc<Server>| announce(server, &this, number, false);
-    Ok(answer_around(server, created(&location), events).await)
+    Ok(answer_around(server, application, Operation::AddParticipant, created(&location), events).await)
 }

@@ -14,11 +14,14 @@
 //! | `people` | search, contacts |
 //! | `event_channel` | packages of events and their acknowledgement |
 //! | `conversation`, `leg`, `group` | what members share, what each sees, more than two |
+//! | `conversation_log` | what the mailbox keeps of conversations |
+//! | `meeting` | online meetings: invitations, lobby, roles |
 //! | `messaging` | the requests about conversations, invitations and messages |
 //! | `correspondent`, `traffic` | who is not an account, and what they do by themselves |
 //! | `timers` | everything that happens later |
 //! | `ledger` | what was delivered and accepted |
 //! | `admin` | the control API; its module lists the requests |
+//! | `fault` | what goes wrong on request |
 //! | `batch` | several requests in one |
 //!
 //! The ledger's promise: a message to an account is `acknowledged` when a GET has asked for the package after the
@@ -29,11 +32,14 @@ mod admin;
 mod application;
 mod batch;
 mod conversation;
+mod conversation_log;
 pub mod correspondent;
 mod event_channel;
+mod fault;
 mod group;
 mod ledger;
 mod leg;
+mod meeting;
 mod messaging;
 mod payload;
 mod people;
@@ -49,6 +55,8 @@ use tokio::{net::TcpListener, time::Instant};
 use tokio_util::task::TaskTracker;
 
 pub use conversation::ConversationPhase;
+pub use conversation_log::{LogEntry, LoggedMessage};
+pub use fault::{Fault, FaultKind, FaultState, Operation, Refusal, RefusalBody};
 pub use ledger::{
     IncomingEntry, IncomingState, LedgerCounters, LedgerSnapshot, MessageKind, OutgoingEntry, OutgoingState,
 };
@@ -56,7 +64,7 @@ pub use traffic::TrafficSettings;
 
 use conversation::{Conversation, Place, Text};
 use payload::Failure;
-use server::Server;
+use server::{Server, Site};
 use timers::Timers;
 use traffic::Traffic;
 
@@ -107,6 +115,57 @@ pub struct SimulatorSettings {
     pub seed: u64,
     /// Traffic from the start, if any.
     pub traffic: Option<TrafficSettings>,
+    /// Where applications are served by a pool of its own, which takes only the tokens that it issued; at
+    /// [`Self::listen`] where it is absent.
+    pub pool_listen: Option<SocketAddr>,
+    /// Where discovery leads to in place of the `user` resource, if anywhere.
+    pub discovery_redirect: Option<DiscoveryRedirect>,
+    /// Where the `user` resource leads to in place of the applications, if anywhere: a URL, or a path of this server.
+    pub user_redirect: Option<String>,
+    /// Whether applications that are created from now on are offered conversation logs, and logs are kept.
+    pub conversation_logs: bool,
+    /// How long after its end a conversation appears in the logs.
+    pub log_delay: Duration,
+    /// Messages on one page of a log's transcripts.
+    pub log_page: usize,
+    /// Whether a call to an account without an available application is taken, and appears in its log as missed.
+    pub missed_calls_logged: bool,
+}
+
+/// Where discovery leads to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiscoveryRedirect {
+    /// A URL, or a path of this server.
+    pub location: String,
+    /// With this status and `Location`; by a `redirect` link where it is absent.
+    #[serde(default)]
+    pub status: Option<u16>,
+}
+
+/// What can be changed while the simulator runs; what is absent stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SettingsChange {
+    /// How long the tokens are valid that are issued from now on.
+    pub token_lifetime_ms: Option<u64>,
+    /// How long an application lives without a parked GET.
+    pub application_expiry_ms: Option<u64>,
+    /// Share of events that link their resource without embedding it.
+    pub link_only_share: Option<f64>,
+    /// Share of operations whose events come before their answer.
+    pub early_event_share: Option<f64>,
+    /// Share of incoming messages that are announced by `started` before `completed`.
+    pub started_share: Option<f64>,
+    /// Where discovery leads to; nowhere else where its `location` is empty.
+    pub discovery_redirect: Option<DiscoveryRedirect>,
+    /// Where the `user` resource leads to; nowhere else where it is empty.
+    pub user_redirect: Option<String>,
+    /// Whether conversation logs are kept and offered.
+    pub conversation_logs: Option<bool>,
+    /// How long after its end a conversation appears in the logs.
+    pub log_delay_ms: Option<u64>,
+    /// Whether a call to an account without an available application appears in its log.
+    pub missed_calls_logged: Option<bool>,
 }
 
 impl Default for SimulatorSettings {
@@ -134,6 +193,13 @@ impl Default for SimulatorSettings {
             answer_share: 0.5,
             seed: 1,
             traffic: None,
+            pool_listen: None,
+            discovery_redirect: None,
+            user_redirect: None,
+            conversation_logs: false,
+            log_delay: Duration::from_secs(2),
+            log_page: 10,
+            missed_calls_logged: false,
         }
     }
 }
@@ -154,6 +220,24 @@ pub struct CallRequest {
     /// The conversation's subject.
     #[serde(default)]
     pub subject: String,
+}
+
+/// Somebody invites an account to an online meeting.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeetingRequest {
+    /// SIP address of the organizer, with or without `sip:`; any that is not an account.
+    pub from: String,
+    /// SIP address of the account, with or without `sip:`.
+    pub to_account: String,
+    /// SIP addresses of other correspondents who are in the meeting already.
+    #[serde(default)]
+    pub others: Vec<String>,
+    /// The meeting's subject.
+    #[serde(default)]
+    pub subject: String,
+    /// Whether the account has to wait until it is admitted.
+    #[serde(default)]
+    pub lobby: bool,
 }
 
 /// Why something could not be done.
@@ -220,12 +304,20 @@ impl Simulator {
             Some(address) => Some(TcpListener::bind(address).await?),
             None => None,
         };
+        let pool_listener = match settings.pool_listen {
+            Some(address) => Some(TcpListener::bind(address).await?),
+            None => None,
+        };
         let address = listener.local_addr()?;
         let admin_address = admin_listener.as_ref().map(TcpListener::local_addr).transpose()?;
-        let server = Arc::new(Server::new(settings, address));
+        let pool_address = pool_listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let server = Arc::new(Server::new(settings, address, pool_address));
         let simulator = Self { server: Arc::clone(&server), admin_address, tasks: TaskTracker::new() };
         application::sweep(&server);
-        simulator.tasks.spawn(server::accept(Arc::clone(&server), listener));
+        simulator.tasks.spawn(server::accept(Arc::clone(&server), listener, Site::Front));
+        if let Some(listener) = pool_listener {
+            simulator.tasks.spawn(server::accept(Arc::clone(&server), listener, Site::Pool));
+        }
         simulator.spawn(Timers::run(Arc::clone(&server)));
         simulator.spawn(Traffic::run(Arc::clone(&server)));
         if let Some(listener) = admin_listener {
@@ -259,6 +351,11 @@ impl Simulator {
     /// What a client is given as its discovery address.
     pub fn discovery_url(&self) -> String {
         format!("http://{}/", self.server.address)
+    }
+
+    /// Where the pool serves applications, if it is a server of its own.
+    pub fn pool_address(&self) -> Option<SocketAddr> {
+        self.server.pool_address
     }
 
     /// Where the control API is served, if anywhere.
@@ -312,6 +409,22 @@ impl Simulator {
     /// If there is no such account or it takes no messages, or the caller is an account.
     #[expect(clippy::unused_async, reason = "callers await it, so that it may one day wait for something")]
     pub async fn call(&self, request: CallRequest) -> Result<String, Refused> {
+        self.place_call(&request, false)
+    }
+
+    /// A correspondent calls an account, and another device of the account answers. Gives the conversation's id.
+    ///
+    /// The account's applications, if it has any, see it ring until `ConnectedElsewhere`. The other device writes
+    /// by [`Self::say_from`] with the account's address.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such account, or the caller is an account.
+    pub fn call_answered_elsewhere(&self, request: &CallRequest) -> Result<String, Refused> {
+        self.place_call(request, true)
+    }
+
+    fn place_call(&self, request: &CallRequest, elsewhere: bool) -> Result<String, Refused> {
         let (from, to) = (with_scheme(&request.from), with_scheme(&request.to_account));
         if !self.server.accounts.contains_key(&to) {
             return Err(Refused::NoSuchAccount(to));
@@ -320,9 +433,75 @@ impl Simulator {
             return Err(Refused::CallerIsAnAccount(from));
         }
         let text = text_of(request.text.as_deref(), request.html.as_deref());
-        conversation::call_from_script(&self.server, &from, &to, text, &request.subject)
+        conversation::call_from_script(&self.server, &from, &to, text, &request.subject, elsewhere)
             .map(|conversation| conversation.id.clone())
             .ok_or(Refused::NotReachable(to))
+    }
+
+    /// A correspondent invites an account to an online meeting. Gives the conversation's id while it rings.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such account or it takes no messages, or one of the correspondents is an account.
+    pub fn meet(&self, request: &MeetingRequest) -> Result<String, Refused> {
+        let (from, to) = (with_scheme(&request.from), with_scheme(&request.to_account));
+        if !self.server.accounts.contains_key(&to) {
+            return Err(Refused::NoSuchAccount(to));
+        }
+        let others: Vec<String> = request.others.iter().map(|other| with_scheme(other)).collect();
+        let mut people = others.iter().chain([&from]);
+        if let Some(account) = people.find(|uri| self.server.accounts.contains_key(*uri)) {
+            return Err(Refused::CallerIsAnAccount(account.clone()));
+        }
+        meeting::invite(&self.server, &from, &to, &others, &request.subject, request.lobby)
+            .map(|conversation| conversation.id.clone())
+            .ok_or(Refused::NotReachable(to))
+    }
+
+    /// A correspondent joins a connected conversation, which becomes a conference if it was one of two.
+    ///
+    /// # Errors
+    ///
+    /// If the conversation is not connected, or they are in it, or are an account.
+    pub fn join(&self, conversation: &str, who: &str) -> Result<(), Refused> {
+        let (found, _) = self.correspondent(conversation, None)?;
+        let who = with_scheme(who);
+        if self.server.accounts.contains_key(&who) {
+            return Err(Refused::CallerIsAnAccount(who));
+        }
+        let joined = meeting::bring(&self.server, &found, &who);
+        if joined { Ok(()) } else { Err(Refused::NotConnected(conversation.to_owned())) }
+    }
+
+    /// A correspondent becomes a leader of a conference, or an attendee.
+    ///
+    /// # Errors
+    ///
+    /// If the conversation is over or no conference, or they are not in it.
+    pub fn change_role(&self, conversation: &str, who: &str, leader: bool) -> Result<(), Refused> {
+        let (found, _) = self.correspondent(conversation, None)?;
+        let changed = meeting::change_role(&found, &with_scheme(who), leader);
+        if changed { Ok(()) } else { Err(Refused::NotConnected(conversation.to_owned())) }
+    }
+
+    /// Lets the account that waits in a meeting's lobby in, or turns it away.
+    ///
+    /// # Errors
+    ///
+    /// If nobody waits there.
+    pub fn settle_lobby(&self, conversation: &str, admit: bool) -> Result<(), Refused> {
+        let (found, _) = self.correspondent(conversation, None)?;
+        let settled = meeting::settle_lobby(&self.server, &found, admit);
+        if settled { Ok(()) } else { Err(Refused::NotConnected(conversation.to_owned())) }
+    }
+
+    /// The conversation logs of an account, the oldest first.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such account.
+    pub fn conversation_logs(&self, account: &str) -> Result<Vec<LogEntry>, Refused> {
+        Ok(self.account_named(account)?.logs.entries())
     }
 
     /// How far a conversation is.
@@ -475,8 +654,7 @@ impl Simulator {
     ///
     /// If there is no such account.
     pub fn forget_application(&self, account: &str) -> Result<usize, Refused> {
-        let uri = with_scheme(account);
-        let account = self.server.accounts.get(&uri).ok_or(Refused::NoSuchAccount(uri))?;
+        let account = self.account_named(account)?;
         let applications = account.living_applications();
         for application in &applications {
             application::end(&self.server, application, Failure::application_not_found());
@@ -490,10 +668,103 @@ impl Simulator {
     ///
     /// If there is no such account.
     pub fn expire_tokens(&self, account: &str) -> Result<(), Refused> {
-        let uri = with_scheme(account);
-        let account = self.server.accounts.get(&uri).ok_or(Refused::NoSuchAccount(uri))?;
+        let account = self.account_named(account)?;
         self.server.tokens.revoke(&account.uri);
         Ok(())
+    }
+
+    /// Switches a fault on; gives its number.
+    ///
+    /// # Errors
+    ///
+    /// If the fault names an account that does not exist.
+    pub fn inject(&self, fault: Fault) -> Result<u64, Refused> {
+        let account = match &fault.account {
+            None => None,
+            Some(name) => Some(self.account_named(name)?.uri.clone()),
+        };
+        let id = self.server.faults.inject(Fault { account, ..fault });
+        // A parked GET looks again, in case the fault concerns its channel.
+        for account in &self.server.account_list {
+            for application in account.living_applications() {
+                application.lock().channel.wake();
+            }
+        }
+        Ok(id)
+    }
+
+    /// Every fault that is switched on, and the last ones that have struck as often as they should.
+    pub fn faults(&self) -> Vec<FaultState> {
+        self.server.faults.states()
+    }
+
+    /// How often a fault has struck; 0 if it is not known any more.
+    pub fn struck(&self, fault: u64) -> u64 {
+        self.faults().iter().find(|state| state.id == fault).map_or(0, |state| state.struck)
+    }
+
+    /// Switches one fault off, or all of them.
+    pub fn clear_faults(&self, fault: Option<u64>) {
+        self.server.faults.clear(fault);
+    }
+
+    /// An account by its address, with or without `sip:` and domain.
+    fn account_named(&self, name: &str) -> Result<&Arc<application::Account>, Refused> {
+        let mut uri = with_scheme(name);
+        if !uri.contains('@') {
+            uri = format!("{uri}@{}", self.server.settings.domain.to_lowercase());
+        }
+        self.server.accounts.get(&uri).ok_or(Refused::NoSuchAccount(uri))
+    }
+
+    /// Changes settings from now on.
+    pub fn change_settings(&self, change: SettingsChange) {
+        let mut settings = self.server.change();
+        let SettingsChange {
+            token_lifetime_ms,
+            application_expiry_ms,
+            link_only_share,
+            early_event_share,
+            started_share,
+            discovery_redirect,
+            user_redirect,
+            conversation_logs,
+            log_delay_ms,
+            missed_calls_logged,
+        } = change;
+        let set = |place: &mut Duration, ms: Option<u64>| *place = ms.map_or(*place, Duration::from_millis);
+        set(&mut settings.token_lifetime, token_lifetime_ms);
+        set(&mut settings.application_expiry, application_expiry_ms);
+        settings.link_only_share = link_only_share.unwrap_or(settings.link_only_share);
+        settings.early_event_share = early_event_share.unwrap_or(settings.early_event_share);
+        settings.started_share = started_share.unwrap_or(settings.started_share);
+        set(&mut settings.log_delay, log_delay_ms);
+        settings.conversation_logs = conversation_logs.unwrap_or(settings.conversation_logs);
+        settings.missed_calls_logged = missed_calls_logged.unwrap_or(settings.missed_calls_logged);
+        if let Some(redirect) = discovery_redirect {
+            settings.discovery_redirect = Some(redirect).filter(|redirect| !redirect.location.is_empty());
+        }
+        if let Some(location) = user_redirect {
+            settings.user_redirect = Some(location).filter(|location| !location.is_empty());
+        }
+    }
+
+    /// Everything that can be changed, as it is now.
+    pub fn changeable_settings(&self) -> SettingsChange {
+        let settings = self.server.now();
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        SettingsChange {
+            token_lifetime_ms: Some(ms(settings.token_lifetime)),
+            application_expiry_ms: Some(ms(settings.application_expiry)),
+            link_only_share: Some(settings.link_only_share),
+            early_event_share: Some(settings.early_event_share),
+            started_share: Some(settings.started_share),
+            discovery_redirect: settings.discovery_redirect.clone(),
+            user_redirect: settings.user_redirect.clone(),
+            conversation_logs: Some(settings.conversation_logs),
+            log_delay_ms: Some(ms(settings.log_delay)),
+            missed_calls_logged: Some(settings.missed_calls_logged),
+        }
     }
 
     /// Closes the ports and cuts every connection.

@@ -335,6 +335,8 @@ pub(crate) struct EventPackage<'a> {
     /// `next`, `resume` or `resync`.
     pub(crate) onward: Link,
     pub(crate) events: &'a [Event],
+    /// Whether elements come along that no reference lists.
+    pub(crate) strange: bool,
 }
 
 impl EventPackage<'_> {
@@ -354,6 +356,9 @@ impl EventPackage<'_> {
         let _ = write!(out, "\" xmlns=\"{NAMESPACE}\"><link");
         self.onward.xml_attributes(&mut out);
         out.push_str("/>");
+        if self.strange {
+            out.push_str("<forecast region=\"north\"><outlook rel=\"next\" href=\"/forecast\">fair</outlook></forecast>");
+        }
         for group in self.groups() {
             let _ = write!(out, "<sender rel=\"{}\" href=\"", group[0].sender.rel);
             escape_xml(&mut out, &group[0].sender.href);
@@ -393,6 +398,9 @@ impl EventPackage<'_> {
         let _ = write!(out, "}},\"{}\":", self.onward.rel);
         self.onward.json_fields(&mut out, false);
         out.push('}');
+        if self.strange {
+            out.push_str(",\"forecast\":{\"region\":\"north\",\"outlook\":[\"fair\"]}");
+        }
         if !self.events.is_empty() {
             out.push_str(",\"sender\":[");
             for (index, group) in self.groups().enumerate() {
@@ -467,7 +475,7 @@ impl Reason {
 pub(crate) struct Failure {
     pub(crate) status: StatusCode,
     code: &'static str,
-    pub(crate) subcode: &'static str,
+    pub(crate) subcode: Cow<'static, str>,
     message: String,
     parameters: Vec<(&'static str, &'static str)>,
     /// The verbs that the resource knows, for a 405.
@@ -475,7 +483,11 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub(crate) fn new(status: StatusCode, subcode: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(
+        status: StatusCode,
+        subcode: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+    ) -> Self {
         let code = match status {
             StatusCode::BAD_REQUEST => "BadRequest",
             StatusCode::FORBIDDEN => "Forbidden",
@@ -490,7 +502,14 @@ impl Failure {
             StatusCode::TOO_MANY_REQUESTS => "TooManyRequests",
             _ => "ServiceFailure",
         };
-        Self { status, code, subcode, message: message.into(), parameters: Vec::new(), allow: None }
+        Self {
+            status,
+            code,
+            subcode: subcode.into(),
+            message: message.into(),
+            parameters: Vec::new(),
+            allow: None,
+        }
     }
 
     pub(crate) fn parameter(name: &'static str, problem: &'static str) -> Self {
@@ -532,9 +551,11 @@ impl Failure {
         if format.xml {
             let _ = write!(
                 out,
-                "{XML_DECLARATION}<reason xmlns=\"{NAMESPACE}\"><code>{}</code><subcode>{}</subcode><message>",
-                self.code, self.subcode
+                "{XML_DECLARATION}<reason xmlns=\"{NAMESPACE}\"><code>{}</code><subcode>",
+                self.code
             );
+            escape_xml(&mut out, &self.subcode);
+            out.push_str("</subcode><message>");
             escape_xml(&mut out, &self.message);
             out.push_str("</message><debugInfo/>");
             if self.parameters.is_empty() {
@@ -548,7 +569,9 @@ impl Failure {
             }
             out.push_str("</reason>");
         } else {
-            let _ = write!(out, "{{\"code\":\"{}\",\"subcode\":\"{}\",\"message\":", self.code, self.subcode);
+            let _ = write!(out, "{{\"code\":\"{}\",\"subcode\":", self.code);
+            json_text(&mut out, &self.subcode);
+            out.push_str(",\"message\":");
             json_text(&mut out, &self.message);
             if !self.parameters.is_empty() {
                 out.push_str(",\"parameters\":[");

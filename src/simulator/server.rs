@@ -1,15 +1,15 @@
 //! The HTTP side: the accept loop, one request from its bytes to its answer, and the table of addresses.
 //!
 //! Owns [`Server`], the state that all parts share. HTTP/1.1 and HTTP/2 with prior knowledge are spoken on one
-//! port. Every request passes through [`exchange_over_http`], which may end the connection instead of answering:
-//! the place for faults, before the request is carried out or after it.
+//! port. Every request passes through [`exchange_over_http`] and from there through [`fault::carry_out`], which may
+//! spoil the answer or end the connection in place of one.
 
 use std::{
     collections::HashMap,
     convert::Infallible,
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
@@ -35,7 +35,7 @@ use super::{
     application::{Account, Application},
     conversation,
     conversation::Conversation,
-    event_channel,
+    conversation_log, event_channel, fault,
     ledger::Ledger,
     messaging,
     payload::{Failure, Format, Resource},
@@ -90,12 +90,18 @@ impl Dice {
 
 /// What all parts of one simulated server share.
 pub(crate) struct Server {
+    /// As they were at the start.
     pub(crate) settings: SimulatorSettings,
+    /// As they are now; only what a [`SettingsChange`](super::SettingsChange) names can differ.
+    changeable: RwLock<SimulatorSettings>,
     pub(crate) address: SocketAddr,
+    /// Where the pool serves applications, if not at `address`.
+    pub(crate) pool_address: Option<SocketAddr>,
     pub(crate) dice: Dice,
     pub(crate) ledger: Ledger,
     pub(crate) timers: Timers,
     pub(crate) traffic: Traffic,
+    pub(crate) faults: fault::Faults,
     pub(crate) closing: CancellationToken,
     /// By SIP URI; fixed from the start.
     pub(crate) accounts: HashMap<String, Arc<Account>>,
@@ -107,14 +113,21 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(settings: SimulatorSettings, address: SocketAddr) -> Self {
+    pub(crate) fn new(
+        settings: SimulatorSettings,
+        address: SocketAddr,
+        pool_address: Option<SocketAddr>,
+    ) -> Self {
         let account_list = application::accounts_of(&settings);
         Self {
+            changeable: RwLock::new(settings.clone()),
             address,
+            pool_address,
             dice: Dice::new(settings.seed),
             ledger: Ledger::default(),
             timers: Timers::default(),
             traffic: Traffic::new(settings.traffic.as_ref()),
+            faults: fault::Faults::default(),
             closing: CancellationToken::new(),
             accounts: account_list.iter().map(|account| (account.uri.clone(), Arc::clone(account))).collect(),
             account_list,
@@ -123,6 +136,15 @@ impl Server {
             conversations: RwLock::default(),
             settings,
         }
+    }
+
+    /// The settings as they are now. Not to be held while anything waits.
+    pub(crate) fn now(&self) -> RwLockReadGuard<'_, SimulatorSettings> {
+        self.changeable.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn change(&self) -> RwLockWriteGuard<'_, SimulatorSettings> {
+        self.changeable.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn application(&self, id: &str) -> Option<application::Registration> {
@@ -141,6 +163,13 @@ impl Server {
     }
 }
 
+/// Which of the server's two faces a request came to. Where there is no pool of its own, all come to the front.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Site {
+    Front,
+    Pool,
+}
+
 /// One request, read whole.
 pub(crate) struct Exchange {
     pub(crate) method: Method,
@@ -153,6 +182,7 @@ pub(crate) struct Exchange {
     pub(crate) body: Bytes,
     /// Scheme and authority that the client used, for absolute links.
     pub(crate) origin: String,
+    pub(crate) site: Site,
     pub(crate) format: Format,
 }
 
@@ -164,7 +194,12 @@ impl Exchange {
     }
 
     /// Reads path, query and headers; `default_origin` stands in for a missing `Host`.
-    pub(crate) fn read(parts: &hyper::http::request::Parts, body: Bytes, default_origin: &str) -> Self {
+    pub(crate) fn read(
+        parts: &hyper::http::request::Parts,
+        body: Bytes,
+        site: Site,
+        default_origin: &str,
+    ) -> Self {
         let host = parts.headers.get(header::HOST).and_then(|value| value.to_str().ok());
         let host = host.or_else(|| parts.uri.authority().map(hyper::http::uri::Authority::as_str));
         let path = parts.uri.path();
@@ -183,6 +218,7 @@ impl Exchange {
             headers: parts.headers.clone(),
             body,
             origin: host.map_or_else(|| default_origin.to_owned(), |host| format!("http://{host}")),
+            site,
             format: Format::negotiate(&parts.headers),
         }
     }
@@ -193,7 +229,7 @@ impl Exchange {
     }
 
     /// The answer that explains a refusal.
-    fn refusal(&self, failure: &Failure) -> Reply {
+    pub(crate) fn refusal(&self, failure: &Failure) -> Reply {
         let mut answer = reply(failure.status, self.format.content_type, failure.render(self.format));
         if let Some(allow) = failure.allow {
             answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
@@ -252,7 +288,7 @@ pub(crate) fn created(location: &str) -> Reply {
 }
 
 /// Accepts connections until the server closes.
-pub(crate) async fn accept(server: Arc<Server>, listener: TcpListener) {
+pub(crate) async fn accept(server: Arc<Server>, listener: TcpListener, site: Site) {
     loop {
         let accepted = tokio::select! {
             () = server.closing.cancelled() => return,
@@ -271,7 +307,7 @@ pub(crate) async fn accept(server: Arc<Server>, listener: TcpListener) {
         }
         let server = Arc::clone(&server);
         tokio::spawn(async move {
-            let service = service_fn(|request| exchange_over_http(Arc::clone(&server), request));
+            let service = service_fn(|request| exchange_over_http(Arc::clone(&server), site, request));
             let builder = auto::Builder::new(TokioExecutor::new());
             let connection = builder.serve_connection(TokioIo::new(stream), service);
             tokio::select! {
@@ -289,7 +325,11 @@ pub(crate) async fn accept(server: Arc<Server>, listener: TcpListener) {
 /// Reads a request, has it answered and dresses the answer as the vendor's server does.
 ///
 /// An error ends the connection without an answer.
-async fn exchange_over_http(server: Arc<Server>, request: Request<Incoming>) -> Result<Reply, io::Error> {
+async fn exchange_over_http(
+    server: Arc<Server>,
+    site: Site,
+    request: Request<Incoming>,
+) -> Result<fault::Sent, io::Error> {
     let (parts, body) = request.into_parts();
     let body = Limited::new(body, LARGEST_BODY).collect().await;
     let (body, too_large) = match body {
@@ -297,15 +337,15 @@ async fn exchange_over_http(server: Arc<Server>, request: Request<Incoming>) -> 
         Err(error) if error.is::<http_body_util::LengthLimitError>() => (Bytes::new(), true),
         Err(error) => return Err(io::Error::other(error)),
     };
-    let exchange = Exchange::read(&parts, body, &format!("http://{}", server.address));
-    let Ok(mut answer) = if too_large {
+    let exchange = Exchange::read(&parts, body, site, &format!("http://{}", server.address));
+    let mut answer = if too_large {
         let failure = Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "None", "The body is too large.");
-        Ok(exchange.refusal(&failure))
+        fault::whole(exchange.refusal(&failure))
     } else {
-        answer(&server, &exchange).await
+        fault::carry_out(&server, &exchange).await?
     };
     if parts.method == Method::HEAD {
-        *answer.body_mut() = Full::default();
+        *answer.body_mut() = fault::no_body();
     }
     let headers = answer.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
@@ -337,7 +377,9 @@ pub(crate) async fn answer(server: &Arc<Server>, exchange: &Exchange) -> Result<
         }
         ["autodiscover", "xframe", _] => Ok(reply(StatusCode::OK, "text/html", sign_in::XFRAME.to_owned())),
         ["webticket", "oauthtoken"] => sign_in::token(server, exchange),
-        ["ucwa", "oauth", "v1", "applications", ..] => {
+        ["ucwa", "oauth", "v1", "applications", ..]
+            if exchange.site == Site::Pool || server.pool_address.is_none() =>
+        {
             return Ok(under_applications(server, exchange, &segments[4..]).await);
         }
         _ => Err(Failure::not_found()),
@@ -346,7 +388,7 @@ pub(crate) async fn answer(server: &Arc<Server>, exchange: &Exchange) -> Result<
 }
 
 async fn under_applications(server: &Arc<Server>, exchange: &Exchange, rest: &[&str]) -> Reply {
-    let Some(account) = server.tokens.account(&exchange.headers) else {
+    let Some(account) = server.tokens.account(exchange) else {
         return sign_in::challenge(exchange);
     };
     let outcome = match rest {
@@ -389,12 +431,17 @@ async fn route(
         ["communication", "conversations", rest @ ..] => {
             messaging::conversations(server, application, exchange, rest).await
         }
-        ["communication", "messagingInvitations", rest @ ..] => {
+        ["communication", "onlineMeetingInvitations"] => Err(Failure::not_found()),
+        ["communication", "messagingInvitations" | "onlineMeetingInvitations", rest @ ..] => {
             messaging::messaging_invitations(server, application, exchange, rest).await
         }
         ["communication", "participantInvitations", rest @ ..] => {
             super::group::participant_invitations(server, application, exchange, rest).await
         }
+        ["communication", "conversationLogs", rest @ ..] => {
+            conversation_log::conversation_logs(server, application, exchange, rest)
+        }
+        ["communication", "missedItems"] => conversation_log::missed_items(server, application, exchange),
         ["people", rest @ ..] => people::people(server, application, exchange, rest),
         ["onlineMeetings"] => {
             exchange.only(&Method::GET)?;

@@ -1,6 +1,6 @@
 //! Discovery, the challenge and the web ticket service: everything up to a valid token.
 //!
-//! Owns the tokens. A token belongs to one account and expires; nothing renews it but another grant.
+//! Owns the tokens. A token belongs to one account and one site and expires; nothing renews it but another grant.
 
 use std::{
     collections::HashMap,
@@ -16,9 +16,10 @@ use hyper::{
 use tokio::time::Instant;
 
 use super::{
+    DiscoveryRedirect,
     application::Account,
     payload::Resource,
-    server::{Exchange, Outcome, Reply, Server, read_form, reply},
+    server::{Exchange, Outcome, Reply, Server, Site, read_form, reply},
 };
 
 /// The page that browsers embed to call across origins; it does nothing here.
@@ -32,6 +33,7 @@ const OFFERED_GRANTS: &str = "password";
 #[derive(Clone)]
 struct Token {
     account: Arc<Account>,
+    site: Site,
     valid_until: Instant,
 }
 
@@ -42,7 +44,7 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    fn issue(&self, server: &Server, account: &Arc<Account>, lifetime: Duration) -> String {
+    fn issue(&self, server: &Server, account: &Arc<Account>, site: Site, lifetime: Duration) -> String {
         let mut bytes = Vec::with_capacity(48);
         for _ in 0..6 {
             bytes.extend_from_slice(&server.dice.number().to_be_bytes());
@@ -53,24 +55,34 @@ impl Tokens {
         if tokens.len() % 512 == 511 {
             tokens.retain(|_, token| token.valid_until > now);
         }
-        tokens.insert(text.clone(), Token { account: Arc::clone(account), valid_until: now + lifetime });
+        tokens
+            .insert(text.clone(), Token { account: Arc::clone(account), site, valid_until: now + lifetime });
         text
     }
 
-    /// The account whose valid token the request bears.
-    pub(crate) fn account(&self, headers: &HeaderMap) -> Option<Arc<Account>> {
-        let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-        let (scheme, text) = value.trim().split_once(' ')?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return None;
-        }
+    /// The account whose token the request bears, if it is valid where the request came to.
+    pub(crate) fn account(&self, exchange: &Exchange) -> Option<Arc<Account>> {
+        let text = bearer_of(&exchange.headers)?;
         let mut tokens = self.by_text.lock().unwrap_or_else(PoisonError::into_inner);
-        let token = tokens.get(text.trim())?;
+        let token = tokens.get(text)?;
         if token.valid_until > Instant::now() {
-            return Some(Arc::clone(&token.account));
+            return (token.site == exchange.site).then(|| Arc::clone(&token.account));
         }
-        tokens.remove(text.trim());
+        tokens.remove(text);
         None
+    }
+
+    /// The account whose token the request bears, wherever and however long it is valid.
+    pub(crate) fn bearer(&self, headers: &HeaderMap) -> Option<Arc<Account>> {
+        let tokens = self.by_text.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Arc::clone(&tokens.get(bearer_of(headers)?)?.account))
+    }
+
+    /// Makes the token that the request bears invalid.
+    pub(crate) fn forget(&self, headers: &HeaderMap) {
+        if let Some(text) = bearer_of(headers) {
+            self.by_text.lock().unwrap_or_else(PoisonError::into_inner).remove(text);
+        }
     }
 
     /// Makes every token of an account invalid.
@@ -80,10 +92,31 @@ impl Tokens {
     }
 }
 
+fn bearer_of(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, text) = value.trim().split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| text.trim())
+}
+
 /// The root resource, which needs no token.
 pub(crate) fn root(server: &Server, exchange: &Exchange) -> Outcome {
     exchange.only(&Method::GET)?;
     let origin = &exchange.origin;
+    // Only the address that discovery begins with leads elsewhere; what it leads to does not.
+    let redirect = server.now().discovery_redirect.clone().filter(|_| exchange.segments.is_empty());
+    if let Some(DiscoveryRedirect { location, status }) = redirect {
+        let location = absolute(exchange, &location);
+        let Some(status) = status else {
+            let root = Resource::new("root", format!("{origin}{ROOT}")).untyped();
+            return Ok(exchange.resource(StatusCode::OK, &root.link("redirect", location)));
+        };
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::FOUND);
+        let mut answer = reply(status, "text/html", String::new());
+        if let Ok(location) = HeaderValue::from_str(&location) {
+            answer.headers_mut().insert(header::LOCATION, location);
+        }
+        return Ok(answer);
+    }
     let domain = &server.settings.domain;
     let root = Resource::new("root", format!("{origin}{ROOT}?originalDomain={domain}"))
         .untyped()
@@ -95,16 +128,25 @@ pub(crate) fn root(server: &Server, exchange: &Exchange) -> Outcome {
 /// The user resource: the challenge, or with a token the way to the applications.
 pub(crate) fn user(server: &Server, exchange: &Exchange) -> Outcome {
     exchange.only(&Method::GET)?;
-    if server.tokens.account(&exchange.headers).is_none() {
+    if server.tokens.account(exchange).is_none() {
         return Ok(challenge(exchange));
     }
     let origin = &exchange.origin;
     // As captured: `self` lacks the `oauth` of the address that was asked for.
-    let user = Resource::new("user", format!("{origin}{ROOT}/user"))
-        .untyped()
-        .link("applications", format!("{origin}/ucwa/oauth/v1/applications"))
+    let user = Resource::new("user", format!("{origin}{ROOT}/user")).untyped();
+    if let Some(location) = server.now().user_redirect.as_ref().filter(|_| exchange.site == Site::Front) {
+        return Ok(exchange.resource(StatusCode::OK, &user.link("redirect", absolute(exchange, location))));
+    }
+    let pool = server.pool_address.map_or_else(|| origin.clone(), |address| format!("http://{address}"));
+    let user = user
+        .link("applications", format!("{pool}/ucwa/oauth/v1/applications"))
         .link("xframe", format!("{origin}/Autodiscover/XFrame/XFrame.html"));
     Ok(exchange.resource(StatusCode::OK, &user))
+}
+
+/// The address, of this very server where it is only a path.
+fn absolute(exchange: &Exchange, location: &str) -> String {
+    if location.starts_with('/') { format!("{}{location}", exchange.origin) } else { location.to_owned() }
 }
 
 /// 401 with the two challenges and a body of HTML.
@@ -112,9 +154,14 @@ pub(crate) fn challenge(exchange: &Exchange) -> Reply {
     let body = "<html><head><title>401 - Unauthorized</title></head>\
         <body><h2>401 - Unauthorized: Access is denied due to invalid credentials.</h2></body></html>";
     let mut answer = reply(StatusCode::UNAUTHORIZED, "text/html", body.to_owned());
+    add_challenge(exchange, answer.headers_mut());
+    answer
+}
+
+/// The two challenges, which may come with other statuses as well.
+pub(crate) fn add_challenge(exchange: &Exchange, headers: &mut HeaderMap) {
     let bearer = "Bearer trusted_issuers=\"00000002-0000-0ff1-ce00-000000000000@simulator\", \
         client_id=\"00000004-0000-0ff1-ce00-000000000000\"";
-    let headers = answer.headers_mut();
     headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(bearer));
     let ticket_service = format!(
         "MsRtcOAuth href=\"{}/WebTicket/oauthtoken\",grant_type=\"{OFFERED_GRANTS}\"",
@@ -123,7 +170,6 @@ pub(crate) fn challenge(exchange: &Exchange) -> Reply {
     if let Ok(value) = HeaderValue::from_str(&ticket_service) {
         headers.append(header::WWW_AUTHENTICATE, value);
     }
-    answer
 }
 
 /// The web ticket service.
@@ -137,8 +183,8 @@ pub(crate) fn token(server: &Server, exchange: &Exchange) -> Outcome {
             let account = field("username").and_then(|name| account_of(server, name));
             match account.filter(|account| field("password") == Some(account.password.as_str())) {
                 Some(account) => {
-                    let lifetime = server.settings.token_lifetime;
-                    let text = server.tokens.issue(server, &account, lifetime);
+                    let lifetime = server.now().token_lifetime;
+                    let text = server.tokens.issue(server, &account, exchange.site, lifetime);
                     let seconds = lifetime.as_secs().max(1);
                     let body = format!(
                         "{{\"access_token\":\"{text}\",\"expires_in\":{seconds},\
@@ -164,6 +210,13 @@ fn refuse(error: &str, number: &str, reason: &str) -> Reply {
         answer.headers_mut().insert("x-ms-diagnostics", value);
     }
     answer
+}
+
+/// The account that a request to the web ticket service names.
+pub(crate) fn account_named_in(server: &Server, exchange: &Exchange) -> Option<Arc<Account>> {
+    let form = read_form(&String::from_utf8_lossy(&exchange.body));
+    let (_, name) = form.iter().find(|(known, _)| known == "username")?;
+    account_of(server, name)
 }
 
 /// The account that signs in as `sip:user@domain`, `user@domain`, `DOMAIN\user` or `user`, in any case.

@@ -169,7 +169,8 @@ fn step(
             let caller = &people[server.dice.below(people.len())];
             let subject = if server.dice.chance(0.3) { "Status & plans <draft>" } else { "" };
             let text = any_text(server);
-            let call = conversation::call_from_script(server, caller, &account.uri, Some(text), subject);
+            let call =
+                conversation::call_from_script(server, caller, &account.uri, Some(text), subject, false);
             let Some(conversation) = call else { continue };
             if server.dice.chance(settings.withdrawn_share) {
                 let this = Arc::clone(&conversation);

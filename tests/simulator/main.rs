@@ -2,6 +2,9 @@
 //! description, not from this program's client.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod faults;
+mod logs;
+mod meetings;
 mod user;
 
 use std::time::{Duration, Instant};
@@ -107,6 +110,85 @@ async fn discovery_leads_through_the_challenge_to_the_applications() {
         assert!(Instant::now() < deadline, "the token never expires");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_pool_on_another_host_wants_its_own_token() {
+    let simulator = simulator(|settings| settings.pool_listen = Some("127.0.0.1:0".parse().unwrap())).await;
+    let http = http();
+    let front = format!("http://{}", simulator.address());
+    let pool = format!("http://{}", simulator.pool_address().unwrap());
+    let bearer = async |origin: &str| {
+        let form = [("grant_type", "password"), ("username", "user0001"), ("password", "simulated")];
+        let granted = http.post(format!("{origin}/WebTicket/oauthtoken")).form(&form).send().await.unwrap();
+        let granted: Value = serde_json::from_str(&granted.text().await.unwrap()).unwrap();
+        granted["access_token"].as_str().unwrap().to_owned()
+    };
+    let (first, second) = (bearer(&front).await, bearer(&pool).await);
+    let user = format!("{front}/Autodiscover/AutodiscoverService.svc/root/oauth/user");
+    let found = http.get(&user).bearer_auth(&first).header(header::ACCEPT, UCWA_XML).send().await.unwrap();
+    let found = Node::parse(&found.text().await.unwrap()).resource();
+    let applications = format!("{pool}/ucwa/oauth/v1/applications");
+    assert_eq!(found.link("applications"), applications);
+    let status = async |url: &str, token: &str| http.get(url).bearer_auth(token).send().await.unwrap();
+    assert_eq!(status(&user, &second).await.status(), StatusCode::UNAUTHORIZED);
+    let refused = status(&applications, &first).await;
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    let challenges = refused.headers().get_all(header::WWW_AUTHENTICATE).iter();
+    let challenges: Vec<_> = challenges.map(|value| value.to_str().unwrap()).collect();
+    assert!(challenges[1].starts_with(&format!("MsRtcOAuth href=\"{pool}/WebTicket/oauthtoken\"")));
+    assert_eq!(status(&applications, &second).await.status(), StatusCode::METHOD_NOT_ALLOWED);
+    let at_front = format!("{front}/ucwa/oauth/v1/applications");
+    assert_eq!(status(&at_front, &first).await.status(), StatusCode::NOT_FOUND);
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn settings_change_while_it_runs() {
+    let simulator = simulator(|settings| settings.admin_listen = Some("127.0.0.1:0".parse().unwrap())).await;
+    let http = http();
+    let admin = format!("http://{}/settings", simulator.admin_address().unwrap());
+    let change = async |body: Value| {
+        let request = http.post(&admin).header(header::CONTENT_TYPE, "application/json");
+        request.body(body.to_string()).send().await.unwrap()
+    };
+    let followed = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let discover = async || {
+        let answer = followed.get(simulator.discovery_url()).header(header::ACCEPT, UCWA_XML);
+        let answer = answer.send().await.unwrap();
+        let location = answer.headers().get(header::LOCATION).map(|value| value.to_str().unwrap().to_owned());
+        (answer.status().as_u16(), location, answer.text().await.unwrap())
+    };
+    let root = "/Autodiscover/AutodiscoverService.svc/root";
+    change(json!({ "discovery_redirect": { "location": root } })).await;
+    let (_, _, within) = discover().await;
+    let within = Node::parse(&within).resource().link("redirect").to_owned();
+    assert_eq!(within, format!("http://{}{root}", simulator.address()));
+    let led = http.get(within).header(header::ACCEPT, UCWA_XML).send().await.unwrap().text().await.unwrap();
+    let user = Node::parse(&led).resource().link("user").to_owned();
+    let foreign = "https://foreign.invalid/";
+    change(json!({ "discovery_redirect": { "location": foreign, "status": 302 } })).await;
+    let (status, location, _) = discover().await;
+    assert_eq!((status, location.as_deref()), (302, Some(foreign)));
+    change(json!({ "discovery_redirect": { "location": "" }, "user_redirect": foreign })).await;
+    assert!(Node::parse(&discover().await.2).resource().links.contains_key("user"));
+
+    let changed = change(json!({ "token_lifetime_ms": 3000, "application_expiry_ms": 200 })).await;
+    let now: Value = serde_json::from_str(&changed.text().await.unwrap()).unwrap();
+    assert_eq!(now["token_lifetime_ms"], 3000);
+    assert_eq!(now["user_redirect"], foreign);
+    assert!(change(json!({ "gravity": 0 })).await.status().is_client_error());
+    let granted = token(&http, &simulator, "user0001", "simulated").await.text().await.unwrap();
+    let granted: Value = serde_json::from_str(&granted).unwrap();
+    assert_eq!(granted["expires_in"], 3);
+    let bearer = granted["access_token"].as_str().unwrap();
+    let found = http.get(user).bearer_auth(bearer).header(header::ACCEPT, UCWA_XML).send().await.unwrap();
+    let found = Node::parse(&found.text().await.unwrap()).resource();
+    assert_eq!(found.link("redirect"), foreign);
+    assert!(!found.links.contains_key("applications"));
+    let _user = User::sign_in(&simulator, "user0001", true).await;
+    eventually("the application never expires", || simulator.accounts()[0].applications.is_empty()).await;
     simulator.shutdown().await;
 }
 

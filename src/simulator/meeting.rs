@@ -1,0 +1,259 @@
+//! Online meetings: a conversation of many to which an account is invited, and who comes and goes in it.
+//!
+//! Accepting the `onlineMeetingInvitation` joins the meeting but not its messaging, which each application adds for
+//! itself. With a lobby, whoever accepts waits until they are admitted or denied. A conversation of two becomes a
+//! conference when a third correspondent joins it.
+
+use std::sync::Arc;
+
+use super::{
+    application::{Application, display_name},
+    conversation::{self, Call, Conversation, ConversationPhase, Hub, Place, Seat, maybe_embedded},
+    correspondent::Script,
+    event_channel::{EventKind, Status},
+    leg::{Leg, Member, participant_resource},
+    payload::{Link, Reason, Resource},
+    server::Server,
+};
+
+const DENIED: Reason =
+    Reason { code: "RemoteFailure", subcode: "Denied", message: "The organizer denied the admission." };
+
+/// What sets a meeting apart from other conversations.
+#[derive(Debug, Default)]
+pub(crate) struct Meeting {
+    /// Whether whoever accepts has to wait.
+    lobby: bool,
+    /// The call of whoever waits.
+    waiting: Option<u64>,
+}
+
+impl Hub {
+    /// Whether it is a meeting that nobody is in, or called to, who is not scripted.
+    pub(crate) fn is_forsaken(&self) -> bool {
+        let application = |seat: &Seat| seat.present && matches!(seat.place, Place::Application { .. });
+        self.meeting.is_some() && self.calls.is_empty() && !self.seats.iter().any(application)
+    }
+}
+
+/// Starts a meeting of scripted correspondents that the first invites an account to. Gives nothing if the account
+/// takes no messages.
+pub(crate) fn invite(
+    server: &Arc<Server>,
+    from: &str,
+    to: &str,
+    others: &[String],
+    subject: &str,
+    lobby: bool,
+) -> Option<Arc<Conversation>> {
+    server.accounts.get(to)?.reachable()?;
+    let seat = |uri: &str| Seat {
+        uri: uri.to_owned(),
+        name: display_name(uri),
+        place: Place::Script(Script::of(uri)),
+        present: true,
+    };
+    let thread_id = format!("Ac{}+/==", &server.dice.hex()[..24]);
+    let conversation =
+        Conversation::open(server, seat(from), thread_id, subject.to_owned(), "Normal".to_owned());
+    let number = {
+        let mut hub = conversation.hub();
+        hub.conference = true;
+        hub.meeting = Some(Meeting { lobby, waiting: None });
+        for other in others {
+            let index = hub.seat_of(other);
+            hub.seats[index] = seat(other);
+        }
+        let callee = hub.seat_of(to);
+        hub.begin_call(0, callee, None).number
+    };
+    conversation::ring(server, &conversation, number);
+    Some(conversation)
+}
+
+/// Whether somebody waits in the lobby.
+pub(crate) fn somebody_waits(conversation: &Conversation) -> bool {
+    conversation.hub().meeting.as_ref().is_some_and(|meeting| meeting.waiting.is_some())
+}
+
+/// Carries out an acceptance if it joins a meeting; gives nothing if it does not.
+pub(crate) fn join(
+    server: &Arc<Server>,
+    conversation: &Conversation,
+    hub: &mut Hub,
+    number: u64,
+) -> Option<bool> {
+    let to = hub.calls.iter().find(|call| call.number == number)?.to;
+    let Place::Application { application, leg } = hub.seats[to].place.clone() else { return None };
+    if hub.seats[to].present {
+        return None;
+    }
+    let meeting = hub.meeting.as_mut()?;
+    if meeting.lobby {
+        if meeting.waiting.replace(number).is_none() {
+            let mut state = application.lock();
+            let state = &mut *state;
+            let Some(leg) = state.legs.get_mut(&leg) else { return Some(false) };
+            leg.state = "InLobby";
+            let event = leg.conversation_event(&application, EventKind::Updated);
+            let resource = leg.conversation_resource(&application);
+            state.channel.push(event.resource(resource));
+        }
+        return Some(true);
+    }
+    meeting.waiting = None;
+    let call = hub.take_call(number)?;
+    hub.seats[to].present = true;
+    conversation.phase.send_replace(ConversationPhase::Connected);
+    let others: Vec<Member> =
+        hub.others_present(to).into_iter().map(|index| hub.member(server, index)).collect();
+    show_meeting(server, &application, &leg, &call, others);
+    let joiner = hub.member(server, to);
+    for index in hub.others_present(to) {
+        if let Place::Application { application, leg } = &hub.seats[index].place {
+            show_joiner(server, application, leg, &joiner);
+        }
+    }
+    Some(true)
+}
+
+/// Shows an application that it has joined, and who is there.
+fn show_meeting(server: &Server, application: &Application, leg: &str, call: &Call, others: Vec<Member>) {
+    let mut state = application.lock();
+    let state = &mut *state;
+    let Some(leg) = state.legs.get_mut(leg) else { return };
+    let mut events = Vec::new();
+    leg.state = "Conferencing";
+    let conferencing = leg.conversation_event(application, EventKind::Updated);
+    events.push(conferencing.resource(leg.conversation_resource(application)));
+    leg.state = "Conferenced";
+    events.push(leg.local_participant_event(application));
+    for member in others {
+        if leg.member(&member.uri).is_none() {
+            events.push(leg.participant_event(application, EventKind::Added, &member));
+            leg.members.push(member);
+        }
+    }
+    let organizer = leg.members.first().cloned();
+    leg.leaders = organizer.iter().map(|member| member.uri.clone()).collect();
+    for member in &leg.members {
+        let list = if leg.leaders.contains(&member.uri) { "leaders" } else { "attendees" };
+        let place = Link::new(list, format!("{}/{list}", leg.href(application)));
+        events.push(leg.participant_event(application, EventKind::Added, member).within(place));
+    }
+    events.extend(leg.participant_messaging_events(application));
+    let conversation = leg.conversation_event(application, EventKind::Updated);
+    events.push(maybe_embedded(server, conversation, leg.conversation_resource(application)));
+    let messaging = leg.messaging_event(application);
+    events.push(maybe_embedded(server, messaging, leg.messaging_resource(application)));
+    let own = call.callee_invitation.as_ref();
+    if let Some(invitation) = own.and_then(|id| state.invitations.get_mut(id)) {
+        invitation.state = "Connected";
+    }
+    if let Some(invitation) = own.and_then(|id| state.invitations.get(id)) {
+        let completed = invitation.event(application, EventKind::Completed, None).status(Status::Success);
+        let resource = invitation.resource(application, state, false);
+        events.push(maybe_embedded(server, completed, resource));
+    }
+    for event in events {
+        state.channel.push(event);
+    }
+}
+
+/// Shows an application that somebody has joined the meeting; its own messaging is left alone.
+pub(crate) fn show_joiner(server: &Server, application: &Application, leg: &str, joiner: &Member) {
+    let mut state = application.lock();
+    let state = &mut *state;
+    let Some(leg) = state.legs.get_mut(leg).filter(|leg| !leg.ended) else { return };
+    if joiner.uri == application.account.uri || leg.member(&joiner.uri).is_some_and(|member| member.present) {
+        return;
+    }
+    leg.members.retain(|member| member.uri != joiner.uri);
+    leg.members.push(joiner.clone());
+    let added = leg.participant_event(application, EventKind::Added, joiner);
+    let resource = participant_resource(application, &leg.id, &joiner.uri, &joiner.name);
+    let list = Link::new("attendees", format!("{}/attendees", leg.href(application)));
+    let attends = leg.participant_event(application, EventKind::Added, joiner).within(list);
+    state.channel.push(if server.dice.chance(0.8) { added } else { added.resource(resource) });
+    state.channel.push(attends);
+}
+
+/// Lets whoever waits in the lobby in, or turns them away. False if nobody waits.
+pub(crate) fn settle_lobby(server: &Arc<Server>, conversation: &Arc<Conversation>, admit: bool) -> bool {
+    let number = {
+        let mut hub = conversation.hub();
+        let Some(meeting) = &mut hub.meeting else { return false };
+        let Some(number) = meeting.waiting.take() else { return false };
+        meeting.lobby = false;
+        number
+    };
+    if admit {
+        return conversation::accept(server, conversation, number);
+    }
+    conversation::fail(server, conversation, number, DENIED, DENIED);
+    true
+}
+
+/// A scripted correspondent joins a conversation that is connected. False if it is not, or they are there already.
+pub(crate) fn bring(server: &Arc<Server>, conversation: &Arc<Conversation>, who: &str) -> bool {
+    if conversation.phase() != ConversationPhase::Connected {
+        return false;
+    }
+    let number = {
+        let mut hub = conversation.hub();
+        let is_host = |seat: &Seat| seat.present && matches!(seat.place, Place::Script(_));
+        let Some(host) = hub.seats.iter().position(is_host) else {
+            return false;
+        };
+        let seat = hub.seat_of(who);
+        if hub.seats[seat].present {
+            return false;
+        }
+        hub.seats[seat].place = Place::Script(Script::of(who));
+        hub.begin_call(host, seat, None).number
+    };
+    conversation::accept(server, conversation, number)
+}
+
+/// Somebody becomes a leader of the meeting, or an attendee. False if they are not there.
+pub(crate) fn change_role(conversation: &Conversation, who: &str, leader: bool) -> bool {
+    let hub = conversation.hub();
+    let mut shown = false;
+    for seat in hub.seats.iter().filter(|seat| seat.present) {
+        let Place::Application { application, leg } = &seat.place else { continue };
+        let mut state = application.lock();
+        let state = &mut *state;
+        let Some(leg) = state.legs.get_mut(leg).filter(|leg| leg.state == "Conferenced") else { continue };
+        let Some(member) = leg.member(who).filter(|member| member.present).cloned() else { continue };
+        shown = true;
+        leg.leaders.retain(|uri| uri != who);
+        if leader {
+            leg.leaders.push(who.to_owned());
+        }
+        let list = |name: &'static str| Link::new(name, format!("{}/{name}", leg.href(application)));
+        let (left, joined) = if leader { ("attendees", "leaders") } else { ("leaders", "attendees") };
+        let event = |kind| leg.participant_event(application, kind, &member);
+        for event in [
+            event(EventKind::Updated),
+            event(EventKind::Deleted).within(list(left)),
+            event(EventKind::Added).within(list(joined)),
+        ] {
+            state.channel.push(event);
+        }
+    }
+    shown
+}
+
+/// Those of a meeting who lead it, attend it, or wait.
+pub(crate) fn role_list(application: &Application, leg: &Leg, list: &str) -> Resource {
+    let rel = match list {
+        "leaders" => "leaders",
+        "attendees" => "attendees",
+        _ => "lobby",
+    };
+    let members = leg.members.iter().filter(|member| member.present);
+    let members =
+        members.filter(|member| rel != "lobby" && leg.leaders.contains(&member.uri) == (rel == "leaders"));
+    let links = members.map(|member| leg.participant_link(application, "participant", member));
+    Resource::new(rel, format!("{}/{rel}", leg.href(application))).list_links(links)
+}

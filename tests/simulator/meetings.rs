@@ -1,0 +1,180 @@
+//! Online meetings as an invited account meets them, and conversations that grow.
+
+use reqwest::StatusCode;
+use ucwa_relay::simulator::{ConversationPhase, IncomingState, MeetingRequest, Simulator};
+
+use crate::{
+    call, data_text, eventually, simulator,
+    user::{Found, LIMIT, User},
+};
+
+const USER: &str = "user0001@contoso.example";
+const LENE: &str = "sip:silent.lene@contoso.example";
+const TOSH: &str = "sip:silent.tosh@contoso.example";
+const SARA: &str = "sip:silent.sara@contoso.example";
+
+fn meeting(lobby: bool) -> MeetingRequest {
+    MeetingRequest {
+        from: LENE.into(),
+        to_account: USER.into(),
+        others: vec![TOSH.into()],
+        subject: "Strategy".into(),
+        lobby,
+    }
+}
+
+async fn invited(user: &mut User) -> Found {
+    let started = user.wait("started", "onlineMeetingInvitation").await;
+    let invitation = user.resource_of(&started).await;
+    assert_eq!(invitation.text("direction"), "Incoming");
+    assert!(invitation.text("onlineMeetingUri").contains(":conf:focus:"));
+    assert_eq!(invitation.embedded["from"].text("uri"), LENE);
+    assert!(!invitation.links.contains_key("message") && !invitation.links.contains_key("messaging"));
+    invitation
+}
+
+async fn state(user: &User, invitation: &Found) -> String {
+    user.read(invitation.link("conversation")).await.text("state").to_owned()
+}
+
+/// Who wrote a message, and what.
+async fn next_message(user: &mut User) -> (String, String) {
+    let event = user.wait("completed", "message").await;
+    let message = user.resource_of(&event).await;
+    let writer = user.read(message.link("participant")).await;
+    (writer.text("uri").to_owned(), data_text(message.link("plainMessage")))
+}
+
+#[tokio::test]
+async fn a_meeting_is_joined_first_and_its_messaging_afterwards() {
+    for (xml, link_only_share) in [(true, 0.0), (false, 1.0)] {
+        let simulator: Simulator = simulator(|settings| settings.link_only_share = link_only_share).await;
+        let mut user = User::sign_in(&simulator, "user0001", xml).await;
+        let id = simulator.meet(&meeting(false)).unwrap();
+        let invitation = invited(&mut user).await;
+        assert_eq!(state(&user, &invitation).await, "Incoming");
+        assert_eq!(user.post_empty(invitation.link("accept")).await, StatusCode::NO_CONTENT);
+        assert!(user.post_empty(invitation.link("accept")).await.is_client_error());
+        let completed = user.wait("completed", "onlineMeetingInvitation").await;
+        assert_eq!(completed.status, "Success");
+        let conferencing = user.wait_for("Conferencing", |event| {
+            event.rel == "conversation"
+                && event.resource.as_ref().is_some_and(|found| found.text("state") == "Conferencing")
+        });
+        conferencing.await;
+        let conversation = user.read(invitation.link("conversation")).await;
+        assert_eq!(conversation.text("state"), "Conferenced");
+        let participants = user.read(conversation.link("participants")).await;
+        assert_eq!(participants.links["participant"].len(), 2);
+        assert_eq!(user.read(conversation.link("leaders")).await.links["participant"].len(), 1);
+        // Nothing can be said before the messaging is added.
+        assert!(simulator.say(&id, "unheard").unwrap().is_empty());
+        let messaging = user.read(conversation.link("messaging")).await;
+        assert!(!messaging.links.contains_key("sendMessage"));
+        let added = user.post(messaging.link("addMessaging"), &[("operationId", "op-1")], &[]).await;
+        assert_eq!(added.status(), StatusCode::CREATED);
+        let outgoing = user.wait("completed", "messagingInvitation").await;
+        assert_eq!(outgoing.status, "Success");
+        let messaging = user.wait_connected().await;
+
+        simulator.say_from(&id, Some(LENE), Some("one"), None).unwrap();
+        simulator.say_from(&id, Some(TOSH), Some("two"), None).unwrap();
+        assert_eq!(next_message(&mut user).await, (LENE.to_owned(), "one".to_owned()));
+        assert_eq!(next_message(&mut user).await, (TOSH.to_owned(), "two".to_owned()));
+        user.seen.clear();
+        simulator.join(&id, SARA).unwrap();
+        user.wait("added", "participant").await;
+        simulator.say_from(&id, Some(SARA), Some("three"), None).unwrap();
+        assert_eq!(next_message(&mut user).await, (SARA.to_owned(), "three".to_owned()));
+        // The messaging stays as it was when somebody joins.
+        assert_eq!(user.send(&messaging, "all", "text/plain", "x").await.status(), StatusCode::CREATED);
+        assert_eq!(simulator.ledger().outgoing.last().unwrap().to.len(), 3);
+
+        simulator.change_role(&id, SARA, true).unwrap();
+        let led = user
+            .wait_for("a leader", |event| {
+                event.within.as_deref() == Some("leaders")
+                    && event.href.contains("silent.sara")
+                    && event.kind == "added"
+            })
+            .await;
+        assert_eq!(user.read(&led.href).await.text("role"), "Leader");
+        assert_eq!(user.read(conversation.link("leaders")).await.links["participant"].len(), 2);
+        simulator.leave_from(&id, Some(TOSH)).unwrap();
+        user.wait_for("Tosh to leave", |event| {
+            event.kind == "deleted" && event.rel == "participant" && event.within.is_none()
+        })
+        .await;
+        simulator.join(&id, TOSH).unwrap();
+        user.wait("added", "participant").await;
+        let incoming = simulator.ledger().incoming;
+        assert_eq!(incoming.len(), 3);
+        assert!(incoming.iter().all(|entry| entry.state == IncomingState::Acknowledged));
+        assert_eq!(user.post_empty(messaging.link("stopMessaging")).await, StatusCode::NO_CONTENT);
+        eventually("a meeting without the account", || {
+            simulator.conversation_phase(&id) == ConversationPhase::Ended
+        })
+        .await;
+        simulator.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_lobby_admits_or_denies() {
+    for admit in [true, false] {
+        let simulator = simulator(|_| {}).await;
+        let mut user = User::sign_in(&simulator, "user0001", true).await;
+        let id = simulator.meet(&meeting(true)).unwrap();
+        let invitation = invited(&mut user).await;
+        assert_eq!(user.post_empty(invitation.link("accept")).await, StatusCode::NO_CONTENT);
+        assert_eq!(state(&user, &invitation).await, "InLobby");
+        assert_eq!(simulator.conversation_phase(&id), ConversationPhase::Ringing);
+        simulator.settle_lobby(&id, admit).unwrap();
+        let completed = user.wait("completed", "onlineMeetingInvitation").await;
+        if admit {
+            assert_eq!(completed.status, "Success");
+            assert!(simulator.connected(&id, LIMIT).await);
+            assert_eq!(state(&user, &invitation).await, "Conferenced");
+            assert!(simulator.settle_lobby(&id, true).is_err());
+        } else {
+            assert_eq!((completed.status.as_str(), completed.subcode.as_str()), ("Failure", "Denied"));
+            assert_eq!(simulator.conversation_phase(&id), ConversationPhase::Ended);
+        }
+        simulator.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_declined_meeting_is_over_for_the_account() {
+    let simulator = simulator(|_| {}).await;
+    let mut user = User::sign_in(&simulator, "user0001", true).await;
+    let id = simulator.meet(&meeting(false)).unwrap();
+    let invitation = invited(&mut user).await;
+    assert_eq!(user.post_empty(invitation.link("decline")).await, StatusCode::NO_CONTENT);
+    let completed = user.wait("completed", "onlineMeetingInvitation").await;
+    assert_eq!((completed.status.as_str(), completed.subcode.as_str()), ("Failure", "Declined"));
+    assert_eq!(simulator.conversation_phase(&id), ConversationPhase::Ended);
+    assert!(simulator.quiet(LIMIT).await);
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_conversation_of_two_becomes_a_conference_when_somebody_joins() {
+    let simulator = simulator(|_| {}).await;
+    let mut user = User::sign_in(&simulator, "user0001", true).await;
+    let id = simulator.call(call(USER, "hi")).await.unwrap();
+    let started = user.wait("started", "messagingInvitation").await;
+    let invitation = user.resource_of(&started).await;
+    assert_eq!(user.post_empty(invitation.link("accept")).await, StatusCode::NO_CONTENT);
+    let before = user.wait_connected().await;
+    assert!(simulator.change_role(&id, LENE, true).is_err());
+    simulator.join(&id, SARA).unwrap();
+    let after = user.wait_connected().await;
+    assert_ne!(before.link("sendMessage"), after.link("sendMessage"));
+    assert_eq!(state(&user, &invitation).await, "Conferenced");
+    simulator.say_from(&id, Some(SARA), Some("hello all"), None).unwrap();
+    assert_eq!(next_message(&mut user).await.1, "hi");
+    assert_eq!(next_message(&mut user).await, (SARA.to_owned(), "hello all".to_owned()));
+    assert!(simulator.join(&id, SARA).is_err());
+    simulator.shutdown().await;
+}
