@@ -30,6 +30,8 @@ use ucwa_relay::{
 
 const NODE: &str = "node-1";
 const TALK: &str = "/conversations/7";
+/// What a program writes that thinks in Latin-1: "café".
+const LATIN_1: &str = "CAST(X'636166E9' AS TEXT)";
 
 // ------------------------------------------------------------------------------------------------ support
 
@@ -343,6 +345,66 @@ async fn an_account_lives_in_the_database() {
     assert!(store.account_overview(None).await.unwrap().is_empty());
     assert_eq!(store.add_account(&new_account("alice")).await.unwrap(), id, "its archive is its own again");
     assert!(store.account(&uri("alice")).await.unwrap().unwrap().enabled);
+}
+
+#[tokio::test]
+async fn a_row_of_accounts_that_cannot_be_read_stops_no_other() {
+    let mut database = Database::new().await;
+    database.store.add_account(&new_account("alice")).await.unwrap();
+    let bob = database.store.add_account(&new_account("bob")).await.unwrap();
+    let names = async |database: &Database| -> Vec<String> {
+        database
+            .store
+            .accounts()
+            .await
+            .unwrap()
+            .iter()
+            .map(|account| account.sip_uri.address().to_owned())
+            .collect()
+    };
+    assert_eq!(names(&database).await, ["alice@contoso.com", "bob@contoso.com"]);
+    let mut outside = database.outside().await;
+    outside
+        .run(&format!(
+            "INSERT INTO accounts (sip_uri, username, display_name, updated_at) VALUES
+                 ('sip:@x', 'x', NULL, '2026'),
+                 ('sip:alice@contoso.com ', 'twice', NULL, '2026'),
+                 ('sip:' || {LATIN_1} || '@contoso.com', 'x', NULL, '2026'),
+                 ('sip:carol@contoso.com', {LATIN_1}, NULL, '2026'),
+                 ('sip:dave@contoso.com', 'dave', {LATIN_1}, 'yesterday')"
+        ))
+        .await
+        .unwrap();
+    let readable = ["alice@contoso.com", "bob@contoso.com", "dave@contoso.com"];
+    assert_eq!(names(&database).await, readable);
+    assert_eq!(names(&database).await, readable);
+    let shown = "SELECT id, state, detail LIKE 'sip_uri %correct%', detail LIKE 'username %correct%'
+                   FROM accounts JOIN account_status ON account_id = id ORDER BY id";
+    let attention = outside.rows(shown).await;
+    assert_eq!(
+        attention,
+        ["3|needs_attention|1|0", "4|needs_attention|1|0", "5|needs_attention|1|0", "6|needs_attention|0|1"]
+    );
+
+    // Who was readable goes on with what was read last, but can be disabled and removed.
+    outside.run(&format!("UPDATE accounts SET username = {LATIN_1} WHERE id = {bob}")).await.unwrap();
+    assert_eq!(names(&database).await, readable);
+    let account = database.store.accounts().await.unwrap().remove(1);
+    assert_eq!((account.id, account.username.as_str(), account.enabled), (bob, "CONTOSO\\bob", true));
+    assert!(database.store.account(&uri("bob")).await.is_err(), "who asks for it by name is told");
+    let overview = database.store.account_overview(Some(&uri("bob"))).await.unwrap().remove(0);
+    assert_eq!(overview.state, "needs_attention");
+    assert!(overview.detail.unwrap().starts_with("username can't be read"));
+    assert_eq!(database.store.account_overview(None).await.unwrap().len(), 7);
+    database.store.set_enabled(bob, false).await.unwrap();
+    assert!(!database.store.accounts().await.unwrap()[1].enabled);
+    database.store.remove_account(bob).await.unwrap();
+    assert_eq!(names(&database).await, ["alice@contoso.com", "dave@contoso.com"]);
+
+    outside.run("UPDATE accounts SET username = 'carol' WHERE id = 6").await.unwrap();
+    assert_eq!(names(&database).await, ["alice@contoso.com", "carol@contoso.com", "dave@contoso.com"]);
+    database.reopen().await;
+    assert_eq!(names(&database).await.len(), 3);
 }
 
 #[tokio::test]
@@ -835,9 +897,6 @@ async fn what_cannot_be_sent_fails_with_words_and_blocks_nothing() {
     assert_eq!(outside.count("outbox WHERE state = 'failed' AND last_error IS NULL").await, 0);
     assert_eq!(outside.count("outbox WHERE state IN ('failed', 'expired') AND finished_at IS NULL").await, 0);
 }
-
-/// What a program writes that thinks in Latin-1: "café".
-const LATIN_1: &str = "CAST(X'636166E9' AS TEXT)";
 
 #[tokio::test]
 async fn a_row_that_is_no_text_is_refused_and_holds_up_no_other() {
