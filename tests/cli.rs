@@ -307,6 +307,21 @@ fn an_account_is_added_changed_and_removed() {
 }
 
 #[test]
+fn an_account_that_cannot_be_read_is_listed_with_what_to_do() {
+    let place = Place::with_accounts();
+    sql(&place, "UPDATE accounts SET username = CAST(X'636166E9' AS TEXT) WHERE id = 1");
+    sql(&place, "INSERT INTO accounts (sip_uri, username) VALUES ('sip:@x', 'x')");
+    let list = place.run(&["account", "list"]).succeeded().stdout;
+    let lines: Vec<&str> = list.lines().collect();
+    assert!(lines[1].starts_with("sip:@x\tneeds_attention") && lines[1].contains("sip_uri can't"), "{list}");
+    assert!(lines[2].contains("alice") && lines[2].contains("username can't"), "{list}");
+    assert!(lines[3].contains("bob") && lines[3].contains("stopped"), "{list}");
+    let list = place.run(&["account", "list", "--format", "json"]).succeeded().json();
+    assert!(list[0]["username"].is_null() && list[2]["username"] == "bob@contoso.com", "{list}");
+    place.run(&["account", "show", "alice@contoso.com"]).failed(1, &["username"]);
+}
+
+#[test]
 fn a_password_is_never_an_argument_and_never_shown() {
     let place = Place::initialised();
     let add = |more: &[&str], stdin: &str| {
@@ -438,4 +453,13 @@ async fn access_log(place: &Place) -> Vec<(String, String, Option<String>, Strin
         .fetch_all(&mut connection)
         .await
         .unwrap()
+}
+
+/// As another program changes the database.
+#[tokio::main(flavor = "current_thread")]
+async fn sql(place: &Place, statement: &'static str) {
+    use sqlx::{Connection, SqliteConnection};
+    let url = format!("sqlite://{}", place.path("ucwa-relay.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query(statement).execute(&mut connection).await.unwrap();
 }

@@ -30,6 +30,8 @@ use ucwa_relay::{
 
 const NODE: &str = "node-1";
 const TALK: &str = "/conversations/7";
+/// What a program writes that thinks in Latin-1: "café".
+const LATIN_1: &str = "CAST(X'636166E9' AS TEXT)";
 
 // ------------------------------------------------------------------------------------------------ support
 
@@ -346,6 +348,66 @@ async fn an_account_lives_in_the_database() {
     assert!(store.account_overview(None).await.unwrap().is_empty());
     assert_eq!(store.add_account(&new_account("alice")).await.unwrap(), id, "its archive is its own again");
     assert!(store.account(&uri("alice")).await.unwrap().unwrap().enabled);
+}
+
+#[tokio::test]
+async fn a_row_of_accounts_that_cannot_be_read_stops_no_other() {
+    let mut database = Database::new().await;
+    database.store.add_account(&new_account("alice")).await.unwrap();
+    let bob = database.store.add_account(&new_account("bob")).await.unwrap();
+    let names = async |database: &Database| -> Vec<String> {
+        database
+            .store
+            .accounts()
+            .await
+            .unwrap()
+            .iter()
+            .map(|account| account.sip_uri.address().to_owned())
+            .collect()
+    };
+    assert_eq!(names(&database).await, ["alice@contoso.com", "bob@contoso.com"]);
+    let mut outside = database.outside().await;
+    outside
+        .run(&format!(
+            "INSERT INTO accounts (sip_uri, username, display_name, updated_at) VALUES
+                 ('sip:@x', 'x', NULL, '2026'),
+                 ('sip:alice@contoso.com ', 'twice', NULL, '2026'),
+                 ('sip:' || {LATIN_1} || '@contoso.com', 'x', NULL, '2026'),
+                 ('sip:carol@contoso.com', {LATIN_1}, NULL, '2026'),
+                 ('sip:dave@contoso.com', 'dave', {LATIN_1}, 'yesterday')"
+        ))
+        .await
+        .unwrap();
+    let readable = ["alice@contoso.com", "bob@contoso.com", "dave@contoso.com"];
+    assert_eq!(names(&database).await, readable);
+    assert_eq!(names(&database).await, readable);
+    let shown = "SELECT id, state, detail LIKE 'sip_uri %correct%', detail LIKE 'username %correct%'
+                   FROM accounts JOIN account_status ON account_id = id ORDER BY id";
+    let attention = outside.rows(shown).await;
+    assert_eq!(
+        attention,
+        ["3|needs_attention|1|0", "4|needs_attention|1|0", "5|needs_attention|1|0", "6|needs_attention|0|1"]
+    );
+
+    // Who was readable goes on with what was read last, but can be disabled and removed.
+    outside.run(&format!("UPDATE accounts SET username = {LATIN_1} WHERE id = {bob}")).await.unwrap();
+    assert_eq!(names(&database).await, readable);
+    let account = database.store.accounts().await.unwrap().remove(1);
+    assert_eq!((account.id, account.username.as_str(), account.enabled), (bob, "CONTOSO\\bob", true));
+    assert!(database.store.account(&uri("bob")).await.is_err(), "who asks for it by name is told");
+    let overview = database.store.account_overview(Some(&uri("bob"))).await.unwrap().remove(0);
+    assert_eq!(overview.state, "needs_attention");
+    assert!(overview.detail.unwrap().starts_with("username can't be read"));
+    assert_eq!(database.store.account_overview(None).await.unwrap().len(), 7);
+    database.store.set_enabled(bob, false).await.unwrap();
+    assert!(!database.store.accounts().await.unwrap()[1].enabled);
+    database.store.remove_account(bob).await.unwrap();
+    assert_eq!(names(&database).await, ["alice@contoso.com", "dave@contoso.com"]);
+
+    outside.run("UPDATE accounts SET username = 'carol' WHERE id = 6").await.unwrap();
+    assert_eq!(names(&database).await, ["alice@contoso.com", "carol@contoso.com", "dave@contoso.com"]);
+    database.reopen().await;
+    assert_eq!(names(&database).await.len(), 3);
 }
 
 #[tokio::test]
@@ -841,6 +903,124 @@ async fn what_cannot_be_sent_fails_with_words_and_blocks_nothing() {
     }
     assert_eq!(outside.count("outbox WHERE state = 'failed' AND last_error IS NULL").await, 0);
     assert_eq!(outside.count("outbox WHERE state IN ('failed', 'expired') AND finished_at IS NULL").await, 0);
+}
+
+#[tokio::test]
+async fn a_row_that_is_no_text_is_refused_and_holds_up_no_other() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    let columns = [
+        "account",
+        "recipients",
+        "body",
+        "content_type",
+        "subject",
+        "importance",
+        "thread_id",
+        "send_after",
+        "expires_at",
+        "correlation",
+        "idempotency_key",
+    ];
+    for column in columns {
+        outside
+            .run(
+                "INSERT INTO outbox (account, recipients, body, state)
+                 VALUES ('alice@contoso.com', 'bob@contoso.com', 'x', 'held')",
+            )
+            .await
+            .unwrap();
+        outside
+            .run(&format!("UPDATE outbox SET {column} = {LATIN_1}, state = 'queued' WHERE state = 'held'"))
+            .await
+            .unwrap();
+    }
+    outside
+        .run("INSERT INTO outbox (account, recipients, body) VALUES ('alice@contoso.com', 5, 'to a number')")
+        .await
+        .unwrap();
+    outside
+        .run(
+            "INSERT INTO outbox (account, recipients, body, subject)
+             VALUES ('alice@contoso.com', 'bob@contoso.com', 42, 7)",
+        )
+        .await
+        .unwrap();
+    let blob = "INSERT INTO outbox (account, recipients, body) VALUES ('alice@contoso.com', 'x@y.z', X'00')";
+    assert!(outside.run(blob).await.is_err(), "the column takes no BLOB");
+
+    let claimed = database.claim().await;
+    assert_eq!(claimed.len(), 1);
+    assert_eq!((claimed[0].body.as_str(), claimed[0].subject.as_deref()), ("42", Some("7")));
+    for (id, column) in (1..).zip(columns) {
+        let (row, _) = database.store.outbox_row(OutboxId(id)).await.unwrap().unwrap();
+        assert_eq!(
+            (row.state, row.last_code.as_deref()),
+            (OutboxState::Failed, Some("Unreadable")),
+            "{column}"
+        );
+        let sentence = row.last_error.unwrap();
+        assert!(sentence.starts_with(column) && sentence.contains("UTF-8"), "{sentence}");
+        assert!(row.finished_at.is_some());
+    }
+    assert_eq!(database.state(12).await.1.as_deref(), Some("MalformedRecipient"));
+    let everything = OutboxFilter { limit: 100, ..OutboxFilter::default() };
+    let rows = database.store.outbox_rows(&everything).await.unwrap();
+    assert_eq!(rows.len(), 13);
+    assert_eq!(rows[10].body, "caf\u{fffd}");
+    assert_eq!(
+        outside.count("outbox WHERE account_id IS NULL AND state = 'failed'").await,
+        1,
+        "whose is known"
+    );
+
+    // Corrected as the sentence says, it goes its way.
+    alice.send_fact(&claimed[0], accepted(1)).await;
+    outside.run("UPDATE outbox SET body = 'café', state = 'queued' WHERE id = 3").await.unwrap();
+    assert_eq!(database.claim().await[0].body, "café");
+}
+
+#[tokio::test]
+async fn a_row_that_is_spoilt_on_its_way_holds_up_no_other() {
+    let mut database = Database::new().await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    for friend in ["bob", "carol", "dave", "erin", "erin"] {
+        database.store.enqueue(&row(&format!("{friend}@contoso.com"))).await.unwrap();
+    }
+    database.store.record_state(alice.account, AccountState::BackingOff, None, NODE).await.unwrap();
+    assert!(database.claim().await.is_empty(), "admitted and not claimed");
+    for change in [
+        format!("correlation = {LATIN_1}, last_error = {LATIN_1}, created_at = {LATIN_1} WHERE id = 1"),
+        "attempts = 9223372036854775807 WHERE id = 3".to_owned(),
+        // As the service writes, so that the row is not looked at again.
+        format!("body = {LATIN_1}, revision = revision + 1 WHERE id = 4"),
+    ] {
+        outside.run(&format!("UPDATE outbox SET {change}")).await.unwrap();
+    }
+    database.store.record_state(alice.account, AccountState::Online, None, NODE).await.unwrap();
+    let claimed = database.claim().await;
+    assert_eq!(claimed.iter().map(|send| send.outbox.0).collect::<Vec<_>>(), [1, 2, 3]);
+    let (spoilt, attempts) = database.store.outbox_row(OutboxId(4)).await.unwrap().unwrap();
+    assert_eq!((spoilt.state, spoilt.last_code.as_deref()), (OutboxState::Failed, Some("Unreadable")));
+    assert_eq!(attempts[0].outcome.as_deref(), Some("failed"));
+    assert_eq!(database.claim().await[0].outbox.0, 5, "who stood behind it is next");
+
+    outside
+        .run(&format!("UPDATE outbox SET body = {LATIN_1}, thread_id = {LATIN_1} WHERE id = 2"))
+        .await
+        .unwrap();
+    database.reopen().await;
+    let unsettled = database.store.unsettled_sends(alice.account).await.unwrap();
+    assert_eq!(unsettled.len(), 4);
+    assert_eq!(unsettled[1].send.body, "caf\u{fffd}");
+    let alice = Online { store: database.store.clone(), ..alice };
+    alice.send_fact(&claimed[0], accepted(1)).await;
+    assert_eq!(database.state(1).await.0, OutboxState::Sent);
+    assert_eq!(texts(&database.store).await.len(), 1);
+    outside.run(&format!("UPDATE messages SET sender_name = {LATIN_1}")).await.unwrap();
+    assert_eq!(texts(&database.store).await.len(), 1);
 }
 
 #[tokio::test]

@@ -176,19 +176,19 @@ pub(super) async fn existing(store: &dyn Store, account: &SipUri) -> anyhow::Res
     })
 }
 
-/// An account with what it is doing, as `--format json` prints it.
+/// An account with what it is doing, as `--format json` prints it. What its row says is missing if it cannot be read.
 #[derive(Debug, Serialize)]
 struct AccountLine {
-    account: SipUri,
-    username: String,
-    auth: Auth,
+    account: String,
+    username: Option<String>,
+    auth: Option<Auth>,
     /// `sealed`, `env:NAME`, `file:PATH` or `none`.
-    password: String,
-    enabled: bool,
+    password: Option<String>,
+    enabled: Option<bool>,
     display_name: Option<String>,
     invitations: Option<InvitationPolicy>,
     retention_days: Option<i64>,
-    updated_at: Timestamp,
+    updated_at: Option<Timestamp>,
     state: String,
     since: Option<Timestamp>,
     detail: Option<String>,
@@ -213,19 +213,34 @@ impl AccountLine {
             restarts: 0,
         });
         Self {
-            account: account.sip_uri,
-            username: account.username,
-            auth: account.auth,
-            password: match account.secret {
+            username: Some(account.username),
+            auth: Some(account.auth),
+            password: Some(match account.secret {
                 SecretSource::Sealed(_) => "sealed".into(),
                 SecretSource::Reference(reference) => reference,
                 SecretSource::Missing => "none".into(),
-            },
-            enabled: account.enabled,
+            }),
+            enabled: Some(account.enabled),
             display_name: account.display_name,
             invitations: account.invitations,
             retention_days: account.retention_days,
-            updated_at: account.updated_at,
+            updated_at: Some(account.updated_at),
+            ..Self::unreadable(overview)
+        }
+    }
+
+    /// What is known of an account whose row cannot be read; the detail says why.
+    fn unreadable(overview: AccountOverview) -> Self {
+        Self {
+            account: overview.account,
+            username: None,
+            auth: None,
+            password: None,
+            enabled: None,
+            display_name: None,
+            invitations: None,
+            retention_days: None,
+            updated_at: None,
             state: overview.state,
             since: overview.since,
             detail: overview.detail,
@@ -239,7 +254,7 @@ impl AccountLine {
 
     /// The state, in which a disabled account stands out.
     fn shown_state(&self) -> String {
-        if self.enabled { self.state.clone() } else { "disabled".into() }
+        if self.enabled == Some(false) { "disabled".into() } else { self.state.clone() }
     }
 }
 
@@ -250,6 +265,8 @@ async fn list(store: &dyn Store, format: Format) -> anyhow::Result<()> {
         let at = overviews.iter().position(|overview| overview.account == account.sip_uri.as_str());
         lines.push(AccountLine::new(account, at.map(|at| overviews.swap_remove(at))));
     }
+    lines.extend(overviews.into_iter().map(AccountLine::unreadable));
+    lines.sort_by(|one, other| one.account.cmp(&other.account));
     if format == Format::Json {
         return output::json_array(&lines);
     }
@@ -257,10 +274,10 @@ async fn list(store: &dyn Store, format: Format) -> anyhow::Result<()> {
         Table::new(["account", "state", "since", "signs in as", "today", "queued", "last event", "detail"]);
     for line in lines {
         table.row([
-            line.account.to_string(),
+            line.account.clone(),
             line.shown_state(),
             optional_time(line.since),
-            line.username,
+            line.username.unwrap_or_default(),
             line.messages_today.to_string(),
             line.queued.to_string(),
             optional_time(line.last_event_at),
@@ -279,12 +296,12 @@ async fn show(store: &dyn Store, account: &SipUri, format: Format) -> anyhow::Re
     }
     let mut table = Table::new(["property", "value"]);
     for (name, value) in [
-        ("account", line.account.to_string()),
+        ("account", line.account.clone()),
         ("name", line.display_name.clone().unwrap_or_default()),
-        ("signs in as", line.username.clone()),
-        ("auth", word(&line.auth)),
-        ("password", line.password.clone()),
-        ("enabled", if line.enabled { "yes" } else { "no" }.into()),
+        ("signs in as", line.username.clone().unwrap_or_default()),
+        ("auth", line.auth.as_ref().map(word).unwrap_or_default()),
+        ("password", line.password.clone().unwrap_or_default()),
+        ("enabled", if line.enabled == Some(true) { "yes" } else { "no" }.into()),
         (
             "invitations",
             line.invitations.map_or_else(|| "as relay.invitations says".into(), |policy| word(&policy)),
@@ -294,7 +311,7 @@ async fn show(store: &dyn Store, account: &SipUri, format: Format) -> anyhow::Re
             line.retention_days
                 .map_or_else(|| "as retention.default_days says".into(), |days| format!("{days} days")),
         ),
-        ("changed", output::time(line.updated_at)),
+        ("changed", optional_time(line.updated_at)),
         ("state", line.shown_state()),
         ("since", optional_time(line.since)),
         ("detail", line.detail.clone().unwrap_or_default()),

@@ -297,9 +297,11 @@ pub struct AccountOverview {
 /// Accounts and what they are doing. Rows of removed accounts stay for the archive's sake and are not listed.
 #[async_trait]
 pub trait AccountStore: Send + Sync {
-    /// All accounts that are not removed, by URI.
+    /// All accounts that are not removed, by URI. Users write the table too: of a row that cannot be read any more, what
+    /// was read last is given, except whether it is enabled; one that never could is left out, logged once, and needs
+    /// attention in [`AccountStore::account_overview`].
     async fn accounts(&self) -> Result<Vec<Account>, StoreError>;
-    /// One account, if there is one that is not removed.
+    /// One account, if there is one that is not removed; an error if its row cannot be read.
     async fn account(&self, sip_uri: &SipUri) -> Result<Option<Account>, StoreError>;
     /// Adds an account (or revives a removed one under its old id). [`StoreError::AlreadyExists`] if it is there.
     async fn add_account(&self, account: &NewAccount) -> Result<AccountId, StoreError>;
@@ -323,7 +325,7 @@ pub trait AccountStore: Send + Sync {
     ) -> Result<(), StoreError>;
     /// Counts a restart in `account_status.restarts`.
     async fn record_restart(&self, account: AccountId) -> Result<(), StoreError>;
-    /// `account_overview`, by URI; `account` narrows it to one.
+    /// `account_overview`, by URI; `account` narrows it to one. Rows that cannot be read are there too, with what to do.
     async fn account_overview(&self, account: Option<&SipUri>) -> Result<Vec<AccountOverview>, StoreError>;
 }
 

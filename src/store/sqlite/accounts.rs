@@ -1,4 +1,12 @@
 //! Accounts and what they are doing.
+//!
+//! Users write the table by plain SQL too, so any row may hold what cannot be read. Such a row stops no other: it needs
+//! attention, and if it was readable before, the server goes on with what it read then.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -6,7 +14,10 @@ use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     SqliteStore,
-    column::{failed, optional_time, optional_word, time, time_text, word},
+    column::{
+        failed, lossy_text, optional_user_time, optional_word, some_lossy_text, time_text, undecodable,
+        user_time, word,
+    },
     load::uri,
 };
 use crate::{
@@ -21,12 +32,85 @@ const COLUMNS: &str =
     "id, sip_uri, username, auth, secret_sealed, secret_ref, display_name, enabled, invitations,
                        retention_days, updated_at";
 
+/// What the latest readings of the table brought.
+#[derive(Debug, Default)]
+pub(super) struct KnownAccounts(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Each account as it was when it could be read last.
+    readable: HashMap<AccountId, Account>,
+    /// Rows that cannot be read now, with the sentence that was logged.
+    unreadable: HashMap<AccountId, String>,
+}
+
+/// One reading of the table.
+#[derive(Debug, Default)]
+struct Reading {
+    accounts: Vec<Account>,
+    /// Rows that cannot be read since this reading and never could; with why.
+    unreadable: Vec<(AccountId, String)>,
+}
+
+impl KnownAccounts {
+    /// Takes in what the table holds now.
+    fn read(&self, rows: &[SqliteRow]) -> Result<Reading, sqlx::Error> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = Known::default();
+        let mut reading = Reading::default();
+        for row in rows {
+            let id = AccountId(row.try_get("id")?);
+            let problem = match account(row) {
+                Ok(account) => {
+                    if known.unreadable.contains_key(&id) {
+                        tracing::info!(account.id = id.0, "the account's row can be read again");
+                    }
+                    now.readable.insert(id, account.clone());
+                    reading.accounts.push(account);
+                    continue;
+                }
+                Err(error) => unreadable(error)?,
+            };
+            let news = known.unreadable.get(&id) != Some(&problem);
+            if news {
+                tracing::warn!(account.id = id.0, problem, "a row of the table accounts can't be read");
+            }
+            if let Some(last) = known.readable.get(&id) {
+                now.readable.insert(id, last.clone());
+                reading.accounts.push(Account { enabled: row.try_get("enabled")?, ..last.clone() });
+            } else if news {
+                reading.unreadable.push((id, problem.clone()));
+            }
+            now.unreadable.insert(id, problem);
+        }
+        *known = now;
+        Ok(reading)
+    }
+}
+
+/// What a user is told of a row that cannot be read. Errors that are not about a value pass through.
+fn unreadable(error: sqlx::Error) -> Result<String, sqlx::Error> {
+    match error {
+        sqlx::Error::ColumnDecode { index, source } => Ok(format!(
+            "{} can't be read ({source}); correct the account's row of the table accounts",
+            index.trim_matches('"')
+        )),
+        error => Err(error),
+    }
+}
+
 fn account(row: &SqliteRow) -> Result<Account, sqlx::Error> {
+    let sip_uri = uri(row, "sip_uri")?;
+    let stored: &str = row.try_get("sip_uri")?;
+    if sip_uri.as_str() != stored {
+        // Two rows would be one account.
+        return Err(undecodable("sip_uri", format!("{stored:?} has to be written as {sip_uri}")));
+    }
     let sealed: Option<Vec<u8>> = row.try_get("secret_sealed")?;
     let reference: Option<String> = row.try_get("secret_ref")?;
     Ok(Account {
         id: AccountId(row.try_get("id")?),
-        sip_uri: uri(row, "sip_uri")?,
+        sip_uri,
         username: row.try_get("username")?,
         auth: word(row, "auth", |text| {
             [Auth::Password, Auth::Ntlm, Auth::Kerberos, Auth::Aad]
@@ -38,7 +122,7 @@ fn account(row: &SqliteRow) -> Result<Account, sqlx::Error> {
             (Some(sealed), None) => SecretSource::Sealed(sealed),
             (None, None) => SecretSource::Missing,
         },
-        display_name: row.try_get("display_name")?,
+        display_name: lossy_text(row, "display_name")?,
         enabled: row.try_get("enabled")?,
         invitations: optional_word(row, "invitations", |text| {
             [InvitationPolicy::Accept, InvitationPolicy::Decline, InvitationPolicy::Ignore]
@@ -46,7 +130,7 @@ fn account(row: &SqliteRow) -> Result<Account, sqlx::Error> {
                 .find(|policy| policy.as_str() == text)
         })?,
         retention_days: row.try_get("retention_days")?,
-        updated_at: time(row, "updated_at")?,
+        updated_at: user_time(row, "updated_at")?,
     })
 }
 
@@ -91,15 +175,23 @@ async fn add(connection: &mut SqliteConnection, new: &NewAccount) -> Result<Acco
 impl AccountStore for SqliteStore {
     async fn accounts(&self) -> Result<Vec<Account>, StoreError> {
         let failed = failed("listing accounts");
-        sqlx::query(AssertSqlSafe(format!(
+        let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT {COLUMNS} FROM accounts WHERE removed_at IS NULL ORDER BY sip_uri"
         )))
         .fetch_all(&self.readers)
         .await
-        .map_err(&failed)?
-        .iter()
-        .map(|row| account(row).map_err(&failed))
-        .collect()
+        .map_err(&failed)?;
+        let reading = self.known_accounts.read(&rows).map_err(&failed)?;
+        if let Some(server) = &self.server {
+            for (id, problem) in &reading.unreadable {
+                // Nobody else would: no life of the account begins.
+                let state = AccountState::NeedsAttention;
+                if let Err(error) = self.record_state(*id, state, Some(problem), &server.node).await {
+                    tracing::warn!(account.id = id.0, %error, "an account's state was not recorded");
+                }
+            }
+        }
+        Ok(reading.accounts)
     }
 
     async fn account(&self, sip_uri: &SipUri) -> Result<Option<Account>, StoreError> {
@@ -300,12 +392,14 @@ impl AccountStore for SqliteStore {
 
     async fn account_overview(&self, account: Option<&SipUri>) -> Result<Vec<AccountOverview>, StoreError> {
         let failed = failed("reading the overview of accounts");
-        sqlx::query(
-            "SELECT account, state, since, detail, messages_today, queued, last_event_at, node_id, restarts
-               FROM account_overview
-              WHERE ?1 IS NULL OR account = ?1
-              ORDER BY account",
-        )
+        sqlx::query(AssertSqlSafe(format!(
+            "SELECT v.account, v.state, v.since, v.detail, v.messages_today, v.queued, v.last_event_at, v.node_id,
+                    v.restarts, {COLUMNS}
+               FROM account_overview v
+               JOIN accounts ON sip_uri = v.account
+              WHERE ?1 IS NULL OR v.account = ?1
+              ORDER BY v.account"
+        )))
         .bind(account.map(SipUri::as_str))
         .fetch_all(&self.readers)
         .await
@@ -316,16 +410,25 @@ impl AccountStore for SqliteStore {
     }
 }
 
+/// From a row of the view with the account's own columns beside it.
 fn overview(row: &SqliteRow) -> Result<AccountOverview, sqlx::Error> {
-    Ok(AccountOverview {
-        account: row.try_get("account")?,
-        state: row.try_get("state")?,
-        since: optional_time(row, "since")?,
-        detail: row.try_get("detail")?,
+    let mut overview = AccountOverview {
+        account: some_lossy_text(row, "account")?,
+        state: some_lossy_text(row, "state")?,
+        since: optional_user_time(row, "since")?,
+        detail: lossy_text(row, "detail")?,
         messages_today: row.try_get("messages_today")?,
         queued: row.try_get("queued")?,
-        last_event_at: optional_time(row, "last_event_at")?,
-        node_id: row.try_get("node_id")?,
+        last_event_at: optional_user_time(row, "last_event_at")?,
+        node_id: lossy_text(row, "node_id")?,
         restarts: row.try_get("restarts")?,
-    })
+    };
+    if let Err(error) = account(row) {
+        // Also where no server has seen it yet; one that goes on with what it read before keeps its state.
+        overview.detail = Some(unreadable(error)?);
+        if overview.state == AccountState::Stopped.as_str() {
+            AccountState::NeedsAttention.as_str().clone_into(&mut overview.state);
+        }
+    }
+    Ok(overview)
 }

@@ -30,17 +30,32 @@ pub(super) fn optional_time(row: &SqliteRow, column: &str) -> Result<Option<Time
         .transpose()
 }
 
+/// Reads text that any program may have written. SQLite does not look whether it is UTF-8; what is not is replaced by
+/// U+FFFD, so that one such value never makes a whole result unreadable.
+pub(super) fn lossy_text(row: &SqliteRow, column: &str) -> Result<Option<String>, sqlx::Error> {
+    Ok(row
+        .try_get_unchecked::<Option<Vec<u8>>, _>(column)?
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// As [`lossy_text`], for columns that are never NULL.
+pub(super) fn some_lossy_text(row: &SqliteRow, column: &str) -> Result<String, sqlx::Error> {
+    Ok(lossy_text(row, column)?.unwrap_or_default())
+}
+
+/// Reads text that has to be as it was written; fails if it is not UTF-8.
+pub(super) fn exact_text(row: &SqliteRow, column: &str) -> Result<Option<String>, sqlx::Error> {
+    row.try_get(column)
+}
+
 /// Reads a timestamp that a user may have written; what cannot be read is the beginning of time.
 pub(super) fn user_time(row: &SqliteRow, column: &str) -> Result<Timestamp, sqlx::Error> {
-    Ok(row
-        .try_get::<Option<String>, _>(column)?
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(Timestamp::UNIX_EPOCH))
+    Ok(optional_user_time(row, column)?.unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
 /// Reads a timestamp that may be NULL from a table that users write; what cannot be read counts as NULL.
 pub(super) fn optional_user_time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, sqlx::Error> {
-    Ok(row.try_get::<Option<String>, _>(column)?.and_then(|text| text.parse().ok()))
+    Ok(lossy_text(row, column)?.and_then(|text| text.parse().ok()))
 }
 
 /// The column holds what this program does not write.

@@ -5,7 +5,7 @@ use sqlx::{QueryBuilder, Row, Sqlite, sqlite::SqliteRow};
 
 use super::{
     SqliteStore,
-    column::{direction, failed, time, time_text, word},
+    column::{direction, failed, lossy_text, some_lossy_text, time_text, user_time, word},
 };
 use crate::{
     identifiers::{ConversationId, MessageId, SipUri},
@@ -15,18 +15,18 @@ use crate::{
 fn history_row(row: &SqliteRow) -> Result<HistoryRow, sqlx::Error> {
     Ok(HistoryRow {
         message_id: MessageId(row.try_get("message_id")?),
-        account: row.try_get("account")?,
-        sent_at: time(row, "sent_at")?,
+        account: some_lossy_text(row, "account")?,
+        sent_at: user_time(row, "sent_at")?,
         direction: word(row, "direction", direction)?,
-        sender: row.try_get("sender")?,
-        sender_name: row.try_get("sender_name")?,
-        recipients: row.try_get("recipients")?,
+        sender: lossy_text(row, "sender")?,
+        sender_name: lossy_text(row, "sender_name")?,
+        recipients: lossy_text(row, "recipients")?,
         conversation_id: ConversationId(row.try_get("conversation_id")?),
-        thread_id: row.try_get("thread_id")?,
-        subject: row.try_get("subject")?,
-        body: row.try_get("body")?,
-        status: row.try_get("status")?,
-        source: row.try_get("source")?,
+        thread_id: lossy_text(row, "thread_id")?,
+        subject: lossy_text(row, "subject")?,
+        body: some_lossy_text(row, "body")?,
+        status: some_lossy_text(row, "status")?,
+        source: some_lossy_text(row, "source")?,
     })
 }
 

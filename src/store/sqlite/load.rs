@@ -7,8 +7,8 @@ use serde::Serialize;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::column::{
-    direction, invitation_action, invitation_kind, optional_time, optional_user_time, optional_word,
-    outbox_state, time, undecodable, word,
+    direction, invitation_action, invitation_kind, lossy_text, optional_time, optional_user_time,
+    optional_word, outbox_state, some_lossy_text, time, undecodable, word,
 };
 use crate::{
     archive::{
@@ -440,25 +440,26 @@ fn attempt(row: &SqliteRow) -> Result<AttemptRow, sqlx::Error> {
     })
 }
 
+/// A row of which users write a part, and may do so while it is on its way: nothing in it may stop an account's facts.
 fn outbox_send(row: &SqliteRow) -> Result<OutboxSend, sqlx::Error> {
     Ok(OutboxSend {
         id: OutboxId(row.try_get("id")?),
         account: AccountId(row.try_get("account_id")?),
-        destination: row.try_get::<Option<String>, _>("destination")?.unwrap_or_default(),
-        body: row.try_get("body")?,
-        content_type: row.try_get("content_type")?,
-        correlation: row.try_get("correlation")?,
+        destination: some_lossy_text(row, "destination")?,
+        body: some_lossy_text(row, "body")?,
+        content_type: some_lossy_text(row, "content_type")?,
+        correlation: lossy_text(row, "correlation")?,
         given_conversation: row.try_get::<Option<i64>, _>("given_conversation_id")?.map(ConversationId),
         conversation: row.try_get::<Option<i64>, _>("conversation_id")?.map(ConversationId),
         state: word(row, "state", outbox_state)?,
-        operation_id: row.try_get::<Option<String>, _>("operation_id")?.map(OperationId),
+        operation_id: lossy_text(row, "operation_id")?.map(OperationId),
         attempts: row.try_get("attempts")?,
         max_attempts: row.try_get("max_attempts")?,
         message: row.try_get::<Option<i64>, _>("message_id")?.map(MessageId),
         next_attempt_at: optional_user_time(row, "next_attempt_at")?,
-        last_code: row.try_get("last_code")?,
-        last_subcode: row.try_get("last_subcode")?,
-        last_error: row.try_get("last_error")?,
+        last_code: lossy_text(row, "last_code")?,
+        last_subcode: lossy_text(row, "last_subcode")?,
+        last_error: lossy_text(row, "last_error")?,
         claimed_at: optional_user_time(row, "claimed_at")?,
         sent_at: optional_user_time(row, "sent_at")?,
         finished_at: optional_user_time(row, "finished_at")?,

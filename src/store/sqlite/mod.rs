@@ -49,6 +49,7 @@ pub(super) struct SqliteStore {
     writer: Writer,
     readers: SqlitePool,
     rules: RuleSettings,
+    known_accounts: accounts::KnownAccounts,
     /// Says what a server does at its end; a tool leaves no trace.
     server: Option<ServerHold>,
 }
@@ -94,7 +95,13 @@ impl SqliteStore {
             watched && role == Role::Server,
             role == Role::Server,
         );
-        Ok(Self { writer, readers: reading, rules: settings.rules, server })
+        Ok(Self {
+            writer,
+            readers: reading,
+            rules: settings.rules,
+            known_accounts: accounts::KnownAccounts::default(),
+            server,
+        })
     }
 }
 

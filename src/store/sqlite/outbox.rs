@@ -12,8 +12,8 @@ use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
 use super::{
     SqliteStore,
     column::{
-        failed, is_duplicate, optional_time, optional_time_text, optional_user_time, outbox_state, time,
-        time_text, user_time, word,
+        exact_text, failed, is_duplicate, lossy_text, optional_time_text, optional_user_time, outbox_state,
+        some_lossy_text, time_text, user_time, word,
     },
 };
 use crate::{
@@ -66,7 +66,7 @@ async fn admit_new_rows(
     let rows = sqlx::query(
         "SELECT id, account, recipients, body, content_type, subject, importance, conversation_id, thread_id,
                 send_after, strftime('%Y-%m-%dT%H:%M:%fZ', send_after) AS send_after_read,
-                expires_at, strftime('%Y-%m-%dT%H:%M:%fZ', expires_at) AS expires_at_read
+                expires_at, strftime('%Y-%m-%dT%H:%M:%fZ', expires_at) AS expires_at_read, correlation, idempotency_key
            FROM outbox INDEXED BY outbox_new
           WHERE state = 'queued' AND destination IS NULL
           ORDER BY id
@@ -80,11 +80,23 @@ async fn admit_new_rows(
     }
     let mut submissions = Vec::with_capacity(rows.len());
     for row in &rows {
-        submissions.push((OutboxId(row.try_get("id")?), submission(row)?));
+        let looked_at = match submission(row) {
+            Ok(submission) => (submission, None),
+            // Of what cannot be read only the account matters, which may well be readable.
+            Err(error) => {
+                let account = some_lossy_text(row, "account")?;
+                (Submission { account, ..Submission::default() }, Some(unreadable(error)?))
+            }
+        };
+        submissions.push((OutboxId(row.try_get("id")?), looked_at));
     }
-    let known = known(connection, submissions.iter().map(|(_, submission)| submission)).await?;
-    for (id, submission) in &submissions {
-        match admit(submission, &known, settings.max_body_bytes, now) {
+    let known = known(connection, submissions.iter().map(|(_, (submission, _))| submission)).await?;
+    for (id, (submission, unreadable)) in submissions {
+        let decided = match unreadable {
+            Some(refusal) => Err(refusal),
+            None => admit(&submission, &known, settings.max_body_bytes, now),
+        };
+        match decided {
             Ok(admitted) => {
                 sqlx::query(
                     "UPDATE outbox
@@ -102,14 +114,33 @@ async fn admit_new_rows(
             }
             Err(refusal) => {
                 let account = submission.account.parse().ok().and_then(|uri| known.account(&uri));
-                refuse(connection, *id, account, &refusal, now).await?;
+                refuse(connection, id, account, &refusal, now).await?;
             }
         }
     }
     Ok(i64::try_from(rows.len()).is_ok_and(|count| count == ADMITTED_AT_ONCE))
 }
 
+/// What a user is told of a row that holds something else than text. Errors that are not about a value pass through.
+fn unreadable(error: sqlx::Error) -> Result<Refusal, sqlx::Error> {
+    let sqlx::Error::ColumnDecode { index, source } = error else {
+        return Err(error);
+    };
+    Ok(Refusal {
+        code: "Unreadable",
+        sentence: format!(
+            "{} can't be read ({source}); write it again as UTF-8 text and set the row's state to queued",
+            index.trim_matches('"')
+        ),
+        expired: false,
+    })
+}
+
 fn submission(row: &SqliteRow) -> Result<Submission, sqlx::Error> {
+    // Not needed here; but what is admitted must be readable in full.
+    for column in ["correlation", "idempotency_key"] {
+        exact_text(row, column)?;
+    }
     let given_time = |given: &str, read: &str| -> Result<GivenTime, sqlx::Error> {
         let Some(text) = row.try_get::<Option<String>, _>(given)? else {
             return Ok(GivenTime::Absent);
@@ -180,7 +211,7 @@ async fn known(
     .fetch_all(connection)
     .await?;
     for row in conversations {
-        let remote: Option<String> = row.try_get("remote")?;
+        let remote = lossy_text(&row, "remote")?;
         let only = remote.filter(|remote| !remote.contains(';')).and_then(|remote| remote.parse().ok());
         known
             .conversations
@@ -289,20 +320,29 @@ async fn due_heads(
     .await
 }
 
+/// What a claim brought.
+#[derive(Debug, Default)]
+struct Claimed {
+    sends: Vec<ClaimedSend>,
+    /// Rows that turned out to be unreadable and have failed; others may stand behind them.
+    refused: usize,
+}
+
 async fn claim(
     connection: &mut SqliteConnection,
     heads: Vec<i64>,
     now: Timestamp,
     settings: &ClaimSettings,
-) -> Result<Vec<ClaimedSend>, sqlx::Error> {
+) -> Result<Claimed, sqlx::Error> {
+    let mut claimed = Claimed::default();
     if heads.is_empty() {
-        return Ok(Vec::new());
+        return Ok(claimed);
     }
     let claims: Vec<(i64, String)> = heads.into_iter().map(|id| (id, OperationId::random().0)).collect();
     let claims = serde_json::to_string(&claims).map_err(|error| sqlx::Error::Encode(error.into()))?;
     sqlx::query(
         "UPDATE outbox
-            SET state = 'sending', attempts = attempts + 1, operation_id = json_extract(k.value, '$[1]'),
+            SET state = 'sending', attempts = min(attempts, 999999999) + 1, operation_id = json_extract(k.value, '$[1]'),
                 next_attempt_at = NULL, claimed_by = ?2, claimed_at = ?3, updated_at = ?3, revision = revision + 1
            FROM json_each(?1) k
           WHERE outbox.id = json_extract(k.value, '$[0]') AND +outbox.state = 'queued'",
@@ -333,31 +373,74 @@ async fn claim(
           ORDER BY k.key"
     )))
     .bind(&claims)
-    .fetch_all(connection)
+    .fetch_all(&mut *connection)
     .await?;
-    rows.iter().map(|row| claimed_send(row, settings.max_attempts)).collect()
+    for row in &rows {
+        match claimed_send(row, settings.max_attempts, exact_text) {
+            Ok(send) => claimed.sends.push(send),
+            Err(error) => {
+                let refusal = unreadable(error)?;
+                refuse_claimed(connection, OutboxId(row.try_get("id")?), &refusal, now).await?;
+                claimed.refused += 1;
+            }
+        }
+    }
+    Ok(claimed)
 }
 
-fn claimed_send(row: &SqliteRow, default_max_attempts: i64) -> Result<ClaimedSend, sqlx::Error> {
-    let content_type: String = row.try_get("content_type")?;
-    let importance: String = row.try_get("importance")?;
+/// Fails a row that was just claimed, with its attempt.
+async fn refuse_claimed(
+    connection: &mut SqliteConnection,
+    id: OutboxId,
+    refusal: &Refusal,
+    now: Timestamp,
+) -> Result<(), sqlx::Error> {
+    for statement in [
+        "UPDATE outbox_attempts
+            SET finished_at = ?4, outcome = 'failed', code = ?2, detail = ?3
+          WHERE operation_id = (SELECT o.operation_id FROM outbox o WHERE o.id = ?1)",
+        "UPDATE outbox
+            SET state = 'failed', last_code = ?2, last_subcode = NULL, last_error = ?3, finished_at = ?4,
+                updated_at = ?4, revision = revision + 1
+          WHERE id = ?1",
+    ] {
+        sqlx::query(statement)
+            .bind(id.0)
+            .bind(refusal.code)
+            .bind(&refusal.sentence)
+            .bind(time_text(now))
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// How text is read: [`exact_text`] for what is to be sent, [`lossy_text`] for what is on its way already.
+type ReadText = fn(&SqliteRow, &str) -> Result<Option<String>, sqlx::Error>;
+
+fn claimed_send(
+    row: &SqliteRow,
+    default_max_attempts: i64,
+    text: ReadText,
+) -> Result<ClaimedSend, sqlx::Error> {
+    let content_type = text(row, "content_type")?.unwrap_or_default();
+    let importance = text(row, "importance")?.unwrap_or_default();
     let given: Option<i64> = row.try_get("given_conversation_id")?;
     Ok(ClaimedSend {
         outbox: OutboxId(row.try_get("id")?),
         account: AccountId(row.try_get("account_id")?),
-        operation_id: OperationId(row.try_get("operation_id")?),
+        operation_id: OperationId(text(row, "operation_id")?.unwrap_or_default()),
         // Admission has read them before; a row that was changed since is looked at again first.
-        recipients: admission::recipients(row.try_get::<Option<&str>, _>("recipients")?.unwrap_or_default())
-            .unwrap_or_default(),
+        recipients: admission::recipients(&text(row, "recipients")?.unwrap_or_default()).unwrap_or_default(),
         conversation: match given {
-            Some(id) => Some((ConversationId(id), row.try_get("href")?)),
+            Some(id) => Some((ConversationId(id), text(row, "href")?)),
             None => None,
         },
-        body: row.try_get("body")?,
+        body: text(row, "body")?.unwrap_or_default(),
         content_type: admission::content_type(&content_type).unwrap_or("text/plain").to_owned(),
-        subject: row.try_get("subject")?,
+        subject: text(row, "subject")?,
         importance: admission::importance(&importance).unwrap_or("Normal").to_owned(),
-        thread_id: row.try_get("thread_id")?,
+        thread_id: text(row, "thread_id")?,
         attempt: row.try_get("attempts")?,
         max_attempts: row.try_get::<Option<i64>, _>("max_attempts")?.unwrap_or(default_max_attempts),
         expires_at: optional_user_time(row, "expires_at")?,
@@ -368,22 +451,22 @@ fn claimed_send(row: &SqliteRow, default_max_attempts: i64) -> Result<ClaimedSen
 fn outbox_row(row: &SqliteRow) -> Result<OutboxRow, sqlx::Error> {
     Ok(OutboxRow {
         id: OutboxId(row.try_get("id")?),
-        account: row.try_get("account")?,
-        recipients: row.try_get("recipients")?,
-        body: row.try_get("body")?,
-        content_type: row.try_get("content_type")?,
-        subject: row.try_get("subject")?,
-        importance: row.try_get("importance")?,
+        account: some_lossy_text(row, "account")?,
+        recipients: lossy_text(row, "recipients")?,
+        body: some_lossy_text(row, "body")?,
+        content_type: some_lossy_text(row, "content_type")?,
+        subject: lossy_text(row, "subject")?,
+        importance: some_lossy_text(row, "importance")?,
         conversation_id: row.try_get::<Option<i64>, _>("conversation_id")?.map(ConversationId),
         priority: row.try_get("priority")?,
         state: word(row, "state", outbox_state)?,
         attempts: row.try_get("attempts")?,
         next_attempt_at: optional_user_time(row, "next_attempt_at")?,
-        operation_id: row.try_get::<Option<String>, _>("operation_id")?.map(OperationId),
+        operation_id: lossy_text(row, "operation_id")?.map(OperationId),
         message_id: row.try_get::<Option<i64>, _>("message_id")?.map(MessageId),
-        last_code: row.try_get("last_code")?,
-        last_subcode: row.try_get("last_subcode")?,
-        last_error: row.try_get("last_error")?,
+        last_code: lossy_text(row, "last_code")?,
+        last_subcode: lossy_text(row, "last_subcode")?,
+        last_error: lossy_text(row, "last_error")?,
         created_at: user_time(row, "created_at")?,
         sent_at: optional_user_time(row, "sent_at")?,
         finished_at: optional_user_time(row, "finished_at")?,
@@ -393,14 +476,14 @@ fn outbox_row(row: &SqliteRow) -> Result<OutboxRow, sqlx::Error> {
 fn outbox_attempt(row: &SqliteRow) -> Result<OutboxAttempt, sqlx::Error> {
     Ok(OutboxAttempt {
         attempt: row.try_get("attempt")?,
-        node: row.try_get("node")?,
-        started_at: time(row, "started_at")?,
-        finished_at: optional_time(row, "finished_at")?,
-        outcome: row.try_get("outcome")?,
+        node: lossy_text(row, "node")?,
+        started_at: user_time(row, "started_at")?,
+        finished_at: optional_user_time(row, "finished_at")?,
+        outcome: lossy_text(row, "outcome")?,
         http_status: row.try_get("http_status")?,
-        code: row.try_get("code")?,
-        subcode: row.try_get("subcode")?,
-        detail: row.try_get("detail")?,
+        code: lossy_text(row, "code")?,
+        subcode: lossy_text(row, "subcode")?,
+        detail: lossy_text(row, "detail")?,
     })
 }
 
@@ -440,7 +523,7 @@ impl OutboxStore for SqliteStore {
                     expire(connection, now).await.map_err(&failed)?;
                     let heads = due_heads(connection, now, &settings).await.map_err(&failed)?;
                     let claimed = claim(connection, heads, now, &settings).await.map_err(&failed)?;
-                    Ok((claimed, more))
+                    Ok((claimed.sends, more || claimed.refused > 0))
                 })
             })
             .await?;
@@ -485,7 +568,7 @@ impl OutboxStore for SqliteStore {
         .map_err(&failed)?;
         rows.iter()
             .map(|row| {
-                let send = claimed_send(row, i64::MAX)?;
+                let send = claimed_send(row, i64::MAX, lossy_text)?;
                 Ok(UnsettledSend {
                     claimed_at: optional_user_time(row, "claimed_at")?.unwrap_or(send.created_at),
                     send,
