@@ -303,7 +303,7 @@ async fn a_kill_in_mid_traffic_loses_and_doubles_nothing_and_resumes_the_applica
     }
     simulator.post("/traffic", &json!({ "running": false })).await;
     let pool = relay.sql().await;
-    eventually_within(Duration::from_secs(40), "every row has its outcome", async || {
+    eventually_within(Duration::from_secs(120), "every row has its outcome", async || {
         let open =
             count(&pool, "SELECT count(*) FROM outbox WHERE state NOT IN ('delivered', 'uncertain')").await;
         (open == 0).then_some(())

@@ -657,7 +657,7 @@ async fn settle(
         return Attempt::Settled;
     }
     // A half-open connection would keep the event for itself: ask anew, then listen for as long again.
-    let asked_again_at = Timestamp::now();
+    let (polls, asked_again_at) = (context.channel.polls(), Instant::now());
     context.channel.ask_again();
     let mut listen = wait / 2;
     loop {
@@ -668,10 +668,7 @@ async fn settle(
             return uncertain(context, send, "events may have been missed since it was sent", why);
         }
         // A GET that was begun since would have brought the event, or still waits for it.
-        let listened = Timestamp::now().duration_since(asked_again_at);
-        let asked_anew = context.channel.parked_at() >= asked_again_at
-            && listened >= SignedDuration::try_from(SILENCE_COUNTS_AFTER).unwrap_or_default();
-        tracing::debug!(outbox.id = send.outbox.0, asked_anew, failing = context.channel.is_failing(), read_all = context.channel.has_read_all(), "settling");
+        let asked_anew = context.channel.polls() > polls && asked_again_at.elapsed() >= SILENCE_COUNTS_AFTER;
         if !context.channel.is_failing() && asked_anew && context.channel.has_read_all() {
             // The channel missed nothing and tells of no such operation: the server did not take it.
             return Attempt::Outcome(retry_or_fail(

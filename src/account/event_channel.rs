@@ -46,7 +46,7 @@ pub struct ChannelHealth {
     failing: AtomicBool,
     continuity: AtomicU64,
     answered_at_ms: AtomicI64,
-    parked_at_ms: AtomicI64,
+    polls: AtomicU64,
     unread: AtomicI64,
     repoll: Notify,
 }
@@ -57,7 +57,7 @@ impl Default for ChannelHealth {
             failing: AtomicBool::new(false),
             continuity: AtomicU64::new(0),
             answered_at_ms: AtomicI64::new(Timestamp::now().as_millisecond()),
-            parked_at_ms: AtomicI64::new(0),
+            polls: AtomicU64::new(0),
             unread: AtomicI64::new(0),
             repoll: Notify::new(),
         }
@@ -81,10 +81,10 @@ impl ChannelHealth {
             .unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
-    /// When the GET that is out now was begun.
-    pub fn parked_at(&self) -> Timestamp {
-        Timestamp::from_millisecond(self.parked_at_ms.load(Ordering::Relaxed))
-            .unwrap_or(Timestamp::UNIX_EPOCH)
+    /// How many GETs were begun. One that is begun after [`ChannelHealth::ask_again`] is on a connection that works, or
+    /// fails.
+    pub fn polls(&self) -> u64 {
+        self.polls.load(Ordering::Relaxed)
     }
 
     /// Some event can no longer be read: silence about an operation proves nothing from now on.
@@ -295,7 +295,7 @@ async fn poll(
     follow: &Follow,
     parameters: Option<&EventParameters>,
 ) -> Option<Result<PollAnswer, UcwaError>> {
-    follow.health.parked_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
+    follow.health.polls.fetch_add(1, Ordering::Relaxed);
     tokio::select! {
         answer = follow.client.poll_events(&follow.cursor, parameters) => Some(answer),
         () = follow.health.repoll.notified() => None,
