@@ -411,3 +411,87 @@ fn the_demo_reckons_and_finds_nothing_lost() {
     assert!(number("relayed") >= 40, "{text}");
     assert_eq!((number("lost"), number("duplicated")), (0, 0));
 }
+
+/// Injects a fault that strikes `count` times.
+async fn fault(simulator: &Simulate, request: &serde_json::Value) {
+    let answer = simulator.post("/fault", request).await;
+    assert!(answer.get("id").is_some(), "{request} was answered {answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_to_a_send_is_settled_and_nothing_is_sent_twice() {
+    let simulator = Simulate::start(&["--accounts", "1"]);
+    let mut relay = Relay::configure(&simulator, "[outbox]\nsettle_after = \"6s\"\nretry_base = \"1s\"");
+    relay.add_account(ALICE, PASSWORD);
+    relay.start();
+    relay.account_state(ALICE, "online").await;
+    let mut number = 0;
+    for (operation, kind) in [
+        ("startMessaging", "cut_after"),
+        ("startMessaging", "cut_before"),
+        ("sendMessage", "cut_after"),
+        ("sendMessage", "cut_before"),
+    ] {
+        if operation == "sendMessage" {
+            let opener = insert(&relay, ALICE, &format!("silent.{kind}@fabrikam.example"), "opener").await;
+            outcome(&relay, opener, &["delivered"]).await;
+        }
+        fault(&simulator, &json!({ "operation": operation, "fault": kind })).await;
+        number += 1;
+        let recipient = if operation == "sendMessage" { kind.to_owned() } else { format!("new.{kind}") };
+        let text = format!("{operation} {kind} {number}");
+        let id = insert(&relay, ALICE, &format!("silent.{recipient}@fabrikam.example"), &text).await;
+        outcome(&relay, id, &["delivered"]).await;
+        let accepted = simulator.ledger().await.outgoing.iter().filter(|entry| entry.text == text).count();
+        assert_eq!(accepted, 1, "{text}");
+    }
+    eventually_clean(&relay, &simulator).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_event_channel_answers_nothing_is_lost_or_doubled() {
+    let simulator = Simulate::start(&["--accounts", "2", "--rate", "30", "--seed", "11"]);
+    let mut relay = Relay::configure(&simulator, "");
+    relay.add_account(ALICE, PASSWORD);
+    relay.add_account(BOB, PASSWORD);
+    relay.start();
+    relay.account_state(ALICE, "online").await;
+    relay.account_state(BOB, "online").await;
+    let pool = relay.sql().await;
+    for request in [
+        json!({ "fault": "cut_before" }),
+        json!({ "fault": "cut_after" }),
+        json!({ "fault": "cut_midway" }),
+        json!({ "fault": "expired_token" }),
+        json!({ "fault": "status", "status": 500, "body": "empty" }),
+        json!({ "fault": "status", "status": 502, "body": "html" }),
+        json!({ "fault": "status", "status": 503, "retry_after": 1 }),
+        json!({ "fault": "truncated_xml" }),
+        json!({ "fault": "malformed_xml" }),
+        json!({ "fault": "doctype" }),
+        json!({ "fault": "invalid_utf8" }),
+        json!({ "fault": "wrong_content_type" }),
+        json!({ "fault": "unknown_things" }),
+        json!({ "fault": "link_only", "count": 5 }),
+        json!({ "fault": "odd_order", "count": 5 }),
+        json!({ "fault": "resync" }),
+    ] {
+        let mut request = request.clone();
+        request["account"] = json!(ALICE);
+        request["operation"] = json!("events");
+        fault(&simulator, &request).await;
+        let before = count(&pool, "SELECT count(*) FROM messages WHERE account_id = 1").await;
+        eventually(&format!("messages arrive again after {request}"), async || {
+            let faults = simulator.get("/faults").await;
+            let spent = faults.as_array()?.iter().all(|fault| fault["remaining"].as_u64().unwrap_or(0) == 0);
+            let now = count(&pool, "SELECT count(*) FROM messages WHERE account_id = 1").await;
+            (spent && now > before + 5).then_some(())
+        })
+        .await;
+    }
+    simulator.post("/traffic", &json!({ "running": false })).await;
+    eventually_clean(&relay, &simulator).await;
+    let restarts =
+        count(&pool, "SELECT restarts FROM account_status s JOIN accounts a ON a.id = s.account_id WHERE a.sip_uri = 'sip:user0002@contoso.example'").await;
+    assert_eq!(restarts, 0, "the other account noticed nothing");
+}
