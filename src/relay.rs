@@ -145,17 +145,34 @@ fn account_settings(config: &Config) -> AccountSettings {
     }
 }
 
-/// Runs the server until it is interrupted or terminated: a first signal stops it in order, a second one at once.
+/// Runs the server until it is interrupted or terminated: a first signal stops it in order, a second one at once. Fails
+/// if the database can be written no more: whoever supervises the process starts it anew.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     on_actix(async {
         let relay = Relay::start(config).await?;
-        wait_for_signal().await?;
-        tracing::info!("stopping; a second signal stops at once");
+        let ended = until_ended(wait_for_signal(), relay.store.broken()).await;
+        if ended.is_ok() {
+            tracing::info!("stopping; a second signal stops at once");
+        }
         tokio::select! {
-            () = relay.stop() => Ok(()),
-            again = wait_for_signal() => again,
+            () = relay.stop() => ended,
+            again = wait_for_signal() => ended.and(again),
         }
     })
+}
+
+/// What ends the server.
+async fn until_ended(
+    signal: impl Future<Output = anyhow::Result<()>>,
+    broken: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    tokio::select! {
+        signal = signal => signal,
+        () = broken => Err(anyhow::anyhow!(
+            "an internal error has ended the database's writer, so nothing more can be archived or sent; the log \
+             says more. Start the server again, and please report it"
+        )),
+    }
 }
 
 /// Runs a future on an actix system over a tokio runtime with a worker for each core.
@@ -182,4 +199,18 @@ pub async fn wait_for_signal() -> anyhow::Result<()> {
         _ = terminate.recv() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_broken_store_is_an_error_and_a_signal_is_not() {
+        assert!(until_ended(ready(Ok(())), pending()).await.is_ok());
+        let broken = until_ended(pending(), ready(())).await.unwrap_err().to_string();
+        assert!(broken.contains("Start the server again"), "{broken}");
+    }
 }

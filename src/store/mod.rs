@@ -67,7 +67,7 @@ pub enum StoreError {
     /// The account is no longer held under the epoch that the caller presented (G10).
     #[error("account {0} is held by another node")]
     Fenced(AccountId),
-    /// The writer has stopped because the program is ending.
+    /// The writer has stopped: because the program is ending, or as [`HistoryStore::broken`] tells.
     #[error("the store is closing")]
     Closing,
 }
@@ -753,6 +753,9 @@ pub trait HistoryStore: Send + Sync {
     ) -> Result<(), StoreError>;
     /// The database answers.
     async fn ping(&self) -> Result<(), StoreError>;
+    /// Returns if the store can write no more although nobody closed it: a fault of this program that only a new start
+    /// mends. Never returns otherwise.
+    async fn broken(&self);
     /// Commits what is under way and closes every connection.
     async fn close(&self);
 }

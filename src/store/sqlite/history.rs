@@ -115,6 +115,10 @@ impl HistoryStore for SqliteStore {
             .map(drop)
     }
 
+    async fn broken(&self) {
+        self.writer.broken().await;
+    }
+
     async fn close(&self) {
         self.end_service().await;
         self.writer.close().await;

@@ -9,18 +9,22 @@
 //! If the database itself is in trouble (busy, full, unreadable), the whole batch is undone and everybody gets
 //! [`StoreError::Unavailable`]: nothing was stored, and the same call may be made again.
 //!
+//! A panic in a commit's rules or in a job is the end of that part and of nothing else: it is undone and its caller gets
+//! [`StoreError::Refused`]. Should the task end all the same without being asked to, [`Writer::broken`] tells.
+//!
 //! Between batches the writer asks SQLite whether another process has changed the file (`PRAGMA data_version`, which on
 //! this connection counts exactly that), and settles messages that have waited long enough.
 
-use std::{sync::Arc, time::Duration};
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
 use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, Transaction, pool::PoolConnection};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{archive, column::failed, flush::flush, load};
 use crate::{
@@ -99,6 +103,8 @@ pub(super) struct Writer {
     requests: mpsc::Sender<Request>,
     /// Rows of the queue may be due.
     due: Arc<Notify>,
+    /// The task has ended and nobody had asked it to.
+    broken: CancellationToken,
 }
 
 impl Writer {
@@ -121,8 +127,16 @@ impl Writer {
             data_version: None,
             last_batch: 0,
         };
-        tokio::spawn(task.run(watches, settles));
-        Self { requests, due }
+        let broken = CancellationToken::new();
+        let tell = broken.clone();
+        tokio::spawn(async move {
+            if let Err(panic) = AssertUnwindSafe(task.run(watches, settles)).catch_unwind().await {
+                let panic = panic_text(panic.as_ref());
+                tracing::error!(panic, "the database's writer has ended; nothing can be stored any more");
+                tell.cancel();
+            }
+        });
+        Self { requests, due, broken }
     }
 
     /// Stores facts.
@@ -156,6 +170,11 @@ impl Writer {
     /// Returns when rows of the queue may be due.
     pub(super) async fn due(&self) {
         self.due.notified().await;
+    }
+
+    /// Returns if the task has ended although nobody had asked it to.
+    pub(super) async fn broken(&self) {
+        self.broken.cancelled().await;
     }
 
     /// Rows of the queue may be due.
@@ -225,8 +244,8 @@ impl WriterTask {
                     looked_at = Instant::now();
                 }
                 _ = settle.tick(), if settles => {
-                    if let Err(error) = self.settle().await {
-                        tracing::warn!(%error, "could not settle overdue messages");
+                    if let Err(error) = contained("settling messages", self.settle()).await {
+                        tracing::warn!(error = %error_text(&error), "could not settle overdue messages");
                     }
                 }
             }
@@ -320,7 +339,7 @@ impl WriterTask {
         self.archive(&mut transaction, &commits, &mut done).await?;
         for job in &mut batch.jobs {
             savepoint(&mut transaction).await?;
-            let outcome = job.run(&mut transaction).await;
+            let outcome = contained("a request", job.run(&mut transaction)).await;
             release(&mut transaction, &outcome).await?;
             done.wakes |= job.wakes();
             done.jobs.push(outcome);
@@ -339,7 +358,7 @@ impl WriterTask {
             return Ok(());
         }
         savepoint(transaction).await?;
-        let together = self.archive_together(transaction, commits, done).await;
+        let together = contained("storing facts", self.archive_together(transaction, commits, done)).await;
         release(transaction, &together).await?;
         if together.is_ok() {
             return Ok(());
@@ -348,7 +367,7 @@ impl WriterTask {
         done.commits.clear();
         for commit in commits {
             savepoint(transaction).await?;
-            let alone = self.archive_together(transaction, &[commit], done).await;
+            let alone = contained("storing facts", self.archive_together(transaction, &[commit], done)).await;
             release(transaction, &alone).await?;
             if let Err(error) = alone {
                 done.commits.push(Err(error));
@@ -413,6 +432,27 @@ impl WriterTask {
     }
 }
 
+/// Turns a panic into a refusal. Whatever had been done until then is still to be undone.
+async fn contained<T>(
+    operation: &'static str,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    // What is behind the references is undone with the savepoint, or dropped with the batch.
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
+        let panic = panic_text(panic.as_ref());
+        tracing::error!(operation, panic, "a panic in a transaction; that part is undone");
+        Err(StoreError::Refused { operation, source: sqlx::Error::Protocol(format!("it panicked: {panic}")) })
+    })
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a word")
+}
+
 async fn savepoint(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     sqlx::query("SAVEPOINT part").execute(connection).await.map_err(failed("committing")).map(drop)
 }
@@ -447,5 +487,60 @@ fn error_text(error: &StoreError) -> String {
     match error {
         StoreError::Unavailable { source, .. } | StoreError::Refused { source, .. } => source.to_string(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::retry::RetryPolicy;
+
+    const RULES: RuleSettings = RuleSettings {
+        plain_from_html: ToOwned::to_owned,
+        retry: RetryPolicy { base: Duration::from_secs(1), cap: Duration::from_secs(1) },
+        max_attempts: 1,
+    };
+
+    /// Panics where nothing contains it: outside the transaction.
+    struct Bomb;
+
+    impl Job for Bomb {
+        fn run<'a>(&'a mut self, _: &'a mut SqliteConnection) -> BoxFuture<'a, Result<(), StoreError>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn answer(self: Box<Self>, _: Result<(), StoreError>) {
+            panic!("the test wants it");
+        }
+
+        fn wakes(&self) -> bool {
+            false
+        }
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_dies_tells_and_takes_nothing_more() {
+        let pool = SqlitePool::connect("sqlite::memory:").await.unwrap();
+        let writer = Writer::start(pool, Duration::ZERO, RULES, false, false);
+        assert!(writer.run("a job", false, |_| Box::pin(async { Ok(1) })).await.is_ok());
+        let panicking = writer.run("a job", false, |_| Box::pin(async { panic!("contained") }));
+        let refused: StoreError = Result::<(), _>::unwrap_err(panicking.await);
+        assert!(error_text(&refused).contains("contained"), "{refused:?}");
+        assert!(writer.broken().now_or_never().is_none(), "one job's panic is no end");
+
+        writer.requests.send(Request::Job(Box::new(Bomb))).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(5), writer.broken()).await.unwrap();
+        let refused = writer.run("a job", false, |_| Box::pin(async { Ok(()) })).await;
+        assert!(matches!(refused, Err(StoreError::Closing)));
+        writer.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_is_closed_is_not_broken() {
+        let pool = SqlitePool::connect("sqlite::memory:").await.unwrap();
+        let writer = Writer::start(pool, Duration::ZERO, RULES, false, false);
+        writer.close().await;
+        tokio::task::yield_now().await;
+        assert!(writer.broken().now_or_never().is_none());
     }
 }
