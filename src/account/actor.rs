@@ -879,9 +879,9 @@ impl AccountActor {
                 .for_each_concurrent(FETCHES_AT_ONCE, |fetch| {
                     let (context, account) = (Arc::clone(&context), account.clone());
                     async move {
-                        let fetched = fetch_one(&context, fetch).await;
+                        let answer = fetch_one(&context, fetch).await;
                         context.channel.count_unread(-1);
-                        if let Some(fetched) = fetched {
+                        if let Some(fetched) = answer {
                             // The account may be ending; what was fetched is committed already.
                             let _ = account.send(fetched).await;
                         }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
+use serde::Serializer;
 
 /// A text as both databases can hold it: PostgreSQL has no NUL character, so it stands as U+2400 (SYMBOL FOR NULL) on
 /// either.
@@ -24,6 +25,27 @@ fn normalised(text: &str) -> Cow<'_, str> {
 /// An instant as the database keeps it: whole milliseconds.
 pub fn to_milliseconds(instant: Timestamp) -> Timestamp {
     Timestamp::from_millisecond(instant.as_millisecond()).unwrap_or(instant)
+}
+
+/// ISO 8601 in UTC with milliseconds and `Z`: sorts as text and reads well.
+pub fn iso_milliseconds(instant: Timestamp) -> String {
+    format!("{instant:.3}")
+}
+
+/// For JSON that programs read: as [`iso_milliseconds`].
+pub fn serialize_time<S: Serializer>(instant: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&iso_milliseconds(*instant))
+}
+
+/// As [`serialize_time`], for what may be absent.
+pub fn serialize_optional_time<S: Serializer>(
+    instant: &Option<Timestamp>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match instant {
+        Some(instant) => serialize_time(instant, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 #[cfg(test)]

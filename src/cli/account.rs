@@ -190,10 +190,12 @@ struct AccountLine {
     retention_days: Option<i64>,
     updated_at: Option<Timestamp>,
     state: String,
+    #[serde(serialize_with = "crate::archive::text::serialize_optional_time")]
     since: Option<Timestamp>,
     detail: Option<String>,
     messages_today: i64,
     queued: i64,
+    #[serde(serialize_with = "crate::archive::text::serialize_optional_time")]
     last_event_at: Option<Timestamp>,
     node_id: Option<String>,
     restarts: i64,

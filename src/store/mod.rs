@@ -279,6 +279,7 @@ pub struct AccountOverview {
     /// See [`AccountState`]; `stopped` if it never ran.
     pub state: String,
     /// Since when it is in this state.
+    #[serde(serialize_with = "crate::archive::text::serialize_optional_time")]
     pub since: Option<Timestamp>,
     /// A sentence.
     pub detail: Option<String>,
@@ -287,6 +288,7 @@ pub struct AccountOverview {
     /// Rows waiting in the outbox.
     pub queued: i64,
     /// When its event channel last brought something.
+    #[serde(serialize_with = "crate::archive::text::serialize_optional_time")]
     pub last_event_at: Option<Timestamp>,
     /// Which node holds it.
     pub node_id: Option<String>,
@@ -589,6 +591,7 @@ pub struct OutboxRow {
     /// Attempts begun.
     pub attempts: i64,
     /// Earliest next attempt.
+    #[serde(serialize_with = "crate::archive::text::serialize_optional_time")]
     pub next_attempt_at: Option<Timestamp>,
     /// Of the last attempt.
     pub operation_id: Option<OperationId>,
@@ -601,10 +604,13 @@ pub struct OutboxRow {
     /// A sentence.
     pub last_error: Option<String>,
     /// When it was inserted.
+    #[serde(serialize_with = "crate::archive::text::serialize_time")]
     pub created_at: Timestamp,
     /// When the server accepted it.
+    #[serde(serialize_with = "crate::archive::text::serialize_optional_time")]
     pub sent_at: Option<Timestamp>,
     /// When it came to its final state.
+    #[serde(serialize_with = "crate::archive::text::serialize_optional_time")]
     pub finished_at: Option<Timestamp>,
 }
 
@@ -616,8 +622,10 @@ pub struct OutboxAttempt {
     /// Which node made it.
     pub node: Option<String>,
     /// When its operation id was committed.
+    #[serde(serialize_with = "crate::archive::text::serialize_time")]
     pub started_at: Timestamp,
     /// When its outcome was known.
+    #[serde(serialize_with = "crate::archive::text::serialize_optional_time")]
     pub finished_at: Option<Timestamp>,
     /// The row's state after it.
     pub outcome: Option<String>,
@@ -715,6 +723,7 @@ pub struct HistoryRow {
     /// SIP URI of the account.
     pub account: String,
     /// Server's clock.
+    #[serde(serialize_with = "crate::archive::text::serialize_time")]
     pub sent_at: Timestamp,
     /// `incoming` or `outgoing`.
     pub direction: Direction,

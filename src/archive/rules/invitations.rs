@@ -79,10 +79,7 @@ impl Workspace {
         if row.finished_at.is_none() || fact.phase == Phase::Completed {
             replace(&mut row.state, fact.state.as_ref());
         }
-        if !fact.link_only {
-            row.awaiting_fetch = false;
-            applying.fetched(FetchedResource::Invitation(fact.kind), &fact.href);
-        } else {
+        if fact.link_only {
             // Something about it changed, and only the resource says what.
             row.awaiting_fetch = true;
             applying.fetch(
@@ -90,6 +87,9 @@ impl Workspace {
                 &fact.href,
                 fact.conversation_href.as_deref(),
             );
+        } else {
+            row.awaiting_fetch = false;
+            applying.fetched(FetchedResource::Invitation(fact.kind), &fact.href);
         }
         self.place_invitation(applying, place, fact);
         self.text_of_invitation(applying, place, fact);

@@ -70,35 +70,8 @@ impl Workspace {
                     self.said_as_plain(message);
                 }
                 self.send_accepted(applying, send, operation, false);
-                if !not_reached.is_empty() {
-                    let uris: Vec<&str> = not_reached.iter().map(|(uri, _)| uri.as_str()).collect();
-                    let words: Vec<String> =
-                        not_reached.iter().map(|(uri, why)| format!("{uri} ({why})")).collect();
-                    self.messages.get_mut(message).failed_recipients = Some(uris.join(";"));
-                    self.outbox.get_mut(send).last_error = Some(format!("not reached: {}", words.join(", ")));
-                }
-                match self.messages.get(message).status {
-                    MessageStatus::Delivered => {
-                        self.send_completed(applying, send, operation, OperationStatus::Success, None, None);
-                    }
-                    MessageStatus::Failed => {
-                        let row = self.messages.get(message);
-                        let reason = FailureReason {
-                            code: row.code.clone(),
-                            subcode: row.subcode.clone(),
-                            message: row.reason.clone(),
-                        };
-                        self.send_completed(
-                            applying,
-                            send,
-                            operation,
-                            OperationStatus::Failure,
-                            Some(&reason),
-                            None,
-                        );
-                    }
-                    MessageStatus::Pending => {}
-                }
+                self.note_not_reached(send, message, not_reached);
+                self.complete_if_reported(applying, send, operation, message);
             }
             SendOutcome::InvitationAccepted { invitation_href } => {
                 if let Some(href) = invitation_href {
@@ -158,6 +131,41 @@ impl Workspace {
                 }
             }
         }
+    }
+
+    /// Recipients of a group that could not be brought in: the message says who, the row says why.
+    fn note_not_reached(&mut self, send: usize, message: usize, not_reached: &[(String, String)]) {
+        if not_reached.is_empty() {
+            return;
+        }
+        let uris: Vec<&str> = not_reached.iter().map(|(uri, _)| uri.as_str()).collect();
+        let words: Vec<String> = not_reached.iter().map(|(uri, why)| format!("{uri} ({why})")).collect();
+        self.messages.get_mut(message).failed_recipients = Some(uris.join(";"));
+        self.outbox.get_mut(send).last_error = Some(format!("not reached: {}", words.join(", ")));
+    }
+
+    /// The delivery report may have come before the answer.
+    fn complete_if_reported(
+        &mut self,
+        applying: &mut Applying,
+        send: usize,
+        operation: &OperationId,
+        message: usize,
+    ) {
+        let row = self.messages.get(message);
+        let (status, reason) = match row.status {
+            MessageStatus::Pending => return,
+            MessageStatus::Delivered => (OperationStatus::Success, None),
+            MessageStatus::Failed => (
+                OperationStatus::Failure,
+                Some(FailureReason {
+                    code: row.code.clone(),
+                    subcode: row.subcode.clone(),
+                    message: row.reason.clone(),
+                }),
+            ),
+        };
+        self.send_completed(applying, send, operation, status, reason.as_ref(), None);
     }
 
     /// 201 with the invitation's address: its event, which may have come or may come, is tied to the row by it.

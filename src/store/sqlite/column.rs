@@ -8,10 +8,7 @@ use crate::{
     store::{OutboxState, StoreError},
 };
 
-/// ISO 8601 in UTC with milliseconds and `Z`.
-pub(super) fn time_text(instant: Timestamp) -> String {
-    format!("{instant:.3}")
-}
+pub(super) use crate::archive::text::iso_milliseconds as time_text;
 
 /// As [`time_text`], for columns that may be NULL.
 pub(super) fn optional_time_text(instant: Option<Timestamp>) -> Option<String> {

@@ -496,6 +496,7 @@ mod tests {
     use crate::archive::retry::RetryPolicy;
 
     const RULES: RuleSettings = RuleSettings {
+        retry_uncertain: false,
         plain_from_html: ToOwned::to_owned,
         retry: RetryPolicy { base: Duration::from_secs(1), cap: Duration::from_secs(1) },
         max_attempts: 1,
