@@ -409,7 +409,7 @@ fn the_demo_reckons_and_finds_nothing_lost() {
     };
     assert!(number("archived") >= 100, "{text}");
     assert!(number("relayed") >= 40, "{text}");
-    assert_eq!((number("lost"), number("duplicated")), (0, 0));
+    assert_eq!((number("lost"), number("duplicated"), number("unsettled")), (0, 0, 0));
 }
 
 /// Injects a fault that strikes `count` times.

@@ -673,6 +673,22 @@ async fn a_text_that_is_not_repeated_is_settled_after_its_time() {
 }
 
 #[tokio::test]
+async fn a_spoilt_account_leaves_the_others_messages_settled() {
+    let database = Database::new().await;
+    let mut outside = database.outside().await;
+    for name in ["alice", "carol"] {
+        database.online(name).await.events("/events?ack=2", vec![invitation()]).await;
+    }
+    outside.run("UPDATE accounts SET sip_uri = 'sip:@x' WHERE id = 1").await.unwrap();
+    let later = Timestamp::now() + 61.seconds();
+    database.store.settle_overdue(later).await.unwrap();
+    assert_eq!(outside.rows("SELECT account_id, awaiting FROM messages ORDER BY 1").await, ["1|copy", "2|"]);
+    outside.run("UPDATE accounts SET sip_uri = 'sip:alice@contoso.com' WHERE id = 1").await.unwrap();
+    database.store.settle_overdue(later).await.unwrap();
+    assert_eq!(outside.count("messages WHERE chain_seq = 1").await, 2);
+}
+
+#[tokio::test]
 async fn ids_of_removed_rows_are_not_given_again() {
     let database = Database::new().await;
     let alice = database.online("alice").await;

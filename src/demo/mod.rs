@@ -36,7 +36,8 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(90);
 /// How long nothing may happen before everything counts as settled.
 const QUIET_FOR: Duration = Duration::from_secs(2);
 
-/// Runs the demo until it is interrupted or its time is over. Fails if anything was lost or doubled.
+/// Runs the demo until it is interrupted or its time is over. Fails if anything was lost, misdelivered or doubled,
+/// or came to no end.
 pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
     on_actix(demonstrate(options))
 }
@@ -93,22 +94,31 @@ async fn demonstrate(options: &DemoOptions) -> anyhow::Result<()> {
 
     let reckoning = Reckoning::compare(&ledger, &archive, &outbox);
     print!("{}", table(&reckoning));
-    if !settled {
-        println!("not everything was settled within {} s", SETTLE_WITHIN.as_secs());
+    for (name, lines) in [
+        ("unsettled", &reckoning.unsettled),
+        ("lost", &reckoning.lost),
+        ("duplicated", &reckoning.duplicated),
+    ] {
+        for line in lines {
+            println!("{name}: {line}");
+        }
     }
-    for line in reckoning
-        .lost
-        .iter()
-        .map(|line| format!("lost: {line}"))
-        .chain(reckoning.duplicated.iter().map(|line| format!("duplicated: {line}")))
-    {
-        println!("{line}");
-    }
+    verdict(&reckoning, settled)
+}
+
+/// Whether the demo has shown what it is to show.
+fn verdict(reckoning: &Reckoning, settled: bool) -> anyhow::Result<()> {
     anyhow::ensure!(
         reckoning.is_clean(),
-        "{} messages were lost and {} duplicated; please report this with the lines above",
+        "{} messages were lost or misdelivered and {} duplicated; please report this with the lines above",
         reckoning.lost.len(),
         reckoning.duplicated.len()
+    );
+    anyhow::ensure!(
+        settled && reckoning.unsettled.is_empty(),
+        "not everything was settled within {} s: {} rows of outbox have come to no end",
+        SETTLE_WITHIN.as_secs(),
+        reckoning.unsettled.len()
     );
     Ok(())
 }
@@ -298,7 +308,9 @@ fn table(reckoning: &Reckoning) -> String {
         ("sent", sent, "messages that the server delivered to accounts and accepted from them"),
         ("archived", archived, "rows of messages"),
         ("relayed", reckoning.relayed, "rows of outbox that were sent"),
+        ("failed", reckoning.failed, "rows of outbox that failed or expired; last_error says why"),
         ("uncertain", reckoning.uncertain, "rows of outbox whose outcome nobody can tell"),
+        ("unsettled", reckoning.unsettled.len(), "rows of outbox that came to no end in time"),
         ("lost", reckoning.lost.len(), ""),
         ("duplicated", reckoning.duplicated.len(), ""),
     ] {
@@ -306,4 +318,25 @@ fn table(reckoning: &Reckoning) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demo_fails_unless_everything_came_to_a_good_end() {
+        let good = Reckoning { relayed: 3, failed: 1, uncertain: 1, ..Reckoning::default() };
+        assert!(verdict(&good, true).is_ok());
+        assert!(verdict(&good, false).unwrap_err().to_string().contains("not everything was settled"));
+        let line = || vec!["a line".to_owned()];
+        assert!(verdict(&Reckoning { unsettled: line(), ..good.clone() }, true).is_err());
+        assert!(verdict(&Reckoning { lost: line(), ..good.clone() }, true).is_err());
+        assert!(verdict(&Reckoning { duplicated: line(), ..good.clone() }, true).is_err());
+        let text = table(&good);
+        assert!(
+            text.contains("\nfailed             1  ") && text.contains("\nunsettled          0"),
+            "{text}"
+        );
+    }
 }

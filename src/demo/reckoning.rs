@@ -1,12 +1,14 @@
 //! Compares what the simulated server says happened with what the database says: is anything lost or doubled?
 //!
-//! Messages are told apart by account, direction and text; the same text several times has to stand several times.
+//! Messages are told apart by account, direction and text; the same text several times has to stand several times. What
+//! was sent is held against the rows of the queue, recipients included.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     archive::fact::Direction,
-    simulator::{IncomingState, LedgerSnapshot},
+    outbox::admission,
+    simulator::{IncomingState, LedgerSnapshot, OutgoingEntry},
     store::{HistoryRow, OutboxRow, OutboxState},
     ucwa::html::plain_from_html,
 };
@@ -24,16 +26,21 @@ pub struct Reckoning {
     pub archived_outgoing: usize,
     /// Rows of `outbox` that came through.
     pub relayed: usize,
+    /// Rows of `outbox` that failed or expired, each with its reason.
+    pub failed: usize,
     /// Rows of `outbox` whose outcome nobody can tell; they may or may not have been accepted.
     pub uncertain: usize,
-    /// What the server counts on and the database does not have, one line each.
+    /// Rows of `outbox` that have come to no end, one line each. One that a user holds or has cancelled is at its end.
+    pub unsettled: Vec<String>,
+    /// What the server counts on and the database does not have, and what went to others than its row names (such lines
+    /// begin with `misdelivered`), one line each.
     pub lost: Vec<String>,
     /// What stands or was sent more often than it happened, one line each.
     pub duplicated: Vec<String>,
 }
 
 impl Reckoning {
-    /// Nothing lost and nothing doubled.
+    /// Nothing lost, misdelivered or doubled. [`Reckoning::unsettled`] is a matter of its own: it may take its time.
     pub fn is_clean(&self) -> bool {
         self.lost.is_empty() && self.duplicated.is_empty()
     }
@@ -66,11 +73,7 @@ impl Reckoning {
             }
         }
         for entry in &ledger.outgoing {
-            let text = if entry.content_type.contains("html") {
-                normal_text(&plain_from_html(&entry.text))
-            } else {
-                normal_text(&entry.text)
-            };
+            let text = shown_text(&entry.text, &entry.content_type);
             let (due, possible) = owed.entry((entry.account.clone(), Direction::Outgoing, text)).or_default();
             *due += 1;
             *possible += 1;
@@ -104,33 +107,125 @@ impl Reckoning {
     }
 
     fn compare_queue(&mut self, ledger: &LedgerSnapshot, outbox: &[OutboxRow]) {
-        let mut accepted: BTreeMap<(String, String), usize> = BTreeMap::new();
+        let mut sent: BTreeMap<(String, String), Said> = BTreeMap::new();
         for entry in &ledger.outgoing {
-            *accepted.entry((entry.account.clone(), normal_text(&entry.text))).or_default() += 1;
+            let key = (normal_uri(&entry.account), shown_text(&entry.text, &entry.content_type));
+            sent.entry(key).or_default().entries.push(entry);
         }
-        let mut asked: BTreeMap<(String, String), (usize, usize)> = BTreeMap::new();
         for row in outbox {
-            let (came_through, rows) =
-                asked.entry((normal_uri(&row.account), normal_text(&row.body))).or_default();
-            *rows += 1;
+            let key = (normal_uri(&row.account), shown_text(&row.body, &row.content_type));
+            let (account, text) = &key;
             match row.state {
-                OutboxState::Sent | OutboxState::Delivered => {
-                    *came_through += 1;
-                    self.relayed += 1;
-                }
+                OutboxState::Sent | OutboxState::Delivered => self.relayed += 1,
+                OutboxState::Failed | OutboxState::Expired => self.failed += 1,
                 OutboxState::Uncertain => self.uncertain += 1,
-                _ => {}
+                OutboxState::Queued | OutboxState::Sending | OutboxState::Held | OutboxState::Cancelled => {}
             }
+            // `sent` waits for the server's word.
+            if matches!(row.state, OutboxState::Queued | OutboxState::Sending | OutboxState::Sent) {
+                self.unsettled.push(format!(
+                    "{account}: {text:?} (row {}) is {}",
+                    row.id,
+                    row.state.as_str()
+                ));
+            }
+            sent.entry(key).or_default().rows.push(row);
         }
-        for ((account, text), (came_through, rows)) in &asked {
-            let times = accepted.get(&(account.clone(), text.clone())).copied().unwrap_or_default();
-            for _ in times..*came_through {
+        for ((account, text), Said { entries, rows }) in sent {
+            let came_through = rows
+                .iter()
+                .filter(|row| matches!(row.state, OutboxState::Sent | OutboxState::Delivered))
+                .count();
+            for _ in entries.len()..came_through {
                 self.lost.push(format!("{account}: {text:?} is marked as sent and the server never took it"));
             }
-            for _ in *rows..times {
+            for _ in rows.len()..entries.len() {
                 self.duplicated.push(format!("{account}: {text:?} was sent more often than it was queued"));
             }
+            for (entry, row) in misdelivered(entries, rows) {
+                self.lost.push(format!(
+                    "misdelivered: {account}: {text:?} (row {}) is for {} and went to {}",
+                    row.id,
+                    row.recipients.as_deref().unwrap_or("its conversation"),
+                    if entry.to.is_empty() { "nobody".to_owned() } else { entry.to.join(";") },
+                ));
+            }
         }
+    }
+}
+
+/// What one account said in one text.
+#[derive(Default)]
+struct Said<'a> {
+    /// As the server took it.
+    entries: Vec<&'a OutgoingEntry>,
+    /// As the queue asked for it.
+    rows: Vec<&'a OutboxRow>,
+}
+
+/// Whether a row may have asked for a message.
+type Rule = fn(&OutgoingEntry, &OutboxRow) -> bool;
+
+/// Gives each message of one account and text to the row that asked for it. Returns the
+/// pairs that do not fit.
+fn misdelivered<'a>(
+    mut entries: Vec<&'a OutgoingEntry>,
+    mut rows: Vec<&'a OutboxRow>,
+) -> Vec<(&'a OutgoingEntry, &'a OutboxRow)> {
+    let mut pairs = Vec::new();
+    let same_operation: Rule = |entry, row| {
+        entry.operation_id.is_some()
+            && entry.operation_id.as_deref() == row.operation_id.as_ref().map(|id| id.0.as_str())
+    };
+    let exact: Rule = |entry, row| fits(entry, row) == Fit::Exact;
+    let partly: Rule = |entry, row| fits(entry, row) != Fit::Not;
+    // The operation names the row; an earlier attempt's is known no more, so the rest goes by its recipients.
+    let rules: [Rule; 4] = [same_operation, exact, partly, |_, _| true];
+    for rule in rules {
+        entries.retain(|entry| match rows.iter().position(|row| rule(entry, row)) {
+            Some(at) => {
+                pairs.push((*entry, rows.swap_remove(at)));
+                false
+            }
+            None => true,
+        });
+    }
+    pairs.retain(|(entry, row)| fits(entry, row) == Fit::Not);
+    pairs
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Fit {
+    /// All recipients and nobody else.
+    Exact,
+    /// Some of the recipients and nobody else: whoever did not join a group does not get its messages.
+    Partly,
+    /// A stranger, or nobody.
+    Not,
+}
+
+/// Whether a message went to whom the row names. A row that names only a conversation fits any.
+fn fits(entry: &OutgoingEntry, row: &OutboxRow) -> Fit {
+    let Ok(named) = admission::recipients(row.recipients.as_deref().unwrap_or_default()) else {
+        return Fit::Not;
+    };
+    let named: BTreeSet<String> = named.iter().map(ToString::to_string).collect();
+    let reached: BTreeSet<String> = entry.to.iter().map(|uri| normal_uri(uri)).collect();
+    if named.is_empty() || named == reached {
+        Fit::Exact
+    } else if !reached.is_empty() && reached.is_subset(&named) {
+        Fit::Partly
+    } else {
+        Fit::Not
+    }
+}
+
+/// The text that people see, whether or not HTML was taken.
+fn shown_text(text: &str, content_type: &str) -> String {
+    if content_type.to_ascii_lowercase().contains("html") {
+        normal_text(&plain_from_html(text))
+    } else {
+        normal_text(text)
     }
 }
 
@@ -140,4 +235,240 @@ fn normal_text(text: &str) -> String {
 
 fn normal_uri(account: &str) -> String {
     account.parse::<crate::identifiers::SipUri>().map_or_else(|_| account.to_owned(), |uri| uri.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::{
+        identifiers::{ConversationId, MessageId, OperationId, OutboxId},
+        simulator::{IncomingEntry, MessageKind, OutgoingState},
+    };
+
+    const ALICE: &str = "sip:alice@contoso.com";
+    const BOB: &str = "sip:bob@contoso.com";
+    const CAROL: &str = "sip:carol@contoso.com";
+
+    fn delivered(text: Option<&str>, html: Option<&str>, state: IncomingState) -> IncomingEntry {
+        IncomingEntry {
+            serial: 0,
+            account: ALICE.into(),
+            correspondent: BOB.into(),
+            conversation: "c".into(),
+            thread_id: "t".into(),
+            application: "1".into(),
+            text: text.map(ToOwned::to_owned),
+            html: html.map(ToOwned::to_owned),
+            time: Timestamp::UNIX_EPOCH,
+            kind: MessageKind::Message,
+            state,
+            package_acknowledged: state == IncomingState::Acknowledged,
+        }
+    }
+
+    fn accepted(text: &str, to: &[&str], operation: &str) -> OutgoingEntry {
+        OutgoingEntry {
+            serial: 0,
+            account: ALICE.into(),
+            to: to.iter().map(|uri| (*uri).to_owned()).collect(),
+            conversation: "c".into(),
+            thread_id: "t".into(),
+            application: "1".into(),
+            operation_id: Some(operation.into()),
+            text: text.into(),
+            content_type: "text/plain".into(),
+            time: Timestamp::UNIX_EPOCH,
+            kind: MessageKind::Message,
+            state: OutgoingState::Delivered,
+            failure: None,
+        }
+    }
+
+    fn archived(direction: Direction, body: &str) -> HistoryRow {
+        HistoryRow {
+            message_id: MessageId(1),
+            account: ALICE.into(),
+            sent_at: Timestamp::UNIX_EPOCH,
+            direction,
+            sender: None,
+            sender_name: None,
+            recipients: None,
+            conversation_id: ConversationId(1),
+            thread_id: None,
+            subject: None,
+            body: body.into(),
+            status: "delivered".into(),
+            source: "event".into(),
+        }
+    }
+
+    fn queued(id: i64, recipients: &str, body: &str, state: OutboxState) -> OutboxRow {
+        OutboxRow {
+            id: OutboxId(id),
+            account: "Alice@Contoso.com".into(),
+            recipients: Some(recipients.into()),
+            body: body.into(),
+            content_type: "text/plain".into(),
+            subject: None,
+            importance: "Normal".into(),
+            conversation_id: None,
+            priority: 100,
+            state,
+            attempts: 1,
+            next_attempt_at: None,
+            operation_id: Some(OperationId(format!("operation {id}"))),
+            message_id: None,
+            last_code: None,
+            last_subcode: None,
+            last_error: None,
+            created_at: Timestamp::UNIX_EPOCH,
+            sent_at: None,
+            finished_at: None,
+        }
+    }
+
+    fn incoming(entries: Vec<IncomingEntry>, bodies: &[&str]) -> Reckoning {
+        let ledger = LedgerSnapshot { incoming: entries, ..LedgerSnapshot::default() };
+        let archive: Vec<_> = bodies.iter().map(|body| archived(Direction::Incoming, body)).collect();
+        Reckoning::compare(&ledger, &archive, &[])
+    }
+
+    /// With everything that was accepted in the archive.
+    fn outgoing(entries: Vec<OutgoingEntry>, rows: &[OutboxRow]) -> Reckoning {
+        let archive: Vec<_> = entries
+            .iter()
+            .map(|entry| archived(Direction::Outgoing, &shown_text(&entry.text, &entry.content_type)))
+            .collect();
+        let ledger = LedgerSnapshot { outgoing: entries, ..LedgerSnapshot::default() };
+        Reckoning::compare(&ledger, &archive, rows)
+    }
+
+    fn numbers(reckoning: &Reckoning) -> (usize, usize) {
+        (reckoning.lost.len(), reckoning.duplicated.len())
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_owed_as_often_as_it_was_said() {
+        let twice = || vec![delivered(Some("Hi"), None, IncomingState::Acknowledged); 2];
+        assert!(incoming(twice(), &["Hi", "Hi\r\n"]).is_clean());
+        let lost = incoming(twice(), &["Hi"]);
+        assert_eq!((numbers(&lost), lost.delivered_to_accounts), ((1, 0), 2));
+        assert!(lost.lost[0].contains("\"Hi\" is not in the archive"));
+        assert_eq!(numbers(&incoming(twice(), &["Hi", "Hi", "Hi"])), (0, 1));
+        assert_eq!(numbers(&incoming(twice(), &["Hi", "Hi", "Ho"])), (0, 1), "nobody said so");
+    }
+
+    #[test]
+    fn what_was_refused_or_never_acknowledged_may_be_there_once() {
+        for state in [IncomingState::Refused, IncomingState::Expired, IncomingState::Pending] {
+            let entry = || vec![delivered(Some("Hi"), None, state)];
+            assert!(incoming(entry(), &[]).is_clean());
+            assert!(incoming(entry(), &["Hi"]).is_clean());
+            assert_eq!(numbers(&incoming(entry(), &["Hi", "Hi"])), (0, 1));
+        }
+    }
+
+    #[test]
+    fn html_counts_as_the_text_that_people_see() {
+        let html = || delivered(None, Some("<b>3</b> &lt; 4"), IncomingState::Acknowledged);
+        assert!(incoming(vec![html()], &["3 < 4"]).is_clean());
+        assert_eq!(numbers(&incoming(vec![html()], &["<b>3</b> &lt; 4"])), (1, 1));
+
+        let row = OutboxRow {
+            content_type: "Text/HTML; charset=utf-8".into(),
+            ..queued(1, BOB, "<b>3</b> &lt; 4", OutboxState::Delivered)
+        };
+        let as_html = OutgoingEntry {
+            content_type: "text/html".into(),
+            ..accepted("<b>3</b> &lt; 4", &[BOB], "operation 1")
+        };
+        assert!(outgoing(vec![as_html], std::slice::from_ref(&row)).is_clean());
+        assert!(outgoing(vec![accepted("3 < 4", &[BOB], "operation 1")], &[row]).is_clean());
+    }
+
+    #[test]
+    fn a_row_is_sent_once_and_truly() {
+        let row = |state| [queued(1, BOB, "Hi", state)];
+        let once = || vec![accepted("Hi", &[BOB], "operation 1")];
+        let clean = outgoing(once(), &row(OutboxState::Delivered));
+        assert!(clean.is_clean() && clean.relayed == 1, "{clean:?}");
+        let invented = outgoing(Vec::new(), &row(OutboxState::Delivered));
+        assert_eq!(numbers(&invented), (1, 0));
+        assert!(invented.lost[0].contains("never took it"));
+        let twice = outgoing([once(), once()].concat(), &row(OutboxState::Delivered));
+        assert_eq!(numbers(&twice), (0, 1));
+        assert_eq!(numbers(&outgoing(once(), &[])), (0, 1), "no row asked for it");
+        assert!(outgoing(once(), &row(OutboxState::Uncertain)).is_clean());
+        assert!(outgoing(Vec::new(), &row(OutboxState::Uncertain)).is_clean());
+        let ledger = LedgerSnapshot { outgoing: once(), ..LedgerSnapshot::default() };
+        let unarchived = Reckoning::compare(&ledger, &[], &row(OutboxState::Delivered));
+        assert_eq!(numbers(&unarchived), (1, 0));
+    }
+
+    #[test]
+    fn what_went_to_others_is_misdelivered() {
+        let sent = |recipients: &str, to: &[&str]| {
+            outgoing(
+                vec![accepted("Hi", to, "operation 1")],
+                &[queued(1, recipients, "Hi", OutboxState::Delivered)],
+            )
+        };
+        assert!(sent("BOB@contoso.com", &[BOB]).is_clean());
+        assert!(sent("bob@contoso.com;carol@contoso.com", &[CAROL, BOB]).is_clean());
+        assert!(sent("bob@contoso.com;carol@contoso.com", &[CAROL]).is_clean(), "Bob did not join");
+        assert!(sent("", &[CAROL]).is_clean(), "into a conversation");
+        for (recipients, to, words) in [
+            (BOB, vec![CAROL], "is for sip:bob@contoso.com and went to sip:carol@contoso.com"),
+            (BOB, vec![BOB, CAROL], "went to sip:bob@contoso.com;sip:carol@contoso.com"),
+            (BOB, vec![], "went to nobody"),
+        ] {
+            let wrong = sent(recipients, &to);
+            assert_eq!(numbers(&wrong), (1, 0));
+            assert!(wrong.lost[0].starts_with("misdelivered") && wrong.lost[0].contains(words), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_same_text_to_several_people_is_told_apart() {
+        let rows = [
+            queued(1, "bob@contoso.com;carol@contoso.com", "Hi", OutboxState::Delivered),
+            queued(2, BOB, "Hi", OutboxState::Delivered),
+            queued(3, CAROL, "Hi", OutboxState::Delivered),
+        ];
+        let sent = |operations: [&str; 3]| {
+            let [first, second, third] = operations;
+            outgoing(
+                vec![
+                    accepted("Hi", &[BOB], second),
+                    accepted("Hi", &[CAROL], third),
+                    accepted("Hi", &[BOB, CAROL], first),
+                ],
+                &rows,
+            )
+        };
+        assert!(sent(["operation 1", "operation 2", "operation 3"]).is_clean());
+        assert!(sent(["", "", ""]).is_clean(), "by the recipients alone");
+        assert_eq!(numbers(&sent(["operation 1", "operation 3", "operation 2"])), (2, 0), "interchanged");
+    }
+
+    #[test]
+    fn rows_are_counted_by_their_end() {
+        let rows: Vec<_> = OutboxState::ALL
+            .into_iter()
+            .zip(1..)
+            .map(|(state, id)| queued(id, BOB, &format!("text {id}"), state))
+            .collect();
+        let entries = rows
+            .iter()
+            .filter(|row| matches!(row.state, OutboxState::Sent | OutboxState::Delivered))
+            .map(|row| accepted(&row.body, &[BOB], &format!("operation {}", row.id)))
+            .collect();
+        let reckoning = outgoing(entries, &rows);
+        assert!(reckoning.is_clean(), "{reckoning:?}");
+        assert_eq!((reckoning.relayed, reckoning.failed, reckoning.uncertain), (2, 2, 1));
+        assert_eq!(reckoning.unsettled.len(), 3);
+        assert!(reckoning.unsettled[0].contains("(row 1) is queued"), "{:?}", reckoning.unsettled);
+    }
 }

@@ -569,18 +569,29 @@ pub(super) async fn waiting_messages(
         }
     };
     for row in rows {
-        workspace.load_chain_head(ChainHead {
-            account: AccountId(row.try_get("account_id")?),
-            account_uri: uri(&row, "sip_uri")?,
-            seq: row.try_get::<Option<i64>, _>("head_seq")?.unwrap_or(0),
-            hash: row
-                .try_get::<Option<String>, _>("head_hash")?
-                .unwrap_or_else(|| crate::archive::chain::GENESIS.to_owned()),
-        });
-        workspace.load_message(message(&row)?);
+        match waiting_message(&row) {
+            Ok((head, message)) => {
+                workspace.load_chain_head(head);
+                workspace.load_message(message);
+            }
+            // Such as an address that a user has spoilt by plain SQL: that account's messages wait until it is mended.
+            Err(error) => tracing::debug!(%error, "a waiting message can't be settled yet"),
+        }
     }
     missing_senders(connection, &mut workspace).await?;
     Ok(workspace)
+}
+
+fn waiting_message(row: &SqliteRow) -> Result<(ChainHead, MessageRow), sqlx::Error> {
+    let head = ChainHead {
+        account: AccountId(row.try_get("account_id")?),
+        account_uri: uri(row, "sip_uri")?,
+        seq: row.try_get::<Option<i64>, _>("head_seq")?.unwrap_or(0),
+        hash: row
+            .try_get::<Option<String>, _>("head_hash")?
+            .unwrap_or_else(|| crate::archive::chain::GENESIS.to_owned()),
+    };
+    Ok((head, message(row)?))
 }
 
 /// Which messages to settle.
