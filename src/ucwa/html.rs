@@ -2,6 +2,8 @@
 //!
 //! Block ends become line ends, entities their characters, tags go, links keep their text. No line is wrapped.
 
+use std::panic::catch_unwind;
+
 use html2text::{
     config,
     render::{TaggedLine, TextDecorator},
@@ -19,11 +21,16 @@ pub fn plain_from_html(html: &str) -> String {
     if html.len() > MAX_BYTES || nesting(html) > MAX_DEPTH {
         return strip_tags(html);
     }
-    let rendered =
-        config::with_decorator(PlainText).allow_width_overflow().string_from_read(html.as_bytes(), WIDTH);
-    match rendered {
-        Ok(text) => tidy(&text),
-        Err(_) => strip_tags(html),
+    rendered_by(html, |html| {
+        config::with_decorator(PlainText).allow_width_overflow().string_from_read(html.as_bytes(), WIDTH).ok()
+    })
+}
+
+/// Also a panic of the renderer, on what a stranger wrote, costs no more than the layout.
+fn rendered_by(html: &str, render: fn(&str) -> Option<String>) -> String {
+    match catch_unwind(|| render(html)) {
+        Ok(Some(text)) => tidy(&text),
+        Ok(None) | Err(_) => strip_tags(html),
     }
 }
 
@@ -164,5 +171,11 @@ mod tests {
         assert_eq!(plain_from_html(&deep), "text");
         let unclosed = format!("{}text", "<b>".repeat(100_000));
         assert_eq!(plain_from_html(&unclosed), "text");
+    }
+
+    #[test]
+    fn a_renderer_that_fails_or_panics_costs_only_the_layout() {
+        assert_eq!(rendered_by("<p>one <b>two</b></p>", |_| None), "one two");
+        assert_eq!(rendered_by("<p>one <b>two</b></p>", |_| panic!("a bug")), "one two");
     }
 }
