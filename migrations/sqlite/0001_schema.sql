@@ -285,7 +285,7 @@ CREATE TABLE outbox (
     account_id      INTEGER,                     -- own: set when the service has looked at the row ("admitted")
     destination     TEXT,                        -- own: rows with the same one leave in order; NULL: not admitted yet
     given_conversation_id INTEGER,               -- own: conversation_id as the user gave it
-    revision        INTEGER NOT NULL DEFAULT 0   -- own: every change by the service raises it, so triggers know users
+    revision        INTEGER NOT NULL DEFAULT 0 CHECK (revision BETWEEN 0 AND 4611686018427387903)   -- own: every change by the service raises it, so triggers know users
 ) STRICT;
 
 -- One expression for an account however a user spells it; the idempotency key is unique per account.

@@ -1089,7 +1089,18 @@ async fn commit_facts(context: &DeliveryContext, facts: Vec<Fact>) -> CommitOutc
     loop {
         match context.store.commit(commit.clone()).await {
             Ok(outcome) => return outcome,
-            Err(error @ (StoreError::Fenced(_) | StoreError::Closing | StoreError::Refused { .. })) => {
+            Err(error @ StoreError::Refused { .. }) => {
+                tracing::error!(error = %crate::error_chain(&error), "facts are refused; they go to event_quarantine");
+                let reason = format!("the database refused what was learnt: {}", crate::error_chain(&error));
+                let payload = format!("{:?}", commit.facts);
+                let quarantined =
+                    context.store.quarantine(context.account, Some(context.session), &reason, &payload).await;
+                if let Err(error) = quarantined {
+                    tracing::error!(error = %crate::error_chain(&error), "event_quarantine could not be written");
+                }
+                return CommitOutcome::default();
+            }
+            Err(error @ (StoreError::Fenced(_) | StoreError::Closing)) => {
                 tracing::error!(error = %crate::error_chain(&error), "facts could not be stored");
                 return CommitOutcome::default();
             }

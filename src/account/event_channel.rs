@@ -414,6 +414,15 @@ impl Follow {
                     tracing::error!(error = %crate::error_chain(&error), "the database refused a batch of events");
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
+                Err(error @ StoreError::Refused { .. }) if backoff.failures() > 6 => {
+                    return Err(ChannelEnd::Attention(
+                        format!(
+                            "the database refuses everything about this account: {}",
+                            crate::error_chain(&error)
+                        ),
+                        Some(Duration::from_secs(300)),
+                    ));
+                }
                 Err(error @ StoreError::Refused { .. }) => {
                     tracing::error!(
                         error = %crate::error_chain(&error),
