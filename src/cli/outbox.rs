@@ -216,7 +216,17 @@ async fn show(store: &dyn Store, id: OutboxId, format: Format) -> anyhow::Result
         ("importance", row.importance),
         ("content type", row.content_type),
         ("body", row.body),
+        ("thread", row.thread_id.unwrap_or_default()),
         ("priority", row.priority.to_string()),
+        ("send after", row.send_after.unwrap_or_default()),
+        ("expires", row.expires_at.unwrap_or_default()),
+        (
+            "attempts",
+            row.max_attempts
+                .map_or_else(|| row.attempts.to_string(), |limit| format!("{} of {limit}", row.attempts)),
+        ),
+        ("idempotency key", row.idempotency_key.unwrap_or_default()),
+        ("correlation", row.correlation.unwrap_or_default()),
         ("created", time(row.created_at)),
         ("next attempt", optional_time(row.next_attempt_at)),
         ("sent", optional_time(row.sent_at)),

@@ -585,7 +585,19 @@ pub struct OutboxRow {
     /// Filled by the service.
     pub conversation_id: Option<ConversationId>,
     /// As given.
+    pub thread_id: Option<String>,
+    /// As given.
     pub priority: i64,
+    /// As given: no attempt before it.
+    pub send_after: Option<String>,
+    /// As given: no attempt from it on.
+    pub expires_at: Option<String>,
+    /// As given; none: as `outbox.max_attempts` says.
+    pub max_attempts: Option<i64>,
+    /// As given.
+    pub idempotency_key: Option<String>,
+    /// As given.
+    pub correlation: Option<String>,
     /// See [`OutboxState`].
     pub state: OutboxState,
     /// Attempts begun.
