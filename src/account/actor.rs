@@ -729,33 +729,11 @@ impl AccountActor {
             && send.recipients.is_empty()
         {
             let error = format!("conversation {id} has ended; name recipients to start a new one");
-            let fact = SendFact {
-                outbox: send.outbox,
-                operation_id: send.operation_id,
-                outcome: SendOutcome::Refused {
-                    conversation_href: None,
-                    reason: FailureReason::default(),
-                    http_status: None,
-                    error,
-                },
-            };
-            let context = Arc::clone(&live.context);
-            self.spawn(async move { commit_send(&context, fact).await }, ctx);
+            self.refuse(Arc::clone(&live.context), send, error, ctx);
             return;
         }
         if let Some(error) = self.wrong_people(&send) {
-            let fact = SendFact {
-                outbox: send.outbox,
-                operation_id: send.operation_id,
-                outcome: SendOutcome::Refused {
-                    conversation_href: None,
-                    reason: FailureReason::default(),
-                    http_status: None,
-                    error,
-                },
-            };
-            let context = Arc::clone(&live.context);
-            self.spawn(async move { commit_send(&context, fact).await }, ctx);
+            self.refuse(Arc::clone(&live.context), send, error, ctx);
             return;
         }
         let Some(number) = self.choose_conversation(&send, ctx) else {
@@ -776,6 +754,27 @@ impl AccountActor {
             self.handed.remove(&outbox);
             self.give_back(outbox, operation_id, ctx);
         }
+    }
+
+    /// Fails a row that can't be sent as it is.
+    fn refuse(
+        &self,
+        context: Arc<DeliveryContext>,
+        send: ClaimedSend,
+        error: String,
+        ctx: &mut Context<Self>,
+    ) {
+        let fact = SendFact {
+            outbox: send.outbox,
+            operation_id: send.operation_id,
+            outcome: SendOutcome::Refused {
+                conversation_href: None,
+                reason: FailureReason::default(),
+                http_status: None,
+                error,
+            },
+        };
+        self.spawn(async move { commit_send(&context, fact).await }, ctx);
     }
 
     /// A row may name a conversation and recipients; where they are known to differ, it must not reach the wrong ones.
