@@ -445,7 +445,7 @@ async fn what_was_committed_and_not_acknowledged_comes_again_and_changes_nothing
         message(1, "Hungry?"),
         link(2),
         message(3, "Now?"),
-        Fact::Quarantined(Quarantined { reason: "odd".into(), payload: "<x/>".into() }),
+        Fact::Quarantined(Quarantined::new("odd", "<x/>")),
     ];
     let commit = alice.commit_of(Some("/events?ack=2"), facts);
     let first = alice.store.commit(commit.clone()).await.unwrap();

@@ -301,10 +301,10 @@ impl Follow {
         // A payload that breaks the interpreter must not break the account again and again.
         let facts = std::panic::catch_unwind(AssertUnwindSafe(|| interpret_batch(batch, body))).unwrap_or_else(|_| {
             tracing::error!("an event-channel response could not be interpreted; it is in event_quarantine");
-            vec![Fact::Quarantined(Quarantined {
-                reason: "the response broke the interpreter; please report it".to_owned(),
-                payload: body.to_owned(),
-            })]
+            vec![Fact::Quarantined(Quarantined::new(
+                "the response broke the interpreter; please report it",
+                body,
+            ))]
         });
         self.commit_facts(cursor, facts, body, received_at).await
     }
@@ -358,10 +358,10 @@ impl Follow {
                         error = %crate::error_chain(&error),
                         "the database refuses a batch of events; its raw text goes to event_quarantine"
                     );
-                    commit.facts = vec![Fact::Quarantined(Quarantined {
-                        reason: format!("the database refused what was read from it: {}", crate::error_chain(&error)),
-                        payload: body.to_owned(),
-                    })];
+                    commit.facts = vec![Fact::Quarantined(Quarantined::new(
+                        format!("the database refused what was read from it: {}", crate::error_chain(&error)),
+                        body,
+                    ))];
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
                 Err(error) => {
@@ -384,7 +384,7 @@ impl Follow {
         tracing::error!(%reason, "a response went to event_quarantine");
         match cursor {
             Some(cursor) => {
-                let facts = vec![Fact::Quarantined(Quarantined { reason, payload: answer.body.clone() })];
+                let facts = vec![Fact::Quarantined(Quarantined::new(reason, answer.body.as_str()))];
                 self.commit_facts(cursor, facts, &answer.body, Instant::now()).await.map(drop)
             }
             None => {
