@@ -25,6 +25,7 @@ use url::Url;
 
 use crate::{
     account::{
+        backfill::BackfillHints,
         backoff::Backoff,
         channel_state::{Answer, ChannelEnd, ChannelState, Step},
     },
@@ -39,6 +40,9 @@ use crate::{
 
 /// Longest time between a response and the next GET that is still well within the server's 30 seconds.
 const SLOW_COMMIT: Duration = Duration::from_secs(5);
+
+/// So long after a response the server has forgotten what came meanwhile.
+const SERVER_FORGETS: Duration = Duration::from_secs(30);
 
 /// How a channel is doing, for whoever has to judge it from outside.
 #[derive(Debug)]
@@ -131,6 +135,8 @@ pub struct Follow {
     pub parameters: EventParameters,
     /// Shared with whoever judges the channel.
     pub health: Arc<ChannelHealth>,
+    /// Told when a gap was recorded.
+    pub backfill: Arc<BackfillHints>,
 }
 
 /// The actor: its whole work is one future.
@@ -212,6 +218,8 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
             }
             (Step::CommitAndResume { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
                 follow.health.continuity.fetch_add(1, Ordering::Relaxed);
+                // Before the commit, which says that the channel is followed again.
+                follow.record_gap("the server lost track of what was followed and asked to resume").await;
                 return match follow.commit(&cursor, &batch, &body, received_at).await {
                     Ok(_) => ChannelEnd::Resumed,
                     Err(end) => end,
@@ -344,6 +352,9 @@ impl Follow {
                             "the database took so long that the server may have dropped messages"
                         );
                     }
+                    if unparked > SERVER_FORGETS {
+                        self.record_database_away(commit.received_at).await;
+                    }
                     self.cursor = next;
                     return Ok(outcome);
                 }
@@ -373,6 +384,26 @@ impl Follow {
                 }
             }
         }
+    }
+
+    /// Records that the channel was not followed since it was last known to be.
+    async fn record_gap(&self, reason: &str) {
+        let recorded = self.store.record_gap(self.account, self.session, Timestamp::now(), reason).await;
+        if let Err(error) = recorded {
+            tracing::warn!(error = %crate::error_chain(&error), "a gap could not be recorded");
+        }
+        self.backfill.gap_recorded();
+    }
+
+    /// Records that nothing was asked for since a response, because it could not be stored.
+    async fn record_database_away(&self, since: Timestamp) {
+        let reason = "the database was away, so that nothing could be acknowledged";
+        let recorded =
+            self.store.record_stretch(self.account, self.session, since, Timestamp::now(), reason).await;
+        if let Err(error) = recorded {
+            tracing::warn!(error = %crate::error_chain(&error), "a gap could not be recorded");
+        }
+        self.backfill.gap_recorded();
     }
 
     /// Keeps a response that can't be read; with a cursor, passes over it.
