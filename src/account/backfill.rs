@@ -121,7 +121,9 @@ impl Trouble {
         }
         let words = crate::error_chain(error);
         if error.subcode() == Some("InvalidExchangeServerVersion") {
-            return Self::ForGood(format!("the mailbox is on an Exchange Server without conversation logs: {words}"));
+            return Self::ForGood(format!(
+                "the mailbox is on an Exchange Server without conversation logs: {words}"
+            ));
         }
         Self::ForNow(words)
     }
@@ -136,7 +138,12 @@ impl Trouble {
 
 /// Reads logs whenever there is reason to, for one life of the account. `logs` is the link `conversationLogs` of
 /// `communication`.
-pub async fn run(context: Arc<DeliveryContext>, application: Url, mut logs: Option<Url>, hints: Arc<BackfillHints>) {
+pub async fn run(
+    context: Arc<DeliveryContext>,
+    application: Url,
+    mut logs: Option<Url>,
+    hints: Arc<BackfillHints>,
+) {
     let mut soon = Backoff::new(Duration::from_secs(5), Duration::from_secs(35));
     let mut later = Backoff::new(Duration::from_secs(60), Duration::from_secs(300));
     loop {
@@ -165,7 +172,8 @@ pub async fn run(context: Arc<DeliveryContext>, application: Url, mut logs: Opti
             continue;
         }
         if logs.is_none() {
-            logs = context.client.application(&application).await.ok().and_then(|read| read.conversation_logs());
+            logs =
+                context.client.application(&application).await.ok().and_then(|read| read.conversation_logs());
         }
         let Some(link) = &logs else {
             say(&context, "the server offers no conversation logs for this account").await;
@@ -251,8 +259,11 @@ async fn get_href(context: &DeliveryContext, href: &str) -> Result<Resource, Ucw
 /// `conversationLogs` with `limit`.
 fn with_limit(logs: &Url, limit: usize) -> Url {
     let mut url = logs.clone();
-    let others: Vec<(String, String)> =
-        logs.query_pairs().filter(|(name, _)| name != "limit").map(|(name, value)| (name.into(), value.into())).collect();
+    let others: Vec<(String, String)> = logs
+        .query_pairs()
+        .filter(|(name, _)| name != "limit")
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
     url.query_pairs_mut().clear().extend_pairs(others).append_pair("limit", &limit.to_string());
     url
 }
@@ -276,7 +287,8 @@ async fn read_logs(context: &DeliveryContext, logs: &Url, from: Timestamp) -> Re
             if !read.insert((*href).to_owned()) {
                 continue;
             }
-            let known = embedded.iter().find(|log| log.href == **href && log.property("creationTime").is_some());
+            let known =
+                embedded.iter().find(|log| log.href == **href && log.property("creationTime").is_some());
             match read_log(context, href, known.copied(), from, &mut contacts).await {
                 Ok(true) => (old_ones, failures) = (0, 0),
                 Ok(false) => (old_ones, failures) = (old_ones + 1, 0),
@@ -351,7 +363,11 @@ async fn read_transcripts(context: &DeliveryContext, log: &Resource) -> Result<V
     let mut seen = HashSet::new();
     while let Some(href) = next.take() {
         if seen.len() >= PAGES_AT_MOST || !seen.insert(href.clone()) {
-            tracing::warn!(href, pages = seen.len(), "the pages of a conversation log do not end; the rest is left");
+            tracing::warn!(
+                href,
+                pages = seen.len(),
+                "the pages of a conversation log do not end; the rest is left"
+            );
             break;
         }
         let page = get_href(context, &href).await?;
@@ -428,7 +444,8 @@ mod tests {
             first_at: (runs > 0).then_some(first),
             runs,
         };
-        let next = |runs, now| next_reading(&backfill(runs), now).map(|at| at.duration_since(first).as_secs() / 60);
+        let next =
+            |runs, now| next_reading(&backfill(runs), now).map(|at| at.duration_since(first).as_secs() / 60);
         assert_eq!(next(0, first), Some(5));
         let late = first + SignedDuration::from_mins(7);
         assert_eq!(next(1, late), Some(30));

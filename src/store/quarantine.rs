@@ -57,7 +57,8 @@ pub struct QuarantinedPayload {
 #[async_trait]
 pub trait QuarantineStore: Send + Sync {
     /// Rows for people.
-    async fn quarantine_entries(&self, filter: &QuarantineFilter) -> Result<Vec<QuarantineEntry>, StoreError>;
+    async fn quarantine_entries(&self, filter: &QuarantineFilter)
+    -> Result<Vec<QuarantineEntry>, StoreError>;
     /// One row with its payload.
     async fn quarantined(&self, id: i64) -> Result<Option<QuarantinedPayload>, StoreError>;
     /// Notes that a payload is understood now.

@@ -39,7 +39,10 @@ fn payload(row: &SqliteRow) -> Result<QuarantinedPayload, sqlx::Error> {
 
 #[async_trait]
 impl QuarantineStore for SqliteStore {
-    async fn quarantine_entries(&self, filter: &QuarantineFilter) -> Result<Vec<QuarantineEntry>, StoreError> {
+    async fn quarantine_entries(
+        &self,
+        filter: &QuarantineFilter,
+    ) -> Result<Vec<QuarantineEntry>, StoreError> {
         let failed = failed("listing the quarantine");
         sqlx::query(
             "SELECT q.id, a.sip_uri, q.received_at, q.reason, length(CAST(q.payload AS BLOB)) AS payload_bytes,
