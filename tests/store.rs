@@ -13,9 +13,10 @@ use ucwa_relay::{
     archive::{
         chain,
         fact::{
-            ArchiveCommit, Content, ConversationEnded, ConversationFact, Direction, Fact, FailureReason,
-            FetchedResource, InvitationFact, InvitationKind, MessageFact, OperationStatus, ParticipantChange,
-            ParticipantDetails, ParticipantFact, Person, Phase, Quarantined, SendFact, SendOutcome,
+            ArchiveCommit, Content, ConversationEnded, ConversationFact, Direction, EventSender, Fact,
+            FailureReason, FetchedResource, InvitationFact, InvitationKind, LoggedConversation,
+            LoggedMessage, MessageFact, OperationStatus, ParticipantChange, ParticipantDetails,
+            ParticipantFact, Person, Phase, Quarantined, SendFact, SendOutcome,
         },
         retry::RetryPolicy,
         workspace::RuleSettings,
@@ -23,8 +24,8 @@ use ucwa_relay::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
     store::{
         AccountState, Auth, ClaimSettings, ClaimedSend, HistoryFilter, InvitationPolicy, NewAccount,
-        NewOutboxRow, OutboxFilter, OutboxState, Role, SecretSource, Session, SharedStore, StoreError,
-        StoreSettings, connect, migrate,
+        NewOutboxRow, OutboxFilter, OutboxState, QuarantineFilter, Role, SecretSource, Session, SharedStore,
+        StoreError, StoreSettings, connect, migrate,
     },
 };
 
@@ -500,6 +501,174 @@ async fn the_time_between_two_sessions_is_a_gap() {
     );
 }
 
+// ------------------------------------------------------------------------------------------------ coverage
+
+fn at(minute: i64) -> Timestamp {
+    "2026-11-22T10:00:00Z".parse::<Timestamp>().unwrap() + minute.minutes()
+}
+
+#[tokio::test]
+async fn a_gap_asks_for_its_backfill_until_the_schedule_ends() {
+    let mut database = Database::new().await;
+    let alice = database.online("alice").await;
+    let session = alice.session.id;
+    let reason = "the database was away";
+    database.store.record_stretch(alice.account, session, at(0), at(4), reason).await.unwrap();
+    database.store.record_stretch(alice.account, session, at(5), at(5), "nothing").await.unwrap();
+    let wanted = database.store.backfills(alice.account).await.unwrap();
+    assert_eq!(wanted.len(), 1, "an empty stretch is no gap");
+    assert!(wanted[0].open_gap && wanted[0].runs == 0 && wanted[0].from == at(0));
+
+    let impossible = "the server offers no logs";
+    database.store.backfill_impossible(alice.account, impossible).await.unwrap();
+    let mut outside = database.outside().await;
+    let gaps = "SELECT from_at, to_at, reason, backfilled, detail FROM coverage_gaps";
+    let stretch = "2026-11-22T10:00:00.000Z|2026-11-22T10:04:00.000Z|the database was away";
+    assert_eq!(outside.rows(gaps).await, [format!("{stretch}|0|{impossible}")]);
+
+    database.store.backfilled(wanted[0].id, at(6), Some(at(11))).await.unwrap();
+    assert_eq!(outside.rows(gaps).await, [format!("{stretch}|1|")]);
+    assert_eq!(outside.rows("SELECT backfilled_until FROM sessions").await, ["2026-11-22T10:04:00.000Z"]);
+    database.reopen().await;
+    let again = database.store.backfills(alice.account).await.unwrap();
+    assert_eq!((again[0].first_at, again[0].due_at, again[0].runs), (Some(at(6)), at(11), 1));
+    assert!(!again[0].open_gap);
+    database.store.backfilled(again[0].id, at(200), None).await.unwrap();
+    assert!(database.store.backfills(alice.account).await.unwrap().is_empty());
+    assert_eq!(outside.rows(gaps).await, [format!("{stretch}|1|")], "the gap itself stays");
+}
+
+#[tokio::test]
+async fn hints_of_an_account_are_one_wish_that_begins_anew() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    database.store.request_backfill(alice.account, at(10), at(11)).await.unwrap();
+    let first = database.store.backfills(alice.account).await.unwrap().remove(0);
+    assert!(!first.open_gap);
+    database.store.backfilled(first.id, at(12), Some(at(17))).await.unwrap();
+    database.store.request_backfill(alice.account, at(20), at(21)).await.unwrap();
+    let wanted = database.store.backfills(alice.account).await.unwrap();
+    let [hint] = wanted.as_slice() else { panic!("{wanted:?}") };
+    assert_eq!((hint.from, hint.due_at, hint.runs, hint.first_at), (at(10), at(21), 0, None));
+    database.store.request_backfill(alice.account, at(600), at(601)).await.unwrap();
+    let hint = database.store.backfills(alice.account).await.unwrap().remove(0);
+    assert_eq!(hint.from, at(600 - 180), "what is long past has been read often enough");
+}
+
+#[tokio::test]
+async fn coverage_tells_sessions_and_gaps_by_account() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    database.online("bob").await;
+    let mut outside = database.outside().await;
+    let hour = "started_at = '2026-11-22T10:00:00.000Z', last_ack_at = '2026-11-22T11:00:00.000Z'";
+    outside.run(&format!("UPDATE sessions SET {hour}")).await.unwrap();
+    database.store.record_stretch(alice.account, alice.session.id, at(10), at(20), "resume").await.unwrap();
+    assert_eq!(database.store.coverage(None).await.unwrap().len(), 2);
+    let coverage = database.store.coverage(Some(&uri("alice"))).await.unwrap().remove(0);
+    assert_eq!(coverage.account, "sip:alice@contoso.com");
+    assert_eq!((coverage.sessions[0].from, coverage.sessions[0].to), (at(0), at(60)));
+    assert!(coverage.sessions[0].open);
+    assert_eq!((coverage.gaps[0].from, coverage.gaps[0].to), (at(10), at(20)));
+}
+
+fn log(thread: &str, texts: &[(i64, &str)]) -> Fact {
+    let bob = Person { href: None, ..bob() };
+    Fact::Logged(LoggedConversation {
+        href: "/logs/1".to_owned(),
+        thread_id: Some(thread.to_owned()),
+        direction: Some(Direction::Incoming),
+        people: vec![bob.clone()],
+        messages: texts
+            .iter()
+            .map(|(second, text)| LoggedMessage {
+                sent_at: at(0) + second.seconds(),
+                direction: Direction::Incoming,
+                sender: Some(bob.clone()),
+                content: Content { plain: Some((*text).to_owned()), html: None },
+            })
+            .collect(),
+        ..LoggedConversation::default()
+    })
+}
+
+/// Another session is another application: its addresses mean nothing in the old one, the thread does.
+#[tokio::test]
+async fn a_log_adds_what_no_session_has_archived_however_often_it_is_read() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    let conversation = Fact::Conversation(ConversationFact {
+        href: TALK.to_owned(),
+        thread_id: Some("t".to_owned()),
+        ..ConversationFact::default()
+    });
+    let message = Fact::Message(MessageFact {
+        conversation_href: TALK.to_owned(),
+        href: "/messages/1".to_owned(),
+        phase: Phase::Completed,
+        direction: Some(Direction::Incoming),
+        sender: Some(bob()),
+        content: Content { plain: Some("archived".to_owned()), html: None },
+        sent_at: Some(at(0)),
+        status: Some(OperationStatus::Success),
+        reason: None,
+        operation_id: None,
+        failed_recipients: Vec::new(),
+        link_only: false,
+    });
+    alice.events("/events?ack=2", vec![conversation, message]).await;
+    let session = database.store.begin_session(alice.account, "/applications/2", "/e", "gone").await.unwrap();
+    let later = Online { store: database.store.clone(), account: alice.account, session };
+    for _ in 0..2 {
+        later.answer(log("t", &[(2, "archived "), (60, "missed"), (62, "missed")])).await;
+        later.answer(log("u", &[(30, "elsewhere")])).await;
+    }
+    let mut outside = database.outside().await;
+    let columns = "thread_id, body, source, status, sender, recipients";
+    let logged = |thread: &str, body: &str| {
+        format!("{thread}|{body}|conversation_log|delivered|sip:bob@contoso.com|sip:alice@contoso.com")
+    };
+    assert_eq!(
+        outside.rows(&format!("SELECT {columns} FROM message_history ORDER BY message_id")).await,
+        [
+            "t|archived|event|delivered|sip:bob@contoso.com|sip:alice@contoso.com".to_owned(),
+            logged("t", "missed"),
+            logged("t", "missed"),
+            logged("u", "elsewhere"),
+        ]
+    );
+    assert_eq!(outside.count("messages WHERE chain_seq IS NULL").await, 0);
+    assert_eq!(outside.count("conversations").await, 2);
+}
+
+// ------------------------------------------------------------------------------------------------ quarantine
+
+#[tokio::test]
+async fn quarantined_payloads_are_listed_shown_and_resolved() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    let sender = EventSender { rel: "conversation".to_owned(), href: TALK.to_owned() };
+    let event = Quarantined { sender: Some(sender.clone()), ..Quarantined::new("odd", "<x t=\"\u{fc}\"/>") };
+    alice.answer(Fact::Quarantined(event)).await;
+    database.store.quarantine(alice.account, None, "unreadable", "<html>").await.unwrap();
+    let all = QuarantineFilter { account: Some(uri("alice")), resolved: false, limit: 10 };
+    let listed = database.store.quarantine_entries(&all).await.unwrap();
+    let told: Vec<_> =
+        listed.iter().map(|entry| (entry.id, entry.reason.as_str(), entry.payload_bytes)).collect();
+    assert_eq!(told, [(2, "unreadable", 6), (1, "odd", 11)]);
+    let shown = database.store.quarantined(1).await.unwrap().unwrap();
+    assert_eq!((shown.payload.as_str(), shown.sender), ("<x t=\"\u{fc}\"/>", Some(sender)));
+    assert_eq!((shown.account, shown.session), (alice.account, Some(alice.session.id)));
+    assert!(database.store.quarantined(3).await.unwrap().is_none());
+
+    database.store.mark_resolved(1, at(0)).await.unwrap();
+    database.store.mark_resolved(1, at(9)).await.unwrap();
+    assert_eq!(database.store.quarantine_entries(&all).await.unwrap().len(), 1);
+    let listed =
+        database.store.quarantine_entries(&QuarantineFilter { resolved: true, ..all }).await.unwrap();
+    assert_eq!(listed[1].resolved_at, Some(at(0)), "the first time counts");
+}
+
 // ------------------------------------------------------------------------------------------------ archive
 
 #[tokio::test]
@@ -513,7 +682,7 @@ async fn what_was_committed_and_not_acknowledged_comes_again_and_changes_nothing
         message(1, "Hungry?"),
         link(2),
         message(3, "Now?"),
-        Fact::Quarantined(Quarantined { reason: "odd".into(), payload: "<x/>".into() }),
+        Fact::Quarantined(Quarantined::new("odd", "<x/>")),
     ];
     let commit = alice.commit_of(Some("/events?ack=2"), facts);
     let first = alice.store.commit(commit.clone()).await.unwrap();

@@ -85,9 +85,23 @@ CREATE TABLE gaps (
     to_at       TEXT    NOT NULL,
     reason      TEXT    NOT NULL,
     backfilled  INTEGER NOT NULL DEFAULT 0 CHECK (backfilled IN (0, 1)),
-    recorded_at TEXT    NOT NULL
+    recorded_at TEXT    NOT NULL,
+    detail      TEXT                                       -- why it can't be backfilled
 ) STRICT;
 CREATE INDEX gaps_of_account ON gaps (account_id, from_at);
+
+-- Own: when conversation logs are to be read, for a gap or for a hint of the server's; several times, since logs lag.
+CREATE TABLE backfills (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL REFERENCES accounts (id),
+    gap_id     INTEGER UNIQUE REFERENCES gaps (id),
+    from_at    TEXT    NOT NULL,
+    due_at     TEXT    NOT NULL,
+    first_at   TEXT,
+    runs       INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX backfills_due ON backfills (account_id, due_at);
+CREATE UNIQUE INDEX backfills_one_hint ON backfills (account_id) WHERE gap_id IS NULL;
 
 CREATE TABLE conversations (
     id                 INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -172,7 +186,7 @@ CREATE INDEX messages_of_conversation ON messages (account_id, conversation_id, 
 CREATE INDEX messages_operation ON messages (account_id, operation_id) WHERE operation_id IS NOT NULL;
 CREATE INDEX messages_outbox ON messages (outbox_id) WHERE outbox_id IS NOT NULL;
 CREATE INDEX messages_open ON messages (account_id, conversation_id)
-    WHERE awaiting IS NOT NULL OR (href IS NULL AND source = 'invitation');
+    WHERE awaiting IS NOT NULL OR (href IS NULL AND source <> 'event');
 CREATE INDEX messages_awaiting ON messages (awaiting, archived_at) WHERE awaiting IS NOT NULL;
 
 CREATE TABLE invitations (
@@ -223,7 +237,8 @@ CREATE TABLE event_quarantine (
     resolved_at    TEXT,
     cursor         TEXT,                                        -- own: these three tell a redelivered payload
     payload_sha256 TEXT    NOT NULL,
-    occurrence     INTEGER NOT NULL DEFAULT 0
+    occurrence     INTEGER NOT NULL DEFAULT 0,
+    sender         TEXT                                         -- own: whose event the payload is, as JSON
 ) STRICT;
 CREATE UNIQUE INDEX event_quarantine_once ON event_quarantine (account_id, session_id, cursor, payload_sha256, occurrence)
     WHERE cursor IS NOT NULL;
@@ -496,6 +511,7 @@ SELECT a.sip_uri AS account,
        g.from_at,
        g.to_at,
        g.reason,
-       g.backfilled
+       g.backfilled,
+       g.detail
   FROM gaps g
   JOIN accounts a ON a.id = g.account_id;

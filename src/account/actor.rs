@@ -19,6 +19,7 @@ use url::Url;
 use crate::{
     account::{
         AccountEnvironment, Online,
+        backfill::{self, BackfillHints},
         backoff::Backoff,
         channel_state::ChannelEnd,
         conversation::{
@@ -133,6 +134,8 @@ struct Live {
     application: Url,
     report_my_activity: Option<Url>,
     context: Arc<DeliveryContext>,
+    conversation_logs: Option<Url>,
+    backfill: Arc<BackfillHints>,
 }
 
 /// See the module's documentation.
@@ -248,6 +251,7 @@ impl AccountActor {
             channel: Arc::clone(&health),
             settings: Arc::clone(&self.environment.settings),
         });
+        let backfill = Arc::new(BackfillHints::default());
         let channel = EventChannel::new(
             Follow {
                 client: client.clone(),
@@ -259,6 +263,7 @@ impl AccountActor {
                 cursor,
                 parameters: self.environment.settings.poll.clone(),
                 health: Arc::clone(&health),
+                backfill: Arc::clone(&backfill),
             },
             ctx.address().recipient(),
             ctx.address().recipient(),
@@ -272,6 +277,8 @@ impl AccountActor {
             application: application.href.clone(),
             report_my_activity: application.report_my_activity(),
             context: Arc::clone(&context),
+            conversation_logs: application.conversation_logs(),
+            backfill,
         });
         if let Some(name) = application.display_name()
             && self.account.display_name.as_ref() != Some(&name)
@@ -360,6 +367,13 @@ impl AccountActor {
             Online { address: ctx.address(), channel: Arc::clone(&live.health), session: live.session },
         );
         self.online_since = Some(Instant::now());
+        let reading = backfill::run(
+            Arc::clone(&live.context),
+            live.application.clone(),
+            live.conversation_logs.clone(),
+            Arc::clone(&live.backfill),
+        );
+        self.spawn(reading, ctx);
         self.publish(AccountState::Online, None);
         self.span.in_scope(|| tracing::info!("signed in"));
     }
@@ -1328,6 +1342,9 @@ impl Handler<EventsCommitted> for AccountActor {
         for sender in &committed.batch.senders {
             for event in &sender.events {
                 self.observe(sender, event, ctx);
+                if let Some(live) = self.live.as_ref().filter(|_| backfill::is_hint(event)) {
+                    live.backfill.hint(Timestamp::now());
+                }
             }
         }
         self.fetch(committed.outcome.fetches, ctx);

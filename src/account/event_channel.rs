@@ -25,6 +25,7 @@ use url::Url;
 
 use crate::{
     account::{
+        backfill::BackfillHints,
         backoff::Backoff,
         channel_state::{Answer, ChannelEnd, ChannelState, Step},
     },
@@ -40,6 +41,9 @@ use crate::{
 /// Longest time between a response and the next GET that is still well within the server's 30 seconds.
 const SLOW_COMMIT: Duration = Duration::from_secs(5);
 
+/// So long after a response the server has forgotten what came meanwhile.
+const SERVER_FORGETS: Duration = Duration::from_secs(30);
+
 /// How a channel is doing, for whoever has to judge it from outside.
 #[derive(Debug)]
 pub struct ChannelHealth {
@@ -47,6 +51,7 @@ pub struct ChannelHealth {
     continuity: AtomicU64,
     answered_at_ms: AtomicI64,
     polls: AtomicU64,
+    parked_at_ms: AtomicI64,
     unread: AtomicI64,
     repoll: Notify,
 }
@@ -58,6 +63,7 @@ impl Default for ChannelHealth {
             continuity: AtomicU64::new(0),
             answered_at_ms: AtomicI64::new(Timestamp::now().as_millisecond()),
             polls: AtomicU64::new(0),
+            parked_at_ms: AtomicI64::new(0),
             unread: AtomicI64::new(0),
             repoll: Notify::new(),
         }
@@ -78,6 +84,12 @@ impl ChannelHealth {
     /// When the channel last completed a round.
     pub fn answered_at(&self) -> Timestamp {
         Timestamp::from_millisecond(self.answered_at_ms.load(Ordering::Relaxed))
+            .unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
+    /// When the GET that is out now was begun, to the millisecond.
+    pub fn parked_at(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.parked_at_ms.load(Ordering::Relaxed))
             .unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
@@ -150,6 +162,8 @@ pub struct Follow {
     pub parameters: EventParameters,
     /// Shared with whoever judges the channel.
     pub health: Arc<ChannelHealth>,
+    /// Told when a gap was recorded.
+    pub backfill: Arc<BackfillHints>,
 }
 
 /// The actor: its whole work is one future.
@@ -296,6 +310,7 @@ async fn poll(
     parameters: Option<&EventParameters>,
 ) -> Option<Result<PollAnswer, UcwaError>> {
     follow.health.polls.fetch_add(1, Ordering::Relaxed);
+    follow.health.parked_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
     tokio::select! {
         answer = follow.client.poll_events(&follow.cursor, parameters) => Some(answer),
         () = follow.health.repoll.notified() => None,
@@ -360,10 +375,10 @@ impl Follow {
                 tracing::error!(
                     "an event-channel response could not be interpreted; it is in event_quarantine"
                 );
-                vec![Fact::Quarantined(Quarantined {
-                    reason: "the response broke the interpreter; please report it".to_owned(),
-                    payload: body.to_owned(),
-                })]
+                vec![Fact::Quarantined(Quarantined::new(
+                    "the response broke the interpreter; please report it",
+                    body,
+                ))]
             });
         self.commit_facts(cursor, facts, body, received_at).await
     }
@@ -403,6 +418,9 @@ impl Follow {
                             "the database took so long that the server may have dropped messages"
                         );
                     }
+                    if unparked > SERVER_FORGETS {
+                        self.record_database_away(commit.received_at).await;
+                    }
                     self.cursor = next;
                     return Ok(outcome);
                 }
@@ -429,13 +447,10 @@ impl Follow {
                         "the database refuses a batch of events; its raw text goes to event_quarantine"
                     );
                     self.health.lose_continuity();
-                    commit.facts = vec![Fact::Quarantined(Quarantined {
-                        reason: format!(
-                            "the database refused what was read from it: {}",
-                            crate::error_chain(&error)
-                        ),
-                        payload: body.to_owned(),
-                    })];
+                    commit.facts = vec![Fact::Quarantined(Quarantined::new(
+                        format!("the database refused what was read from it: {}", crate::error_chain(&error)),
+                        body,
+                    ))];
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
                 Err(error) => {
@@ -449,6 +464,17 @@ impl Follow {
         }
     }
 
+    /// Records that nothing was asked for since a response, because it could not be stored.
+    async fn record_database_away(&self, since: Timestamp) {
+        let reason = "the database was away, so that nothing could be acknowledged";
+        let recorded =
+            self.store.record_stretch(self.account, self.session, since, Timestamp::now(), reason).await;
+        if let Err(error) = recorded {
+            tracing::warn!(error = %crate::error_chain(&error), "a gap could not be recorded");
+        }
+        self.backfill.gap_recorded();
+    }
+
     /// Keeps a response that can't be read; with a cursor, passes over it.
     async fn quarantine(&mut self, answer: &PollAnswer, cursor: Option<&str>) -> Result<(), ChannelEnd> {
         let reason = match &answer.batch {
@@ -457,7 +483,7 @@ impl Follow {
         };
         tracing::error!(%reason, "a response went to event_quarantine");
         if let Some(cursor) = cursor {
-            let facts = vec![Fact::Quarantined(Quarantined { reason, payload: answer.body.clone() })];
+            let facts = vec![Fact::Quarantined(Quarantined::new(reason, answer.body.as_str()))];
             self.commit_facts(cursor, facts, &answer.body, Instant::now()).await.map(drop)
         } else {
             // The same response comes again; if this one can't be written down, that one will.

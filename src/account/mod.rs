@@ -11,6 +11,7 @@
 //! No handler waits: requests and commits are futures spawned into the actor, and their results come back to it.
 
 pub mod actor;
+pub mod backfill;
 pub mod backoff;
 pub mod channel_state;
 pub mod conversation;

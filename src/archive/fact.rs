@@ -49,6 +49,8 @@ pub enum Fact {
     Unfetchable(Unfetchable),
     /// A request for an outbox row was answered.
     Send(SendFact),
+    /// What the server's conversation log has of one conversation.
+    Logged(LoggedConversation),
     /// A payload that was not understood; kept in `event_quarantine`.
     Quarantined(Quarantined),
 }
@@ -418,6 +420,45 @@ pub enum SendOutcome {
     },
 }
 
+/// One `conversationLog` with its transcripts (protocol 16): what was said while nobody followed, or where somebody
+/// else answered.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LoggedConversation {
+    /// Address of the log.
+    pub href: String,
+    /// The one id that it shares with what events told.
+    pub thread_id: Option<String>,
+    /// May be empty.
+    pub subject: Option<String>,
+    /// Verbatim.
+    pub importance: Option<String>,
+    /// Who began it.
+    pub direction: Option<Direction>,
+    /// More than two people, or a conference.
+    pub multiparty: bool,
+    /// `onlineMeetingUri` of a conference.
+    pub online_meeting_uri: Option<String>,
+    /// Everybody the log names but the account, as far as it names them.
+    pub people: Vec<Person>,
+    /// By time.
+    pub messages: Vec<LoggedMessage>,
+    /// Parts of it that could not be understood.
+    pub unreadable: Vec<Quarantined>,
+}
+
+/// One message of a [`LoggedConversation`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoggedMessage {
+    /// `timeStamp`, server clock.
+    pub sent_at: Timestamp,
+    /// Whether the account or somebody else wrote it.
+    pub direction: Direction,
+    /// Who wrote it; `None` if it was the account.
+    pub sender: Option<Person>,
+    /// Never empty.
+    pub content: Content,
+}
+
 /// A payload that was not understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quarantined {
@@ -425,4 +466,22 @@ pub struct Quarantined {
     pub reason: String,
     /// The raw event or response. Bytes that are not UTF-8 are replaced by U+FFFD.
     pub payload: String,
+    /// Whose event it was, if the payload is one event: its raw text does not say.
+    pub sender: Option<EventSender>,
+}
+
+impl Quarantined {
+    /// A response, or anything else that stands for itself.
+    pub fn new(reason: impl Into<String>, payload: impl Into<String>) -> Self {
+        Self { reason: reason.into(), payload: payload.into(), sender: None }
+    }
+}
+
+/// The `sender` element around an event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventSender {
+    /// Its type.
+    pub rel: String,
+    /// Its address.
+    pub href: String,
 }

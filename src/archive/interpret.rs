@@ -8,7 +8,7 @@
 use crate::{
     archive::{
         fact::{
-            Content, ConversationEnded, ConversationFact, Direction, Fact, FailureReason, Fetch,
+            Content, ConversationEnded, ConversationFact, Direction, EventSender, Fact, FailureReason, Fetch,
             FetchedResource, InvitationFact, InvitationKind, MessageFact, OperationStatus, ParticipantChange,
             ParticipantDetails, ParticipantFact, Person, Phase, Quarantined,
         },
@@ -27,7 +27,14 @@ pub fn interpret_batch(batch: &EventBatch, body: &str) -> Vec<Fact> {
     let mut facts = Vec::new();
     for sender in &batch.senders {
         for event in &sender.events {
+            let first = facts.len();
             interpret_event(sender, event, raw_text(event, body), &mut facts);
+            for fact in &mut facts[first..] {
+                if let Fact::Quarantined(quarantined) = fact {
+                    quarantined.sender =
+                        Some(EventSender { rel: sender.rel.clone(), href: sender.href.clone() });
+                }
+            }
         }
     }
     facts
@@ -372,7 +379,7 @@ fn participant(conversation_href: &str, event: &Event, facts: &mut Vec<Fact>) {
 }
 
 /// Decodes `plainMessage`, `htmlMessage` or `message` links into `content`; what cannot be decoded is quarantined.
-fn read_content(links: &[&Link], raw: &str, content: &mut Content, facts: &mut Vec<Fact>) {
+pub(super) fn read_content(links: &[&Link], raw: &str, content: &mut Content, facts: &mut Vec<Fact>) {
     for link in links {
         match data_uri::decode(&link.href) {
             Ok(decoded) if decoded.media_type.eq_ignore_ascii_case("text/html") => {
@@ -418,7 +425,7 @@ fn linked_person(link: &Link) -> Person {
     }
 }
 
-fn direction(resource: &Resource) -> Option<Direction> {
+pub(super) fn direction(resource: &Resource) -> Option<Direction> {
     match resource.property("direction")?.trim().to_ascii_lowercase().as_str() {
         "incoming" => Some(Direction::Incoming),
         "outgoing" => Some(Direction::Outgoing),
@@ -444,18 +451,18 @@ fn failure_reason(reason: &Reason) -> FailureReason {
 }
 
 /// A property that is there and not empty.
-fn text(resource: &Resource, name: &str) -> Option<String> {
+pub(super) fn text(resource: &Resource, name: &str) -> Option<String> {
     resource.property(name).map(str::trim).filter(|value| !value.is_empty()).map(str::to_owned)
 }
 
 /// URIs are stored lower case; a scheme is added to a bare address.
-fn normal_uri(uri: &str) -> String {
+pub(super) fn normal_uri(uri: &str) -> String {
     let lower = uri.trim().to_lowercase();
     if lower.contains(':') || !lower.contains('@') { lower } else { format!("sip:{lower}") }
 }
 
 /// The address that a contact's href ends in. A hint for a name, for where nothing better is known.
-fn uri_hint(href: &str) -> Option<String> {
+pub(super) fn uri_hint(href: &str) -> Option<String> {
     let path = href.split(['?', '#']).next()?;
     let segment = path.trim_end_matches('/').rsplit('/').next()?;
     let decoded = percent_encoding::percent_decode_str(segment).decode_utf8().ok()?;
@@ -466,8 +473,8 @@ fn raw_text<'body>(event: &Event, body: &'body str) -> &'body str {
     body.get(event.raw.clone()).unwrap_or(body)
 }
 
-fn quarantined(reason: &str, payload: &str) -> Fact {
-    Fact::Quarantined(Quarantined { reason: reason.to_owned(), payload: payload.to_owned() })
+pub(super) fn quarantined(reason: &str, payload: &str) -> Fact {
+    Fact::Quarantined(Quarantined::new(reason, payload))
 }
 
 /// A fetched resource in words, for the quarantine: its XML is gone by then.

@@ -3,11 +3,14 @@
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
+
 use crate::{
     archive::fact::{
         ArchiveCommit, Direction, Fact, FetchedResource, InvitationFact, MessageFact, ParticipantFact,
         Person, SendOutcome,
     },
+    archive::rules::{LATE_INVITATION, PATIENCE},
     identifiers::{AccountId, OperationId, OutboxId, SessionId},
 };
 
@@ -20,6 +23,20 @@ pub struct ResourceKey {
     pub session: SessionId,
     /// As the server gave it.
     pub href: String,
+}
+
+/// What a conversation log is compared with: the account's messages of this thread (or of conversations whose thread
+/// is not known) that were sent in this time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LoggedKey {
+    /// Whose log.
+    pub account: AccountId,
+    /// `None`: the log does not say; then all conversations matter.
+    pub thread_id: Option<String>,
+    /// Earliest `sent_at` that can be the same message.
+    pub from: Timestamp,
+    /// Latest one.
+    pub to: Timestamp,
 }
 
 /// What the facts mention. Rows that hang on these (open texts of a conversation, attempts of an outbox row) are
@@ -44,6 +61,8 @@ pub struct Keys {
     pub outbox: BTreeSet<OutboxId>,
     /// Accounts whose rows in state `sending` matter.
     pub sending: BTreeSet<AccountId>,
+    /// Threads that conversation logs speak of: all conversations of each with their participants, and its messages.
+    pub logged: BTreeSet<LoggedKey>,
 }
 
 impl Keys {
@@ -149,6 +168,18 @@ impl Mentioned<'_> {
                         }
                     }
                     SendOutcome::RetryAt { .. } | SendOutcome::Uncertain { .. } => {}
+                }
+            }
+            Fact::Logged(fact) => {
+                let times = || fact.messages.iter().map(|message| message.sent_at);
+                if let (Some(first), Some(last)) = (times().min(), times().max()) {
+                    self.keys.logged.insert(LoggedKey {
+                        account: self.commit.account,
+                        thread_id: fact.thread_id.clone(),
+                        from: first.checked_sub(PATIENCE).unwrap_or(first),
+                        to: last.checked_add(LATE_INVITATION).unwrap_or(last),
+                    });
+                    self.keys.sending.insert(self.commit.account);
                 }
             }
             Fact::Quarantined(_) => {}

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::{
-    archive::fact::{Direction, InvitationAction, InvitationKind},
+    archive::fact::{Direction, EventSender, InvitationAction, InvitationKind},
     identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId, SipUri},
     store::OutboxState,
 };
@@ -383,4 +383,6 @@ pub struct QuarantineRow {
     pub payload_sha256: String,
     /// `occurrence`: how many times the same payload stood before it in its batch.
     pub occurrence: i64,
+    /// `sender`: whose event the payload is, as JSON.
+    pub sender: Option<EventSender>,
 }

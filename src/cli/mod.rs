@@ -9,6 +9,7 @@
 
 mod account;
 mod actor;
+mod coverage;
 mod decode;
 mod failure;
 mod history;
@@ -18,6 +19,7 @@ mod open;
 mod outbox;
 mod output;
 mod password;
+mod quarantine;
 mod send;
 mod serve;
 mod when;
@@ -84,6 +86,11 @@ pub enum Command {
     Outbox(outbox::OutboxCommand),
     /// Read the archive
     History(history::HistoryOptions),
+    /// When accounts were followed, and when not
+    Coverage(coverage::CoverageOptions),
+    /// Payloads that were not understood: list, show, read again
+    #[command(subcommand)]
+    Quarantine(quarantine::QuarantineCommand),
     /// Print what the relay understands of an event-channel response, one JSON object per event
     Decode(decode::DecodeOptions),
     /// Print a completion script for a shell
@@ -135,6 +142,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Command::Send(options) => send::send(&config, options).await,
             Command::Outbox(command) => outbox::outbox(&config, command).await,
             Command::History(options) => history::history(&config, options).await,
+            Command::Coverage(options) => coverage::coverage(&config, options).await,
+            Command::Quarantine(command) => quarantine::quarantine(&config, command).await,
             Command::Run
             | Command::Demo(_)
             | Command::Simulate(_)

@@ -1,12 +1,14 @@
 //! The database, behind traits in the domain's words.
 //!
 //! Nothing outside this folder knows SQL or a dialect; nothing inside it knows HTTP, XML or actors. A dialect is one
-//! folder (`sqlite/`) that implements the traits of this file; [`connect`] picks it by the URL.
+//! folder (`sqlite/`) that implements the traits of this file, of [`coverage`] and of [`quarantine`]; [`connect`] picks it by the URL.
 //!
 //! Everything a running server writes goes through one writer that joins what many accounts bring within a few
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
 //! A failure of one caller's part never undoes another's. Readers use connections of their own.
 
+mod coverage;
+mod quarantine;
 mod sqlite;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -21,6 +23,11 @@ use crate::{
         workspace::RuleSettings,
     },
     identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId, SipUri},
+};
+
+pub use self::{
+    coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap},
+    quarantine::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload},
 };
 
 /// What a store could not do, by what the caller can do about it.
@@ -73,8 +80,14 @@ pub enum StoreError {
 }
 
 /// All that a dialect implements.
-pub trait Store: AccountStore + ArchiveStore + OutboxStore + HistoryStore {}
-impl<T: AccountStore + ArchiveStore + OutboxStore + HistoryStore> Store for T {}
+pub trait Store:
+    AccountStore + ArchiveStore + CoverageStore + QuarantineStore + OutboxStore + HistoryStore
+{
+}
+impl<T> Store for T where
+    T: AccountStore + ArchiveStore + CoverageStore + QuarantineStore + OutboxStore + HistoryStore
+{
+}
 
 /// How to open a database.
 #[derive(Debug, Clone)]

@@ -165,7 +165,12 @@ impl Workspace {
             }
             None => {
                 let text = Text::of(&fact.content, self.plain_from_html);
-                let copy = self.copy_of_invitation(applying, conversation_id, first, &text, &sender, fact);
+                let copy = self
+                    .copy_of_invitation(applying, conversation_id, first, &text, &sender, fact)
+                    .or_else(|| {
+                        let uri = sender.uri.as_deref();
+                        self.logged_before(applying, conversation_id, Direction::Incoming, uri, fact)
+                    });
                 copy.unwrap_or_else(|| {
                     let place = self.new_message(applying, conversation_id, Direction::Incoming, &text);
                     self.describe_incoming(place, &sender, fact);
@@ -279,6 +284,12 @@ impl Workspace {
                 self.delete_message(placeholder);
             }
             applying.fetched(FetchedResource::Message, &fact.href);
+            place
+        } else if let Some(place) = known
+            .is_none()
+            .then(|| self.logged_before(applying, conversation_id, Direction::Outgoing, None, fact))
+            .flatten()
+        {
             place
         } else {
             let place = known.unwrap_or_else(|| {

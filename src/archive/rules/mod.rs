@@ -7,6 +7,7 @@
 
 mod conversations;
 mod invitations;
+mod logs;
 mod messages;
 mod participants;
 mod quarantine;
@@ -15,6 +16,7 @@ mod settle;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use logs::LATE_INVITATION;
 pub(crate) use settle::PATIENCE;
 
 use crate::archive::fact::FailureReason;

@@ -22,6 +22,7 @@ impl Workspace {
             cursor: cursor.map(ToOwned::to_owned),
             payload_sha256: hex::encode(Sha256::digest(&fact.payload)),
             occurrence,
+            sender: fact.sender.clone(),
         });
     }
 }

@@ -9,9 +9,9 @@ use crate::{
         Workspace, chain,
         fact::{
             ArchiveCommit, Content, ConversationEnded, ConversationFact, Direction, Fact, FailureReason,
-            Fetch, FetchedResource, InvitationFact, InvitationKind, MessageFact, OperationStatus,
-            ParticipantChange, ParticipantDetails, ParticipantFact, Person, Phase, Quarantined, SendFact,
-            SendOutcome, Unfetchable,
+            Fetch, FetchedResource, InvitationFact, InvitationKind, LoggedConversation, LoggedMessage,
+            MessageFact, OperationStatus, ParticipantChange, ParticipantDetails, ParticipantFact, Person,
+            Phase, Quarantined, SendFact, SendOutcome, Unfetchable,
         },
         retry::RetryPolicy,
         row::{
@@ -1166,12 +1166,215 @@ fn the_end_of_a_session_settles_everything() {
 #[test]
 fn equal_payloads_of_one_batch_are_each_kept_once() {
     let mut ledger = Ledger::new();
-    let odd = || Fact::Quarantined(Quarantined { reason: "odd".to_owned(), payload: "<x/>\0".to_owned() });
+    let odd = || Fact::Quarantined(Quarantined::new("odd", "<x/>\0"));
     ledger.events(vec![odd(), odd()]);
     assert_eq!(ledger.quarantine.len(), 2);
     assert_eq!(ledger.quarantine[0].payload, "<x/>\u{2400}");
     ledger.events(vec![odd()]);
     assert_eq!(ledger.quarantine.len(), 3, "another batch is another event");
+}
+
+// ------------------------------------------------------------------------------------------------ logs
+
+/// A log's message: seconds after the start, who, what.
+fn logged_message(second: i64, sender: Option<&str>, plain: &str) -> LoggedMessage {
+    LoggedMessage {
+        sent_at: start() + second.seconds(),
+        direction: if sender.is_some() { Direction::Incoming } else { Direction::Outgoing },
+        sender: sender.map(|name| Person {
+            href: None,
+            uri: Some(format!("sip:{name}@contoso.com")),
+            name: Some(name.to_owned()),
+        }),
+        content: Content { plain: Some(plain.to_owned()), html: None },
+    }
+}
+
+fn log(thread: Option<&str>, messages: Vec<LoggedMessage>) -> Fact {
+    Fact::Logged(LoggedConversation {
+        href: "/logs/1".to_owned(),
+        thread_id: thread.map(ToOwned::to_owned),
+        subject: Some("Lunch".to_owned()),
+        direction: Some(Direction::Incoming),
+        people: vec![Person { href: None, ..bob() }],
+        messages,
+        ..LoggedConversation::default()
+    })
+}
+
+impl Ledger {
+    /// Reads a log, and again: the second time must change nothing.
+    fn reads(&mut self, log: &Fact) {
+        self.answer(log.clone());
+        let once = self.clone();
+        self.later(300);
+        self.answer(log.clone());
+        assert_eq!(once.messages, self.messages, "messages changed when the log was read again");
+        assert_eq!(once.conversations, self.conversations);
+        assert_eq!(once.participants, self.participants);
+        assert_eq!(once.quarantine, self.quarantine);
+        self.check_chain();
+    }
+
+    fn from_log(&self) -> Vec<&str> {
+        self.messages
+            .values()
+            .filter(|row| row.source == MessageSource::ConversationLog)
+            .map(|row| row.body.as_str())
+            .collect()
+    }
+}
+
+#[test]
+fn a_conversation_that_nobody_followed_is_archived_from_its_log() {
+    let mut ledger = Ledger::new();
+    ledger.later(600);
+    ledger.reads(&log(
+        Some("t"),
+        vec![logged_message(5, None, "gladly"), logged_message(1, Some("bob"), "lunch?")],
+    ));
+    assert_eq!(ledger.texts(), ["lunch?", "gladly"], "by time");
+    let talk = ledger.conversations.values().next().unwrap();
+    assert_eq!((talk.thread_id.as_deref(), talk.direction), (Some("t"), Some(Direction::Incoming)));
+    assert_eq!((talk.started_at, talk.ended_at), (start() + 1.seconds(), Some(start() + 5.seconds())));
+    let people: Vec<_> =
+        ledger.participants.values().map(|stay| (stay.sip_uri.as_deref().unwrap(), stay.is_local)).collect();
+    assert_eq!(people, [("sip:alice@contoso.com", true), ("sip:bob@contoso.com", false)]);
+    let rows: Vec<_> = ledger.messages.values().collect();
+    assert_eq!(rows[0].sender_uri.as_deref(), Some("sip:bob@contoso.com"));
+    assert_eq!(rows[1].sender_uri.as_deref(), Some("sip:alice@contoso.com"));
+    assert!(rows.iter().all(|row| row.status == MessageStatus::Delivered && row.is_chained()));
+    assert_eq!(rows[0].source, MessageSource::ConversationLog);
+    assert_eq!(ledger.check_chain(), 2);
+}
+
+#[test]
+fn what_events_and_invitations_and_the_queue_archived_is_not_archived_again() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![invitation(Phase::Started), message(10, "same\r\n")]);
+    ledger.events(vec![invitation_over(OperationStatus::Success)]);
+    let operation = ledger.sending(1, "sip:bob@contoso.com", "from the queue");
+    ledger.answer(send(1, &operation, accepted(Some(3))));
+    ledger.later(90);
+    ledger.settle_overdue();
+    assert_eq!(ledger.messages.len(), 3);
+    ledger.reads(&log(
+        Some("thread"),
+        vec![
+            // The invitation's time is ours, and so is the queue's as long as no event told.
+            logged_message(-20, Some("bob"), "Hungry?"),
+            logged_message(11, Some("bob"), "same"),
+            logged_message(30, None, "from  the queue"),
+            logged_message(40, Some("bob"), "missed"),
+        ],
+    ));
+    assert_eq!(ledger.from_log(), ["missed"]);
+    assert_eq!(ledger.conversations.len(), 1, "it went into the conversation of the thread");
+    assert_eq!(ledger.participants.len(), 1, "whose people are known");
+}
+
+#[test]
+fn an_equal_text_stays_as_often_as_the_log_has_it() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![invitation(Phase::Started), message(2, "ok")]);
+    ledger.reads(&log(
+        Some("thread"),
+        vec![
+            logged_message(0, Some("bob"), "Hungry?"),
+            logged_message(1, Some("bob"), "ok"),
+            logged_message(2, Some("bob"), "ok"),
+            logged_message(30, Some("bob"), "ok"),
+            logged_message(2, None, "ok"),
+        ],
+    ));
+    assert_eq!(ledger.from_log(), ["ok", "ok", "ok"], "one of bob's was there, alice's is another");
+}
+
+#[test]
+fn another_thread_or_another_sender_is_another_message() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![invitation(Phase::Started), message(2, "ok")]);
+    ledger.reads(&log(Some("other"), vec![logged_message(2, Some("bob"), "ok")]));
+    assert_eq!(ledger.from_log(), ["ok"]);
+    ledger.reads(&log(Some("thread"), vec![logged_message(2, Some("carol"), "ok")]));
+    assert_eq!(ledger.from_log(), ["ok", "ok"]);
+    let mut ledger = Ledger::new();
+    // Of this conversation the thread never became known.
+    ledger.events(vec![message(2, "ok")]);
+    ledger.reads(&log(Some("thread"), vec![logged_message(2, Some("bob"), "ok")]));
+    assert_eq!(ledger.from_log(), [""; 0]);
+}
+
+#[test]
+fn a_log_without_a_thread_is_read_once_too() {
+    let mut ledger = Ledger::new();
+    ledger.reads(&log(None, vec![logged_message(1, Some("bob"), "a"), logged_message(2, None, "b")]));
+    assert_eq!(ledger.from_log(), ["a", "b"]);
+    assert_eq!(ledger.conversations.len(), 1);
+}
+
+#[test]
+fn an_invitation_that_reached_us_late_is_the_logs_first_message() {
+    let mut ledger = Ledger::new();
+    ledger.later(1200);
+    ledger.events(vec![invitation(Phase::Started), invitation_over(OperationStatus::Failure)]);
+    ledger.reads(&log(
+        Some("thread"),
+        vec![logged_message(0, Some("bob"), "Hungry?"), logged_message(9, Some("bob"), "Hungry?")],
+    ));
+    assert_eq!(ledger.from_log(), ["Hungry?"], "the second is another one");
+}
+
+#[test]
+fn an_event_that_comes_after_the_log_is_the_logs_message() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![invitation(Phase::Started), invitation_over(OperationStatus::Success)]);
+    ledger.reads(&log(
+        Some("thread"),
+        vec![logged_message(3, Some("bob"), "late"), logged_message(4, None, "from another device")],
+    ));
+    let head = ledger.head.clone();
+    let ours = MessageFact {
+        content: Content { plain: Some("from another device".to_owned()), html: None },
+        ..our_message_fact(4)
+    };
+    ledger.events(vec![message(3, "late"), Fact::Message(ours)]);
+    assert_eq!(ledger.from_log(), ["late", "from another device"]);
+    assert_eq!(ledger.messages.len(), 3);
+    assert_eq!(ledger.head.seq, head.seq + 1, "only the invitation's text was settled by the event");
+}
+
+#[test]
+fn what_is_under_way_is_left_to_the_next_reading() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![conversation("Connected"), message_link(1)]);
+    ledger.sending(1, "sip:bob@contoso.com", "on its way");
+    let log = log(
+        Some("thread"),
+        vec![logged_message(1, Some("bob"), "only linked"), logged_message(2, None, "on its way")],
+    );
+    ledger.answer(log.clone());
+    assert_eq!(ledger.from_log(), [""; 0]);
+    ledger.answer(Fact::Unfetchable(Unfetchable {
+        fetch: fetch(FetchedResource::Message, &format!("{TALK}/messages/1")),
+        why: "404".to_owned(),
+    }));
+    ledger.outbox.get_mut(&OutboxId(1)).unwrap().state = OutboxState::Uncertain;
+    ledger.reads(&log);
+    assert_eq!(ledger.from_log(), ["only linked", "on its way"]);
+}
+
+#[test]
+fn parts_of_a_log_that_are_not_understood_are_kept_once() {
+    let mut ledger = Ledger::new();
+    let log = Fact::Logged(LoggedConversation {
+        href: "/logs/1".to_owned(),
+        unreadable: vec![Quarantined::new("odd", "data:x"), Quarantined::new("odd", "data:x")],
+        ..LoggedConversation::default()
+    });
+    ledger.reads(&log);
+    assert_eq!(ledger.quarantine.len(), 2);
+    assert!(ledger.conversations.is_empty(), "a log without messages makes nothing");
 }
 
 #[test]

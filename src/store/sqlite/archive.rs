@@ -86,8 +86,8 @@ async fn account_of(connection: &mut SqliteConnection, session: SessionId) -> Re
         .map(AccountId)
 }
 
-/// A stretch that was not followed, unless it is empty.
-async fn insert_gap(
+/// A stretch that was not followed, unless it is empty, and the wish to backfill it.
+pub(super) async fn insert_gap(
     connection: &mut SqliteConnection,
     account: AccountId,
     session: SessionId,
@@ -98,20 +98,32 @@ async fn insert_gap(
     if from >= to {
         return Ok(());
     }
-    sqlx::query(
+    let failed = failed("recording a gap");
+    let now = time_text(Timestamp::now());
+    let gap: i64 = sqlx::query_scalar(
         "INSERT INTO gaps (account_id, session_id, from_at, to_at, reason, recorded_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         RETURNING id",
     )
     .bind(account.0)
     .bind(session.0)
     .bind(time_text(from))
     .bind(time_text(to))
     .bind(reason)
-    .bind(time_text(Timestamp::now()))
-    .execute(connection)
+    .bind(&now)
+    .fetch_one(&mut *connection)
     .await
-    .map_err(failed("recording a gap"))
-    .map(drop)
+    .map_err(&failed)?;
+    // The server's logs may know what was said.
+    sqlx::query("INSERT INTO backfills (account_id, gap_id, from_at, due_at) VALUES (?1, ?2, ?3, ?4)")
+        .bind(account.0)
+        .bind(gap)
+        .bind(time_text(from))
+        .bind(now)
+        .execute(connection)
+        .await
+        .map_err(&failed)
+        .map(drop)
 }
 
 async fn endpoint_id(connection: &mut SqliteConnection, account: AccountId) -> Result<String, StoreError> {

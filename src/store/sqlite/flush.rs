@@ -310,7 +310,7 @@ async fn quarantine(connection: &mut SqliteConnection, rows: &[QuarantineRow]) -
         connection,
         rows,
         "INSERT INTO event_quarantine (account_id, session_id, received_at, reason, payload, cursor, payload_sha256,
-             occurrence) ",
+             occurrence, sender) ",
         " ON CONFLICT (account_id, session_id, cursor, payload_sha256, occurrence) WHERE cursor IS NOT NULL DO NOTHING",
         |values, row| {
             values
@@ -321,7 +321,8 @@ async fn quarantine(connection: &mut SqliteConnection, rows: &[QuarantineRow]) -
                 .put(row.payload.clone())
                 .put(row.cursor.clone())
                 .put(row.payload_sha256.clone())
-                .put(row.occurrence);
+                .put(row.occurrence)
+                .put(row.sender.as_ref().and_then(|sender| json(sender).ok()));
         },
     )
     .await

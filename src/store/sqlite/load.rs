@@ -8,7 +8,7 @@ use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::column::{
     direction, invitation_action, invitation_kind, lossy_text, optional_time, optional_user_time,
-    optional_word, outbox_state, some_lossy_text, time, undecodable, word,
+    optional_word, outbox_state, some_lossy_text, time, time_text, undecodable, word,
 };
 use crate::{
     archive::{
@@ -34,6 +34,7 @@ pub(super) async fn workspace(
     conversations(connection, &mut workspace, keys).await?;
     invitations(connection, &mut workspace, keys).await?;
     participants(connection, &mut workspace, keys).await?;
+    logged(connection, &mut workspace, keys).await?;
     outbox(connection, &mut workspace, keys).await?;
     conversations_by_id(connection, &mut workspace).await?;
     messages(connection, &mut workspace, keys).await?;
@@ -332,6 +333,81 @@ fn participant(row: &SqliteRow) -> Result<ParticipantRow, sqlx::Error> {
     })
 }
 
+/// What conversation logs are compared with.
+async fn logged(
+    connection: &mut SqliteConnection,
+    workspace: &mut Workspace,
+    keys: &Keys,
+) -> Result<(), sqlx::Error> {
+    if keys.logged.is_empty() {
+        return Ok(());
+    }
+    let threads: Vec<_> = keys
+        .logged
+        .iter()
+        .map(|key| (key.account.0, &key.thread_id, time_text(key.from), time_text(key.to)))
+        .collect();
+    let threads = json(&threads)?;
+    let rows = sqlx::query(
+        "SELECT c.*
+           FROM json_each(?1) k
+          CROSS JOIN conversations c INDEXED BY conversations_thread
+             ON c.account_id = json_extract(k.value, '$[0]') AND c.thread_id = json_extract(k.value, '$[1]')",
+    )
+    .bind(&threads)
+    .fetch_all(&mut *connection)
+    .await?;
+    for row in rows {
+        workspace.load_conversation(conversation(&row)?);
+    }
+    let rows = sqlx::query(
+        "SELECT p.*
+           FROM json_each(?1) k
+          CROSS JOIN conversations c INDEXED BY conversations_thread
+             ON c.account_id = json_extract(k.value, '$[0]') AND c.thread_id = json_extract(k.value, '$[1]')
+          CROSS JOIN participants p INDEXED BY participants_of_conversation
+             ON p.account_id = c.account_id AND p.conversation_id = c.id",
+    )
+    .bind(&threads)
+    .fetch_all(&mut *connection)
+    .await?;
+    for row in rows {
+        workspace.load_participant(participant(&row)?);
+    }
+    let rows = sqlx::query(
+        "SELECT DISTINCT c.*
+           FROM json_each(?1) k
+          CROSS JOIN messages m INDEXED BY messages_sent
+             ON m.account_id = json_extract(k.value, '$[0]')
+            AND m.sent_at BETWEEN json_extract(k.value, '$[2]') AND json_extract(k.value, '$[3]')
+          CROSS JOIN conversations c ON c.id = m.conversation_id
+          WHERE c.thread_id IS NULL OR json_extract(k.value, '$[1]') IS NULL",
+    )
+    .bind(&threads)
+    .fetch_all(&mut *connection)
+    .await?;
+    for row in rows {
+        workspace.load_conversation(conversation(&row)?);
+    }
+    let rows = sqlx::query(
+        "SELECT m.*
+           FROM json_each(?1) k
+          CROSS JOIN messages m INDEXED BY messages_sent
+             ON m.account_id = json_extract(k.value, '$[0]')
+            AND m.sent_at BETWEEN json_extract(k.value, '$[2]') AND json_extract(k.value, '$[3]')
+          CROSS JOIN conversations c ON c.id = m.conversation_id
+          WHERE c.thread_id IS NULL OR json_extract(k.value, '$[1]') IS NULL
+             OR c.thread_id = json_extract(k.value, '$[1]')",
+    )
+    .bind(&threads)
+    .fetch_all(connection)
+    .await?;
+    for row in rows {
+        workspace.load_message(message(&row)?);
+    }
+    Ok(())
+}
+
 async fn outbox(
     connection: &mut SqliteConnection,
     workspace: &mut Workspace,
@@ -520,7 +596,9 @@ async fn messages(
                FROM json_each(?1) k
               CROSS JOIN messages m INDEXED BY messages_open
                  ON m.account_id = json_extract(k.value, '$[0]') AND m.conversation_id = json_extract(k.value, '$[1]')
-              WHERE m.awaiting IS NOT NULL OR (m.href IS NULL AND m.source = 'invitation')",
+              WHERE (m.awaiting IS NOT NULL OR (m.href IS NULL AND m.source <> 'event'))
+                AND (m.source <> 'conversation_log'
+                     OR m.archived_at >= strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-15 minutes'))",
         )
         .bind(json(&conversations)?)
         .fetch_all(connection)
@@ -550,7 +628,7 @@ pub(super) async fn waiting_messages(
                   ORDER BY m.id
                   LIMIT 1000",
             )
-            .bind(super::column::time_text(until))
+            .bind(time_text(until))
             .fetch_all(&mut *connection)
             .await?
         }

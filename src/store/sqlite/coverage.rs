@@ -1,0 +1,218 @@
+//! Gaps, backfills and coverage.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
+use sqlx::{Row, sqlite::SqliteRow};
+
+use super::{
+    SqliteStore,
+    archive::insert_gap,
+    column::{failed, optional_time, time, time_text},
+};
+use crate::{
+    identifiers::{AccountId, SessionId, SipUri},
+    store::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap, StoreError},
+};
+
+/// A hint that is older than this has been followed as often as it deserves, whatever hints came since.
+const HINT_LASTS: SignedDuration = SignedDuration::from_hours(3);
+
+fn backfill(row: &SqliteRow) -> Result<Backfill, sqlx::Error> {
+    Ok(Backfill {
+        id: row.try_get("id")?,
+        open_gap: row.try_get("open_gap")?,
+        from: time(row, "from_at")?,
+        due_at: time(row, "due_at")?,
+        first_at: optional_time(row, "first_at")?,
+        runs: row.try_get("runs")?,
+    })
+}
+
+fn session(row: &SqliteRow) -> Result<FollowedSession, sqlx::Error> {
+    let from = time(row, "started_at")?;
+    Ok(FollowedSession {
+        from,
+        to: optional_time(row, "last_ack_at")?.unwrap_or(from),
+        open: row.try_get::<Option<&str>, _>("ended_at")?.is_none(),
+        end_reason: row.try_get("end_reason")?,
+    })
+}
+
+fn gap(row: &SqliteRow) -> Result<Gap, sqlx::Error> {
+    Ok(Gap {
+        from: time(row, "from_at")?,
+        to: time(row, "to_at")?,
+        reason: row.try_get("reason")?,
+        backfilled: row.try_get("backfilled")?,
+        detail: row.try_get("detail")?,
+    })
+}
+
+#[async_trait]
+impl CoverageStore for SqliteStore {
+    async fn record_stretch(
+        &self,
+        account: AccountId,
+        session: SessionId,
+        from: Timestamp,
+        to: Timestamp,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let reason = reason.to_owned();
+        self.writer
+            .run("recording a gap", false, move |connection| {
+                Box::pin(async move { insert_gap(connection, account, session, from, to, &reason).await })
+            })
+            .await
+    }
+
+    async fn backfills(&self, account: AccountId) -> Result<Vec<Backfill>, StoreError> {
+        let failed = failed("reading what is to be backfilled");
+        sqlx::query(
+            "SELECT b.id, b.from_at, b.due_at, b.first_at, b.runs, coalesce(g.backfilled, 1) = 0 AS open_gap
+               FROM backfills b LEFT JOIN gaps g ON g.id = b.gap_id
+              WHERE b.account_id = ?1
+              ORDER BY b.due_at, b.id",
+        )
+        .bind(account.0)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?
+        .iter()
+        .map(|row| backfill(row).map_err(&failed))
+        .collect()
+    }
+
+    async fn request_backfill(
+        &self,
+        account: AccountId,
+        from: Timestamp,
+        due_at: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.writer
+            .run("asking for a backfill", false, move |connection| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "INSERT INTO backfills (account_id, from_at, due_at) VALUES (?1, ?2, ?3)
+                         ON CONFLICT (account_id) WHERE gap_id IS NULL DO UPDATE
+                            SET from_at = max(min(from_at, excluded.from_at), ?4), due_at = excluded.due_at,
+                                first_at = NULL, runs = 0",
+                    )
+                    .bind(account.0)
+                    .bind(time_text(from))
+                    .bind(time_text(due_at))
+                    .bind(time_text(from.checked_sub(HINT_LASTS).unwrap_or(from)))
+                    .execute(connection)
+                    .await
+                    .map_err(failed("asking for a backfill"))
+                    .map(drop)
+                })
+            })
+            .await
+    }
+
+    async fn backfilled(
+        &self,
+        backfill: i64,
+        at: Timestamp,
+        next: Option<Timestamp>,
+    ) -> Result<(), StoreError> {
+        self.writer
+            .run("noting a backfill", false, move |connection| {
+                Box::pin(async move {
+                    let failed = failed("noting a backfill");
+                    sqlx::query(
+                        "UPDATE gaps SET backfilled = 1, detail = NULL
+                          WHERE id = (SELECT gap_id FROM backfills WHERE id = ?1) AND backfilled = 0",
+                    )
+                    .bind(backfill)
+                    .execute(&mut *connection)
+                    .await
+                    .map_err(&failed)?;
+                    sqlx::query(
+                        "UPDATE sessions SET backfilled_until = max(coalesce(backfilled_until, ''), g.to_at)
+                           FROM backfills b JOIN gaps g ON g.id = b.gap_id
+                          WHERE b.id = ?1 AND sessions.id = g.session_id",
+                    )
+                    .bind(backfill)
+                    .execute(&mut *connection)
+                    .await
+                    .map_err(&failed)?;
+                    let query = match next {
+                        Some(next) => sqlx::query(
+                            "UPDATE backfills SET runs = runs + 1, first_at = coalesce(first_at, ?2), due_at = ?3
+                              WHERE id = ?1",
+                        )
+                        .bind(backfill)
+                        .bind(time_text(at))
+                        .bind(time_text(next)),
+                        None => sqlx::query("DELETE FROM backfills WHERE id = ?1").bind(backfill),
+                    };
+                    query.execute(connection).await.map_err(&failed).map(drop)
+                })
+            })
+            .await
+    }
+
+    async fn backfill_impossible(&self, account: AccountId, detail: &str) -> Result<(), StoreError> {
+        let detail = detail.to_owned();
+        self.writer
+            .run("noting that a gap stays", false, move |connection| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "UPDATE gaps SET detail = ?2
+                          WHERE account_id = ?1 AND backfilled = 0 AND detail IS NOT ?2",
+                    )
+                    .bind(account.0)
+                    .bind(detail)
+                    .execute(connection)
+                    .await
+                    .map_err(failed("noting that a gap stays"))
+                    .map(drop)
+                })
+            })
+            .await
+    }
+
+    async fn coverage(&self, account: Option<&SipUri>) -> Result<Vec<AccountCoverage>, StoreError> {
+        let failed = failed("reading the coverage");
+        let mut accounts: BTreeMap<String, AccountCoverage> = BTreeMap::new();
+        let sessions = sqlx::query(
+            "SELECT a.sip_uri, s.started_at, s.last_ack_at, s.ended_at, s.end_reason
+               FROM sessions s JOIN accounts a ON a.id = s.account_id
+              WHERE ?1 IS NULL OR a.sip_uri = ?1
+              ORDER BY s.account_id, s.id",
+        )
+        .bind(account.map(SipUri::as_str))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?;
+        for row in &sessions {
+            let uri: String = row.try_get("sip_uri").map_err(&failed)?;
+            accounts
+                .entry(uri.clone())
+                .or_insert_with(|| AccountCoverage { account: uri, sessions: Vec::new(), gaps: Vec::new() })
+                .sessions
+                .push(session(row).map_err(&failed)?);
+        }
+        let gaps = sqlx::query(
+            "SELECT account, from_at, to_at, reason, backfilled, detail
+               FROM coverage_gaps
+              WHERE ?1 IS NULL OR account = ?1
+              ORDER BY from_at, to_at",
+        )
+        .bind(account.map(SipUri::as_str))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?;
+        for row in &gaps {
+            let uri: &str = row.try_get("account").map_err(&failed)?;
+            if let Some(account) = accounts.get_mut(uri) {
+                account.gaps.push(gap(row).map_err(&failed)?);
+            }
+        }
+        Ok(accounts.into_values().collect())
+    }
+}

@@ -1,0 +1,99 @@
+//! Payloads that were not understood.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sqlx::{Row, sqlite::SqliteRow};
+
+use super::{
+    SqliteStore,
+    column::{failed, optional_time, time, time_text, undecodable},
+};
+use crate::{
+    identifiers::{AccountId, SessionId, SipUri},
+    store::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload, StoreError},
+};
+
+fn entry(row: &SqliteRow) -> Result<QuarantineEntry, sqlx::Error> {
+    Ok(QuarantineEntry {
+        id: row.try_get("id")?,
+        account: row.try_get("sip_uri")?,
+        received_at: time(row, "received_at")?,
+        reason: row.try_get("reason")?,
+        payload_bytes: row.try_get("payload_bytes")?,
+        resolved_at: optional_time(row, "resolved_at")?,
+    })
+}
+
+fn payload(row: &SqliteRow) -> Result<QuarantinedPayload, sqlx::Error> {
+    let sender: Option<&str> = row.try_get("sender")?;
+    Ok(QuarantinedPayload {
+        entry: entry(row)?,
+        account: AccountId(row.try_get("account_id")?),
+        session: row.try_get::<Option<i64>, _>("session_id")?.map(SessionId),
+        payload: row.try_get("payload")?,
+        sender: sender
+            .map(|sender| serde_json::from_str(sender).map_err(|error| undecodable("sender", error)))
+            .transpose()?,
+    })
+}
+
+#[async_trait]
+impl QuarantineStore for SqliteStore {
+    async fn quarantine_entries(
+        &self,
+        filter: &QuarantineFilter,
+    ) -> Result<Vec<QuarantineEntry>, StoreError> {
+        let failed = failed("listing the quarantine");
+        sqlx::query(
+            "SELECT q.id, a.sip_uri, q.received_at, q.reason, length(CAST(q.payload AS BLOB)) AS payload_bytes,
+                    q.resolved_at
+               FROM event_quarantine q JOIN accounts a ON a.id = q.account_id
+              WHERE (?1 IS NULL OR a.sip_uri = ?1) AND (?2 OR q.resolved_at IS NULL)
+              ORDER BY q.id DESC
+              LIMIT ?3",
+        )
+        .bind(filter.account.as_ref().map(SipUri::as_str))
+        .bind(filter.resolved)
+        .bind(filter.limit)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?
+        .iter()
+        .map(|row| entry(row).map_err(&failed))
+        .collect()
+    }
+
+    async fn quarantined(&self, id: i64) -> Result<Option<QuarantinedPayload>, StoreError> {
+        let failed = failed("reading a quarantined payload");
+        sqlx::query(
+            "SELECT q.id, a.sip_uri, q.account_id, q.session_id, q.received_at, q.reason, q.payload, q.sender,
+                    length(CAST(q.payload AS BLOB)) AS payload_bytes, q.resolved_at
+               FROM event_quarantine q JOIN accounts a ON a.id = q.account_id
+              WHERE q.id = ?1",
+        )
+        .bind(id)
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(&failed)?
+        .map(|row| payload(&row).map_err(&failed))
+        .transpose()
+    }
+
+    async fn mark_resolved(&self, id: i64, at: Timestamp) -> Result<(), StoreError> {
+        self.writer
+            .run("noting that a payload is understood", false, move |connection| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "UPDATE event_quarantine SET resolved_at = coalesce(resolved_at, ?2) WHERE id = ?1",
+                    )
+                    .bind(id)
+                    .bind(time_text(at))
+                    .execute(connection)
+                    .await
+                    .map_err(failed("noting that a payload is understood"))
+                    .map(drop)
+                })
+            })
+            .await
+    }
+}
