@@ -145,7 +145,7 @@ pub async fn run(
     hints: Arc<BackfillHints>,
 ) {
     let mut soon = Backoff::new(Duration::from_secs(5), Duration::from_secs(35));
-    let mut later = Backoff::new(Duration::from_secs(60), Duration::from_secs(300));
+    let mut later = Backoff::new(Duration::from_mins(1), Duration::from_mins(5));
     loop {
         keep_hint(&context, &hints).await;
         let wanted = match context.store.backfills(context.account).await {
@@ -164,7 +164,7 @@ pub async fn run(
         let wait = Duration::try_from(first.due_at.duration_since(Timestamp::now())).unwrap_or_default();
         if !wait.is_zero() {
             // In steps, so that a clock that is set does not matter.
-            let step = wait.min(Duration::from_secs(60));
+            let step = wait.min(Duration::from_mins(1));
             tokio::select! {
                 () = tokio::time::sleep(step) => {}
                 () = hints.wake.notified() => {}
