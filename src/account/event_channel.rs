@@ -191,6 +191,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
     // The account's work on the last batch, done while the next GET is parked.
     let mut dispatch: Dispatch = Box::pin(std::future::ready(Ok(())));
     loop {
+        let followed_until = follow.health.answered_at();
         let (polled, dispatched) = futures_util::join!(poll(&follow, parameters.as_ref()), dispatch.as_mut());
         dispatch = Box::pin(std::future::ready(Ok(())));
         if dispatched.is_err() {
@@ -218,8 +219,8 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
             }
             (Step::CommitAndResume { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
                 follow.health.continuity.fetch_add(1, Ordering::Relaxed);
-                // Before the commit, which says that the channel is followed again.
-                follow.record_gap("the server lost track of what was followed and asked to resume").await;
+                let reason = "the server lost track of what was followed and asked to resume";
+                follow.record_gap(followed_until, reason).await;
                 return match follow.commit(&cursor, &batch, &body, received_at).await {
                     Ok(_) => ChannelEnd::Resumed,
                     Err(end) => end,
@@ -353,7 +354,8 @@ impl Follow {
                         );
                     }
                     if unparked > SERVER_FORGETS {
-                        self.record_database_away(commit.received_at).await;
+                        let reason = "the database was away, so that nothing could be acknowledged";
+                        self.record_gap(commit.received_at, reason).await;
                     }
                     self.cursor = next;
                     return Ok(outcome);
@@ -386,20 +388,10 @@ impl Follow {
         }
     }
 
-    /// Records that the channel was not followed since it was last known to be.
-    async fn record_gap(&self, reason: &str) {
-        let recorded = self.store.record_gap(self.account, self.session, Timestamp::now(), reason).await;
-        if let Err(error) = recorded {
-            tracing::warn!(error = %crate::error_chain(&error), "a gap could not be recorded");
-        }
-        self.backfill.gap_recorded();
-    }
-
-    /// Records that nothing was asked for since a response, because it could not be stored.
-    async fn record_database_away(&self, since: Timestamp) {
-        let reason = "the database was away, so that nothing could be acknowledged";
+    /// Records that the channel was not followed since `from`.
+    async fn record_gap(&self, from: Timestamp, reason: &str) {
         let recorded =
-            self.store.record_stretch(self.account, self.session, since, Timestamp::now(), reason).await;
+            self.store.record_stretch(self.account, self.session, from, Timestamp::now(), reason).await;
         if let Err(error) = recorded {
             tracing::warn!(error = %crate::error_chain(&error), "a gap could not be recorded");
         }
