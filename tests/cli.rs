@@ -444,6 +444,61 @@ fn reading_an_empty_archive_is_no_error_and_is_noted() {
     assert!(query.contains("since="), "{query}");
 }
 
+#[test]
+fn payloads_that_were_not_understood_are_listed_shown_and_read_again() {
+    let place = Place::with_accounts();
+    assert_eq!(place.run(&["quarantine", "list"]).succeeded().stdout.lines().count(), 1);
+    write_rows(
+        &place,
+        "INSERT INTO sessions (account_id, application_href, endpoint_id, started_at, last_ack_at)
+              SELECT id, '/a', 'e', '2026-03-01T10:00:00.000Z', '2026-03-01T12:00:00.000Z' FROM accounts
+               WHERE sip_uri = 'sip:alice@contoso.com';
+         INSERT INTO event_quarantine (account_id, session_id, received_at, reason, payload, payload_sha256, sender)
+              SELECT account_id, id, '2026-03-01T11:00:00.000Z', 'odd',
+                     '<completed rel=\"message\" href=\"/m\" status=\"Success\"><resource rel=\"message\" href=\"/m\">' ||
+                     '<link rel=\"plainMessage\" href=\"data:,under\u{1b}stood\"/>' ||
+                     '<property name=\"direction\">Incoming</property></resource></completed>',
+                     '', '{\"rel\":\"conversation\",\"href\":\"/talk\"}' FROM sessions;
+         INSERT INTO event_quarantine (account_id, received_at, reason, payload, payload_sha256)
+              SELECT account_id, '2026-03-01T11:00:00.000Z', 'html', '<html>', '' FROM sessions;
+         INSERT INTO gaps (account_id, session_id, from_at, to_at, reason, recorded_at, detail)
+              SELECT account_id, id, '2026-03-01T10:30:00.000Z', '2026-03-01T10:40:00.000Z', 'resume', '', 'no logs'
+                FROM sessions;",
+    );
+    let listed = place.run(&["quarantine", "list", "--account", "alice@contoso.com", "--format", "json"]);
+    assert_eq!(listed.succeeded().json().as_array().unwrap().len(), 2);
+    let shown = place.run(&["quarantine", "show", "1"]).succeeded().stdout;
+    assert!(shown.contains("data:,under\u{241b}stood") && shown.contains("conversation /talk"), "{shown:?}");
+    place.run(&["quarantine", "show", "9"]).failed(1, &["no payload 9"]);
+    place.run(&["quarantine", "replay"]).failed(2, &["<ID>"]);
+
+    place.run(&["quarantine", "replay", "2"]).failed(1, &["stay in the quarantine"]);
+    let replayed = place.run(&["quarantine", "replay", "--all", "--format", "json"]).succeeded().json();
+    assert_eq!((&replayed[0]["id"], &replayed[0]["understood"]), (&1.into(), &true.into()), "{replayed}");
+    assert_eq!((&replayed[1]["id"], &replayed[1]["understood"]), (&2.into(), &false.into()));
+    assert_eq!(place.run(&["quarantine", "list", "--format", "json"]).json().as_array().unwrap().len(), 1);
+    let archived = place.run(&["history", "--format", "json"]).succeeded().json();
+    assert_eq!(archived[0]["body"], "under\u{1b}stood");
+    let actions: Vec<_> = access_log(&place).into_iter().map(|(_, action, ..)| action).collect();
+    assert_eq!(actions, ["quarantine show", "history"]);
+
+    let coverage =
+        place.run(&["coverage", "--account", "alice@contoso.com", "--format", "json"]).succeeded().json();
+    let followed: Vec<_> = coverage.as_array().unwrap().iter().map(|row| row["followed"].as_bool()).collect();
+    assert_eq!(followed, [Some(true), Some(false), Some(true), Some(false)], "{coverage}");
+    assert_eq!((&coverage[1]["backfilled"], &coverage[1]["detail"]), (&false.into(), &"no logs".into()));
+    assert_eq!(place.run(&["coverage"]).succeeded().stdout.lines().count(), 5);
+    place.run(&["coverage", "--account", "nobody@contoso.com"]).failed(1, &["no account"]);
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn write_rows(place: &Place, sql: &'static str) {
+    use sqlx::{Connection, SqliteConnection};
+    let url = format!("sqlite://{}", place.path("ucwa-relay.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn access_log(place: &Place) -> Vec<(String, String, Option<String>, String)> {
     use sqlx::{Connection, SqliteConnection};

@@ -51,6 +51,8 @@ const OLD_ONES_IN_A_ROW: usize = 20;
 const PAGES_AT_MOST: usize = 1000;
 /// After so many logs in a row that can't be read now, Exchange is taken to be away.
 const FAILURES_IN_A_ROW: u32 = 3;
+/// A single log that still can't be read after so many attempts is asked for less often.
+const EAGER_ATTEMPTS: u32 = 20;
 /// The channel counts as quiet when its GET has been parked so long: what the server kept has come.
 const QUIET: SignedDuration = SignedDuration::from_secs(3);
 /// A channel in lively traffic is never quiet.
@@ -110,8 +112,10 @@ enum Trouble {
     SessionLost,
     /// It will not get better.
     ForGood(String),
-    /// Try again.
-    ForNow(String),
+    /// Try again, not before the time that the server asked for.
+    ForNow(String, Option<Duration>),
+    /// All but some logs were read; try again, but not for ever as eagerly.
+    InPart(String),
 }
 
 impl Trouble {
@@ -125,7 +129,7 @@ impl Trouble {
                 "the mailbox is on an Exchange Server without conversation logs: {words}"
             ));
         }
-        Self::ForNow(words)
+        Self::ForNow(words, error.retry_after())
     }
 
     /// This one resource is gone or refused; others may be read.
@@ -145,7 +149,7 @@ pub async fn run(
     hints: Arc<BackfillHints>,
 ) {
     let mut soon = Backoff::new(Duration::from_secs(5), Duration::from_secs(35));
-    let mut later = Backoff::new(Duration::from_secs(60), Duration::from_secs(300));
+    let mut later = Backoff::new(Duration::from_mins(1), Duration::from_mins(5));
     loop {
         keep_hint(&context, &hints).await;
         let wanted = match context.store.backfills(context.account).await {
@@ -164,7 +168,7 @@ pub async fn run(
         let wait = Duration::try_from(first.due_at.duration_since(Timestamp::now())).unwrap_or_default();
         if !wait.is_zero() {
             // In steps, so that a clock that is set does not matter.
-            let step = wait.min(Duration::from_secs(60));
+            let step = wait.min(Duration::from_mins(1));
             tokio::select! {
                 () = tokio::time::sleep(step) => {}
                 () = hints.wake.notified() => {}
@@ -202,14 +206,21 @@ pub async fn run(
                 say(&context, &why).await;
                 return;
             }
-            Err(Trouble::ForNow(why)) => {
+            Err(Trouble::InPart(why)) => {
+                tracing::warn!(why, "some conversation logs can't be read");
+                say(&context, &format!("some conversation logs can't be read yet: {why}")).await;
+                let eager = due.iter().any(|backfill| backfill.open_gap) && soon.failures() < EAGER_ATTEMPTS;
+                let delay = if eager { soon.next_delay() } else { later.next_delay() };
+                tokio::time::sleep(delay).await;
+            }
+            Err(Trouble::ForNow(why, asked)) => {
                 tracing::warn!(why, "conversation logs can't be read now");
                 say(&context, &format!("the conversation logs can't be read yet: {why}")).await;
                 // The link may have moved.
                 logs = None;
                 let open_gap = due.iter().any(|backfill| backfill.open_gap);
                 let delay = if open_gap { soon.next_delay() } else { later.next_delay() };
-                tokio::time::sleep(delay).await;
+                tokio::time::sleep(delay.max(asked.unwrap_or_default())).await;
             }
         }
     }
@@ -221,6 +232,7 @@ async fn keep_hint(context: &DeliveryContext, hints: &BackfillHints) {
     let from = at.checked_sub(BEFORE_A_HINT).unwrap_or(at);
     if let Err(error) = context.store.request_backfill(context.account, from, at).await {
         tracing::warn!(error = %crate::error_chain(&error), "a hint at conversation logs could not be stored");
+        tokio::time::sleep(Duration::from_secs(1)).await;
         hints.hint(at);
     }
 }
@@ -292,10 +304,10 @@ async fn read_logs(context: &DeliveryContext, logs: &Url, from: Timestamp) -> Re
             match read_log(context, href, known.copied(), from, &mut contacts).await {
                 Ok(true) => (old_ones, failures) = (0, 0),
                 Ok(false) => (old_ones, failures) = (old_ones + 1, 0),
-                Err(Trouble::ForNow(why)) => {
+                Err(Trouble::ForNow(why, asked)) => {
                     failures += 1;
-                    if failures >= FAILURES_IN_A_ROW {
-                        return Err(Trouble::ForNow(why));
+                    if failures >= FAILURES_IN_A_ROW || asked.is_some() {
+                        return Err(Trouble::ForNow(why, asked));
                     }
                     failed.get_or_insert(why);
                 }
@@ -306,7 +318,7 @@ async fn read_logs(context: &DeliveryContext, logs: &Url, from: Timestamp) -> Re
             }
         }
         if old_ones > 0 || hrefs.len() < limit || limit >= LOGS_AT_MOST {
-            return failed.map_or(Ok(()), |why| Err(Trouble::ForNow(why)));
+            return failed.map_or(Ok(()), |why| Err(Trouble::InPart(why)));
         }
         limit *= 4;
     }
@@ -401,7 +413,7 @@ async fn commit(context: &DeliveryContext, fact: Fact) -> Result<(), Trouble> {
     match context.store.commit(commit).await {
         Ok(_) => Ok(()),
         Err(StoreError::Closing | StoreError::Fenced(_)) => Err(Trouble::SessionLost),
-        Err(error) => Err(Trouble::ForNow(crate::error_chain(&error))),
+        Err(error) => Err(Trouble::ForNow(crate::error_chain(&error), None)),
     }
 }
 

@@ -222,6 +222,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
     // The account's work on the last batch, done while the next GET is parked.
     let mut dispatch: Dispatch = Box::pin(std::future::ready(Ok(())));
     loop {
+        let followed_until = follow.health.answered_at();
         let (polled, dispatched) = futures_util::join!(poll(&follow, parameters.as_ref()), dispatch.as_mut());
         dispatch = Box::pin(std::future::ready(Ok(())));
         if dispatched.is_err() {
@@ -249,7 +250,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
             }
             (Step::CommitAndResume { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
                 follow.health.lose_continuity();
-                if let Err(end) = follow.note_resume().await {
+                if let Err(end) = follow.note_resume(followed_until).await {
                     return end;
                 }
                 return match follow.commit(&cursor, &batch, &body, received_at).await {
@@ -337,12 +338,15 @@ impl Follow {
 
     /// Before the cursor of a `resume` is committed: the stretch that the server forgot is a gap, and what was being
     /// sent can no longer be settled by events.
-    async fn note_resume(&self) -> Result<(), ChannelEnd> {
+    async fn note_resume(&self, followed_until: Timestamp) -> Result<(), ChannelEnd> {
         const WHY: &str = "the server asked to resume: it lost track of what was followed";
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
             let noted = async {
-                self.store.record_gap(self.account, self.session, Timestamp::now(), WHY).await?;
+                self.store
+                    .record_stretch(self.account, self.session, followed_until, Timestamp::now(), WHY)
+                    .await?;
+                self.backfill.gap_recorded();
                 self.store.abandon_sends(self.account, WHY).await
             };
             match noted.await {
@@ -419,7 +423,8 @@ impl Follow {
                         );
                     }
                     if unparked > SERVER_FORGETS {
-                        self.record_database_away(commit.received_at).await;
+                        let reason = "the database was away, so that nothing could be acknowledged";
+                        self.record_gap(commit.received_at, reason).await;
                     }
                     self.cursor = next;
                     return Ok(outcome);
@@ -464,11 +469,10 @@ impl Follow {
         }
     }
 
-    /// Records that nothing was asked for since a response, because it could not be stored.
-    async fn record_database_away(&self, since: Timestamp) {
-        let reason = "the database was away, so that nothing could be acknowledged";
+    /// Records that the channel was not followed since `from`.
+    async fn record_gap(&self, from: Timestamp, reason: &str) {
         let recorded =
-            self.store.record_stretch(self.account, self.session, since, Timestamp::now(), reason).await;
+            self.store.record_stretch(self.account, self.session, from, Timestamp::now(), reason).await;
         if let Err(error) = recorded {
             tracing::warn!(error = %crate::error_chain(&error), "a gap could not be recorded");
         }

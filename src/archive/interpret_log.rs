@@ -107,7 +107,7 @@ fn recipients(log: &Resource) -> Contacts {
 }
 
 fn message(transcript: &Resource, said: &Resource, known: &Contacts, fact: &mut LoggedConversation) {
-    let links: Vec<&Link> = ["plainMessage", "htmlMessage"].iter().flat_map(|rel| said.link(rel)).collect();
+    let links: Vec<&Link> = ["plainMessage", "htmlMessage"].iter().filter_map(|rel| said.link(rel)).collect();
     let mut content = Content::default();
     let mut problems = Vec::new();
     read_content(&links, "", &mut content, &mut problems);

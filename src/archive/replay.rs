@@ -89,7 +89,7 @@ mod tests {
         let event = "<completed rel=\"message\" href=\"/m/2\" status=\"Success\"><resource rel=\"message\" href=\"/m/2\">\
              <link rel=\"plainMessage\" href=\"data:,late\"/><property name=\"direction\">Incoming</property>\
              </resource></completed>";
-        for text in [event.to_owned(), event.replace("<", "<u:").replace("<u:/", "</u:")] {
+        for text in [event.to_owned(), event.replace('<', "<u:").replace("<u:/", "</u:")] {
             let facts = replay(&text, Some(&conversation())).unwrap();
             let [Fact::Message(message)] = facts.as_slice() else { panic!("{facts:?}") };
             assert_eq!(message.conversation_href, "/talks/7?a=1&b=2");

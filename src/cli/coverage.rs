@@ -105,7 +105,7 @@ fn stretches(coverage: AccountCoverage, now: Timestamp) -> Vec<Stretch> {
             if gap.from > from {
                 stretches.push(followed(from, Some(gap.from)));
             }
-            from = gap.to;
+            from = from.max(gap.to);
         }
         if now_followed {
             stretches.push(followed(from, None));

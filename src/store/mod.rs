@@ -1,7 +1,7 @@
 //! The database, behind traits in the domain's words.
 //!
 //! Nothing outside this folder knows SQL or a dialect; nothing inside it knows HTTP, XML or actors. A dialect is one
-//! folder (`sqlite/`) that implements the traits of this file, of [`coverage`] and of [`quarantine`]; [`connect`] picks it by the URL.
+//! folder (`sqlite/`) that implements the traits of this file, of `coverage` and of `quarantine`; [`connect`] picks it by the URL.
 //!
 //! Everything a running server writes goes through one writer that joins what many accounts bring within a few
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.

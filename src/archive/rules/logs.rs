@@ -22,6 +22,9 @@ use crate::{
     store::OutboxState,
 };
 
+/// Messages of a log by number, and rows by place, that say the same.
+type Alike = (Vec<usize>, Vec<usize>);
+
 /// How far the times of the server's event and of its log may be apart.
 const SAME_TIME: SignedDuration = SignedDuration::from_secs(5);
 
@@ -167,7 +170,7 @@ impl Workspace {
 
     /// Which message of the log is which row. Both lists are sorted by time.
     fn match_one_to_one(&self, said: &[Said], archived: &[usize]) -> BTreeMap<usize, Option<usize>> {
-        let mut texts: BTreeMap<(Direction, &str), (Vec<usize>, Vec<usize>)> = BTreeMap::new();
+        let mut texts: BTreeMap<(Direction, &str), Alike> = BTreeMap::new();
         for (number, said) in said.iter().enumerate() {
             texts.entry((said.direction, &said.key)).or_default().0.push(number);
         }
@@ -309,7 +312,7 @@ impl Workspace {
                     fill(&mut stay.display_name, person.name.as_ref());
                 }
                 None => {
-                    self.stay_of_log(applying, conversation, person.uri.clone(), person.name.clone(), false)
+                    self.stay_of_log(applying, conversation, person.uri.clone(), person.name.clone(), false);
                 }
             }
         }

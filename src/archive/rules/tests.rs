@@ -1216,7 +1216,7 @@ impl Ledger {
         self.check_chain();
     }
 
-    fn from_log(&self) -> Vec<&str> {
+    fn logged_texts(&self) -> Vec<&str> {
         self.messages
             .values()
             .filter(|row| row.source == MessageSource::ConversationLog)
@@ -1268,7 +1268,7 @@ fn what_events_and_invitations_and_the_queue_archived_is_not_archived_again() {
             logged_message(40, Some("bob"), "missed"),
         ],
     ));
-    assert_eq!(ledger.from_log(), ["missed"]);
+    assert_eq!(ledger.logged_texts(), ["missed"]);
     assert_eq!(ledger.conversations.len(), 1, "it went into the conversation of the thread");
     assert_eq!(ledger.participants.len(), 1, "whose people are known");
 }
@@ -1287,7 +1287,7 @@ fn an_equal_text_stays_as_often_as_the_log_has_it() {
             logged_message(2, None, "ok"),
         ],
     ));
-    assert_eq!(ledger.from_log(), ["ok", "ok", "ok"], "one of bob's was there, alice's is another");
+    assert_eq!(ledger.logged_texts(), ["ok", "ok", "ok"], "one of bob's was there, alice's is another");
 }
 
 #[test]
@@ -1295,21 +1295,21 @@ fn another_thread_or_another_sender_is_another_message() {
     let mut ledger = Ledger::new();
     ledger.events(vec![invitation(Phase::Started), message(2, "ok")]);
     ledger.reads(&log(Some("other"), vec![logged_message(2, Some("bob"), "ok")]));
-    assert_eq!(ledger.from_log(), ["ok"]);
+    assert_eq!(ledger.logged_texts(), ["ok"]);
     ledger.reads(&log(Some("thread"), vec![logged_message(2, Some("carol"), "ok")]));
-    assert_eq!(ledger.from_log(), ["ok", "ok"]);
+    assert_eq!(ledger.logged_texts(), ["ok", "ok"]);
     let mut ledger = Ledger::new();
     // Of this conversation the thread never became known.
     ledger.events(vec![message(2, "ok")]);
     ledger.reads(&log(Some("thread"), vec![logged_message(2, Some("bob"), "ok")]));
-    assert_eq!(ledger.from_log(), [""; 0]);
+    assert_eq!(ledger.logged_texts(), [""; 0]);
 }
 
 #[test]
 fn a_log_without_a_thread_is_read_once_too() {
     let mut ledger = Ledger::new();
     ledger.reads(&log(None, vec![logged_message(1, Some("bob"), "a"), logged_message(2, None, "b")]));
-    assert_eq!(ledger.from_log(), ["a", "b"]);
+    assert_eq!(ledger.logged_texts(), ["a", "b"]);
     assert_eq!(ledger.conversations.len(), 1);
 }
 
@@ -1322,7 +1322,7 @@ fn an_invitation_that_reached_us_late_is_the_logs_first_message() {
         Some("thread"),
         vec![logged_message(0, Some("bob"), "Hungry?"), logged_message(9, Some("bob"), "Hungry?")],
     ));
-    assert_eq!(ledger.from_log(), ["Hungry?"], "the second is another one");
+    assert_eq!(ledger.logged_texts(), ["Hungry?"], "the second is another one");
 }
 
 #[test]
@@ -1339,7 +1339,7 @@ fn an_event_that_comes_after_the_log_is_the_logs_message() {
         ..our_message_fact(4)
     };
     ledger.events(vec![message(3, "late"), Fact::Message(ours)]);
-    assert_eq!(ledger.from_log(), ["late", "from another device"]);
+    assert_eq!(ledger.logged_texts(), ["late", "from another device"]);
     assert_eq!(ledger.messages.len(), 3);
     assert_eq!(ledger.head.seq, head.seq + 1, "only the invitation's text was settled by the event");
 }
@@ -1354,14 +1354,14 @@ fn what_is_under_way_is_left_to_the_next_reading() {
         vec![logged_message(1, Some("bob"), "only linked"), logged_message(2, None, "on its way")],
     );
     ledger.answer(log.clone());
-    assert_eq!(ledger.from_log(), [""; 0]);
+    assert_eq!(ledger.logged_texts(), [""; 0]);
     ledger.answer(Fact::Unfetchable(Unfetchable {
         fetch: fetch(FetchedResource::Message, &format!("{TALK}/messages/1")),
         why: "404".to_owned(),
     }));
     ledger.outbox.get_mut(&OutboxId(1)).unwrap().state = OutboxState::Uncertain;
     ledger.reads(&log);
-    assert_eq!(ledger.from_log(), ["only linked", "on its way"]);
+    assert_eq!(ledger.logged_texts(), ["only linked", "on its way"]);
 }
 
 #[test]
