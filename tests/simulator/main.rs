@@ -49,8 +49,13 @@ fn call(to: &str, text: &str) -> CallRequest {
 }
 
 async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    eventually_asked(what, async || condition()).await;
+}
+
+/// As [`eventually`], for what has to be asked over the network.
+async fn eventually_asked(what: &str, condition: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + LIMIT;
-    while !condition() {
+    while !condition().await {
         assert!(Instant::now() < deadline, "{what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -100,16 +105,17 @@ async fn discovery_leads_through_the_challenge_to_the_applications() {
     let found = Node::parse(&asked.text().await.unwrap()).resource();
     let applications = found.link("applications");
     assert_eq!(applications, format!("http://{}/ucwa/oauth/v1/applications", simulator.address()));
-    let deadline = Instant::now() + LIMIT;
-    loop {
+    eventually_asked("the token never expires", async || {
         let answer = http.get(applications).bearer_auth(bearer).send().await.unwrap();
-        if answer.status() == StatusCode::UNAUTHORIZED {
-            break;
+        match answer.status() {
+            StatusCode::UNAUTHORIZED => true,
+            status => {
+                assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+                false
+            }
         }
-        assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
-        assert!(Instant::now() < deadline, "the token never expires");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    })
+    .await;
     simulator.shutdown().await;
 }
 
