@@ -144,67 +144,74 @@ impl HttpClients {
             Some((lease, timeout)) => (&lease.poll.client, timeout + self.shared.settings.poll_margin),
             None => (&self.shared.commands, self.shared.settings.request_timeout),
         };
-        let mut request = client
-            .request(call.method.clone(), call.url.clone())
-            .timeout(timeout)
-            .header(ACCEPT, call.accept);
-        if let Some(bearer) = bearer {
-            request = request.header(AUTHORIZATION, bearer.clone());
-        }
-        match &call.body {
-            Some((content_type, text)) => {
-                request = request.header(CONTENT_TYPE, content_type).body(text.clone());
-            }
-            // IIS answers 411 to a POST without a length.
-            None if call.method == Method::POST => request = request.header(CONTENT_LENGTH, "0").body(""),
-            None => {}
-        }
-        let host = host_of(&call.url);
-        let failed = |error: reqwest::Error| describe_failure(error, call.resource, &host);
-        let mut response = request.send().await.map_err(failed)?;
-        let status = response.status().as_u16();
-        let headers = std::mem::take(response.headers_mut());
-        let limit = if call.parked.is_some() { EVENTS_LIMIT } else { BODY_LIMIT };
-        let mut body = Vec::new();
-        loop {
-            match response.chunk().await {
-                Ok(Some(chunk)) if body.len() + chunk.len() > limit => {
-                    if call.parked.is_some() && status == 200 {
-                        // What was read goes to quarantine as the torn response it is; a response that is always
-                        // refused would block the channel for ever.
-                        body.extend_from_slice(&chunk[..limit - body.len()]);
-                        break;
-                    }
-                    if call.body_matters(status) {
-                        return Err(UcwaError::TooLarge { resource: call.resource, limit });
-                    }
-                    body.clear();
-                    break;
-                }
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-                Ok(None) => break,
-                Err(error) if call.body_matters(status) => return Err(failed(error)),
-                // The status says all that is needed.
-                Err(_) => {
-                    body.clear();
-                    break;
-                }
-            }
-        }
-        let reply = Reply { resource: call.resource, host, status, headers, body };
-        if status >= 400 {
-            tracing::debug!(
-                resource = reply.resource,
-                status,
-                host = %reply.host,
-                diagnostics = reply.header(&DIAGNOSTICS).as_deref(),
-                server_fqdn = reply.header(&SERVER_FQDN).as_deref(),
-                warning = reply.header(&WARNING).as_deref(),
-                "the server refused a request"
-            );
-        }
-        Ok(reply)
+        exchange(client, timeout, call, bearer).await
     }
+}
+
+async fn exchange(
+    client: &Client,
+    timeout: Duration,
+    call: &Call<'_>,
+    authorization: Option<&HeaderValue>,
+) -> Result<Reply, UcwaError> {
+    let mut request =
+        client.request(call.method.clone(), call.url.clone()).timeout(timeout).header(ACCEPT, call.accept);
+    if let Some(authorization) = authorization {
+        request = request.header(AUTHORIZATION, authorization.clone());
+    }
+    match &call.body {
+        Some((content_type, text)) => {
+            request = request.header(CONTENT_TYPE, content_type).body(text.clone());
+        }
+        // IIS answers 411 to a POST without a length.
+        None if call.method == Method::POST => request = request.header(CONTENT_LENGTH, "0").body(""),
+        None => {}
+    }
+    let host = host_of(&call.url);
+    let failed = |error: reqwest::Error| describe_failure(error, call.resource, &host);
+    let mut response = request.send().await.map_err(failed)?;
+    let status = response.status().as_u16();
+    let headers = std::mem::take(response.headers_mut());
+    let limit = if call.parked.is_some() { EVENTS_LIMIT } else { BODY_LIMIT };
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() > limit => {
+                if call.parked.is_some() && status == 200 {
+                    // What was read goes to quarantine as the torn response it is; a response that is always
+                    // refused would block the channel for ever.
+                    body.extend_from_slice(&chunk[..limit - body.len()]);
+                    break;
+                }
+                if call.body_matters(status) {
+                    return Err(UcwaError::TooLarge { resource: call.resource, limit });
+                }
+                body.clear();
+                break;
+            }
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => break,
+            Err(error) if call.body_matters(status) => return Err(failed(error)),
+            // The status says all that is needed.
+            Err(_) => {
+                body.clear();
+                break;
+            }
+        }
+    }
+    let reply = Reply { resource: call.resource, host, status, headers, body };
+    if status >= 400 {
+        tracing::debug!(
+            resource = reply.resource,
+            status,
+            host = %reply.host,
+            diagnostics = reply.header(&DIAGNOSTICS).as_deref(),
+            server_fqdn = reply.header(&SERVER_FQDN).as_deref(),
+            warning = reply.header(&WARNING).as_deref(),
+            "the server refused a request"
+        );
+    }
+    Ok(reply)
 }
 
 fn setup(problem: &str) -> UcwaError {
