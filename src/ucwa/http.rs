@@ -2,7 +2,8 @@
 //!
 //! [`HttpClients`] is shared by all accounts. Commands go through one client. Parked GETs go through others, each for
 //! a limited number of accounts: over HTTP/2 a server lets a client park about 100 requests on its one connection and
-//! leaves the rest waiting without a word.
+//! leaves the rest waiting without a word. What signs in a connection gets a client of its own
+//! ([`HttpClients::one_connection`]): on a shared one it would sign in everybody else, too.
 
 use std::{
     error::Error,
@@ -25,6 +26,7 @@ use url::Url;
 
 use super::{
     challenge::{self, Challenges},
+    connect_once::ConnectOnce,
     error::{TOKEN_INVALID, UcwaError, WEB_TICKET_INVALID, parse_retry_after},
     model::Resource,
     trust::host_of,
@@ -107,7 +109,7 @@ impl HttpClients {
                 }
             },
         };
-        let commands = build(settings, &authorities)?;
+        let commands = build(settings, &authorities, Connections::Many)?;
         let shared =
             Shared { settings: settings.clone(), authorities, commands, polls: Mutex::new(Vec::new()) };
         Ok(Self { shared: Arc::new(shared) })
@@ -121,7 +123,7 @@ impl HttpClients {
         let poll = free.unwrap_or_else(|| {
             // Building succeeded once with the same settings. If the system's certificates are gone since, sharing
             // a client is better than no event channel.
-            let client = build(&self.shared.settings, &self.shared.authorities)
+            let client = build(&self.shared.settings, &self.shared.authorities, Connections::Many)
                 .unwrap_or_else(|_| self.shared.commands.clone());
             let poll = Arc::new(PollClient { client, accounts: AtomicUsize::new(0) });
             polls.push(Arc::clone(&poll));
@@ -129,6 +131,15 @@ impl HttpClients {
         });
         poll.accounts.fetch_add(1, Ordering::Relaxed);
         PollLease { poll }
+    }
+
+    /// A client whose requests all go over one connection, by HTTP/1.1. The connection ends with it.
+    ///
+    /// # Errors
+    /// [`UcwaError::Setup`], as for [`Self::new`].
+    pub(super) fn one_connection(&self) -> Result<OneConnection, UcwaError> {
+        let client = build(&self.shared.settings, &self.shared.authorities, Connections::One)?;
+        Ok(OneConnection { client, timeout: self.shared.settings.request_timeout })
     }
 
     /// Makes one request and reads its answer, whatever the status.
@@ -145,6 +156,27 @@ impl HttpClients {
             None => (&self.shared.commands, self.shared.settings.request_timeout),
         };
         exchange(client, timeout, call, bearer).await
+    }
+}
+
+/// A client with one connection, which no other client uses.
+pub(super) struct OneConnection {
+    client: Client,
+    timeout: Duration,
+}
+
+impl OneConnection {
+    /// Makes one request and reads its answer to the end, so that the next one finds the connection free.
+    ///
+    /// # Errors
+    /// As [`HttpClients::execute`]; [`UcwaError::Network`] with nothing sent if the connection was closed since the
+    /// last request.
+    pub(super) async fn execute(
+        &self,
+        call: &Call<'_>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Reply, UcwaError> {
+        exchange(&self.client, self.timeout, call, authorization).await
     }
 }
 
@@ -218,7 +250,18 @@ fn setup(problem: &str) -> UcwaError {
     UcwaError::Setup { problem: problem.to_owned() }
 }
 
-fn build(settings: &HttpSettings, authorities: &[reqwest::Certificate]) -> Result<Client, UcwaError> {
+/// How many connections a client opens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Connections {
+    Many,
+    One,
+}
+
+fn build(
+    settings: &HttpSettings,
+    authorities: &[reqwest::Certificate],
+    connections: Connections,
+) -> Result<Client, UcwaError> {
     let builder = || {
         let builder = Client::builder()
             .user_agent(USER_AGENT)
@@ -235,6 +278,10 @@ fn build(settings: &HttpSettings, authorities: &[reqwest::Certificate]) -> Resul
             .http2_keep_alive_timeout(Duration::from_secs(20))
             // Challenges were seen with folded lines.
             .http1_allow_obsolete_multiline_headers_in_responses(true);
+        let builder = match connections {
+            Connections::Many => builder,
+            Connections::One => builder.http1_only().connector_layer(ConnectOnce::default()),
+        };
         if settings.allow_http { builder.no_proxy() } else { builder }
     };
     let built = builder().tls_certs_merge(authorities.iter().cloned()).build();
