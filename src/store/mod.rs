@@ -7,9 +7,14 @@
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
 //! A failure of one caller's part never undoes another's. Readers use connections of their own.
 
+mod columns;
 mod coverage;
+mod known_accounts;
 mod quarantine;
+mod rows;
 mod sqlite;
+mod trouble;
+mod writer;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
