@@ -1,34 +1,13 @@
 //! Reading the archive.
 
 use async_trait::async_trait;
-use sqlx::{QueryBuilder, Row, Sqlite, sqlite::SqliteRow};
+use sqlx::{QueryBuilder, Sqlite};
 
-use super::{
-    SqliteStore,
-    column::{direction, failed, lossy_text, some_lossy_text, time_text, user_time, word},
-};
+use super::{SqliteStore, column::time_text};
 use crate::{
-    identifiers::{ConversationId, MessageId, SipUri},
-    store::{HistoryFilter, HistoryRow, HistoryStore, StoreError},
+    identifiers::SipUri,
+    store::{HistoryFilter, HistoryRow, HistoryStore, StoreError, rows, trouble::failed},
 };
-
-fn history_row(row: &SqliteRow) -> Result<HistoryRow, sqlx::Error> {
-    Ok(HistoryRow {
-        message_id: MessageId(row.try_get("message_id")?),
-        account: some_lossy_text(row, "account")?,
-        sent_at: user_time(row, "sent_at")?,
-        direction: word(row, "direction", direction)?,
-        sender: lossy_text(row, "sender")?,
-        sender_name: lossy_text(row, "sender_name")?,
-        recipients: lossy_text(row, "recipients")?,
-        conversation_id: ConversationId(row.try_get("conversation_id")?),
-        thread_id: lossy_text(row, "thread_id")?,
-        subject: lossy_text(row, "subject")?,
-        body: some_lossy_text(row, "body")?,
-        status: some_lossy_text(row, "status")?,
-        source: some_lossy_text(row, "source")?,
-    })
-}
 
 #[async_trait]
 impl HistoryStore for SqliteStore {
@@ -75,8 +54,8 @@ impl HistoryStore for SqliteStore {
             (None, None) => query.push(" ORDER BY m.id DESC"),
         };
         query.push(" LIMIT ").push_bind(filter.limit).push(") ORDER BY h.message_id");
-        let rows = query.build().fetch_all(&self.readers).await.map_err(&failed)?;
-        rows.iter().map(|row| history_row(row).map_err(&failed)).collect()
+        let found = query.build().fetch_all(&self.readers).await.map_err(&failed)?;
+        found.iter().map(|row| rows::history_row(row).map_err(&failed)).collect()
     }
 
     async fn record_access(
