@@ -5,11 +5,7 @@ use std::borrow::Cow;
 use jiff::Timestamp;
 use serde::Serializer;
 
-/// A text as both databases can hold it: PostgreSQL has no NUL character, so it stands as U+2400 (SYMBOL FOR NULL) on
-/// either.
-pub fn storable(text: &str) -> Cow<'_, str> {
-    if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{2400}")) } else { Cow::Borrowed(text) }
-}
+pub use crate::ucwa::character::storable;
 
 /// Whether two plain texts are the same message said twice: line ends and outer white space do not count, because the
 /// server changes them on the way (protocol 12.4).
@@ -50,19 +46,24 @@ pub fn serialize_optional_time<S: Serializer>(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn how_the_server_hands_a_text_on_does_not_make_it_another(text in any::<String>()) {
+            let lines = text.replace('\r', "");
+            let handed_on = format!(" {}\r\n", lines.replace('\n', "\r\n"));
+            prop_assert!(same_message(&lines, &handed_on));
+        }
+    }
 
     #[test]
     fn line_ends_and_outer_white_space_do_not_make_another_message() {
         assert!(same_message("Hi Tosh\r\n", "Hi Tosh"));
         assert!(same_message("a\r\nb", " a\nb "));
         assert!(!same_message("a b", "ab"));
-    }
-
-    #[test]
-    fn a_nul_is_stored_as_its_symbol() {
-        assert_eq!(storable("a\0b"), "a\u{2400}b");
-        assert_eq!(storable("ab"), "ab");
     }
 
     #[test]
