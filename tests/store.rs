@@ -57,6 +57,7 @@ fn settings(url: String) -> StoreSettings {
             retry: RetryPolicy { base: Duration::from_secs(30), cap: Duration::from_secs(600) },
             max_attempts: 5,
             retry_uncertain: false,
+            typing: false,
         },
     }
 }
@@ -201,6 +202,7 @@ impl Online {
 
 fn bob() -> Person {
     Person {
+        contact_uri: None,
         href: Some(format!("{TALK}/participants/bob")),
         uri: Some("sip:bob@contoso.com".to_owned()),
         name: Some("Bob".to_owned()),
@@ -209,6 +211,7 @@ fn bob() -> Person {
 
 fn bob_joined() -> Fact {
     Fact::Participant(ParticipantFact {
+        role: None,
         conversation_href: TALK.to_owned(),
         href: format!("{TALK}/participants/bob"),
         change: ParticipantChange::Joined,
@@ -233,6 +236,7 @@ fn conversation() -> Fact {
 
 fn message_fact(number: u32, text: &str) -> MessageFact {
     MessageFact {
+        unreadable_time: None,
         conversation_href: TALK.to_owned(),
         href: format!("{TALK}/messages/{number}"),
         phase: Phase::Completed,
@@ -266,6 +270,7 @@ fn link(number: u32) -> Fact {
 
 fn invitation() -> Fact {
     Fact::Invitation(InvitationFact {
+        derived_conversation_href: None,
         href: "/invitations/1".to_owned(),
         kind: InvitationKind::Messaging,
         phase: Phase::Started,
@@ -603,6 +608,7 @@ async fn a_log_adds_what_no_session_has_archived_however_often_it_is_read() {
         ..ConversationFact::default()
     });
     let message = Fact::Message(MessageFact {
+        unreadable_time: None,
         conversation_href: TALK.to_owned(),
         href: "/messages/1".to_owned(),
         phase: Phase::Completed,

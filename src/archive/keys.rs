@@ -135,6 +135,10 @@ impl Mentioned<'_> {
             Fact::Invitation(fact) => self.invitation_fact(fact),
             Fact::InvitationAnswered(fact) => self.invitation(&fact.href),
             Fact::Participant(fact) => self.participant_fact(fact),
+            Fact::Typing(fact) => {
+                self.conversation(&fact.conversation_href);
+                self.person(Some(&fact.who));
+            }
             Fact::Message(fact) => self.message_fact(fact),
             Fact::Unfetchable(fact) => {
                 if let Some(conversation) = &fact.fetch.conversation_href {
@@ -190,6 +194,9 @@ impl Mentioned<'_> {
         self.invitation(&fact.href);
         self.operation(fact.operation_id.as_ref());
         self.person(fact.from.as_ref());
+        if let Some(href) = &fact.derived_conversation_href {
+            self.conversation(href);
+        }
         if let Some(href) = &fact.conversation_href {
             self.conversation(href);
         }

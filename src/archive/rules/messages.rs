@@ -1,6 +1,8 @@
 //! Messages: each stands once, whatever order its event, its fetched resource, its invitation and our own request's
 //! answer come in (G2; protocol 10-12).
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::{fill, participants::Sender, sentence};
 use crate::{
     archive::{
@@ -49,6 +51,31 @@ impl Text {
         };
         Self::of(&content, plain_from_html)
     }
+}
+
+/// Times before this are no time at which anybody sent anything over UCWA; servers write year 1 for "unknown".
+const EARLIEST: Timestamp = Timestamp::constant(946_684_800, 0);
+/// A server's clock may be ahead of ours, within reason.
+const LATEST: SignedDuration = SignedDuration::from_hours(24);
+
+/// Takes the server's time of a message over, unless it can't be right: then the time of receipt stands, and `reason`
+/// tells what the server said.
+fn date(row: &mut MessageRow, applying: &Applying, fact: &MessageFact) {
+    let absurd = match (fact.sent_at, &fact.unreadable_time) {
+        (Some(sent_at), _) if sent_at >= EARLIEST && sent_at.duration_since(applying.at) <= LATEST => {
+            row.sent_at = to_milliseconds(sent_at);
+            return;
+        }
+        (Some(sent_at), _) => sent_at.to_string(),
+        (None, Some(text)) => text.chars().take(60).collect(),
+        (None, None) => return,
+    };
+    row.reason.get_or_insert_with(|| {
+        let sentence = format!(
+            "the server dated this message {absurd:?}, which can't be right; it is dated by its receipt"
+        );
+        storable(&sentence).into_owned()
+    });
 }
 
 /// Replaces a row's text.
@@ -156,7 +183,7 @@ impl Workspace {
                     Direction::Incoming,
                     &Text::of(&fact.content, self.plain_from_html),
                 );
-                self.describe_incoming(place, &sender, fact);
+                self.describe_incoming(applying, place, &sender, fact);
                 if fact.link_only {
                     self.messages.get_mut(place).awaiting = Some(Awaiting::Fetch);
                     applying.fetch(FetchedResource::Message, &fact.href, Some(&fact.conversation_href));
@@ -173,7 +200,7 @@ impl Workspace {
                     });
                 copy.unwrap_or_else(|| {
                     let place = self.new_message(applying, conversation_id, Direction::Incoming, &text);
-                    self.describe_incoming(place, &sender, fact);
+                    self.describe_incoming(applying, place, &sender, fact);
                     self.release(place);
                     place
                 })
@@ -205,18 +232,16 @@ impl Workspace {
         let row = self.messages.get_mut(place);
         *row = placeholder;
         say(row, text);
-        self.describe_incoming(place, sender, fact);
+        self.describe_incoming(applying, place, sender, fact);
         self.release(place);
     }
 
-    fn describe_incoming(&mut self, place: usize, sender: &Sender, fact: &MessageFact) {
+    fn describe_incoming(&mut self, applying: &Applying, place: usize, sender: &Sender, fact: &MessageFact) {
         let row = self.messages.get_mut(place);
         fill(&mut row.sender_uri, sender.uri.as_ref());
         fill(&mut row.sender_name, sender.name.as_ref());
         fill(&mut row.sender_href, sender.href.as_ref());
-        if let Some(sent_at) = fact.sent_at {
-            row.sent_at = to_milliseconds(sent_at);
-        }
+        date(row, applying, fact);
         row.href = Some(fact.href.clone());
         row.direction = Direction::Incoming;
         self.messages.index(place);
@@ -252,9 +277,7 @@ impl Workspace {
                 row.body_html = Some(html.clone());
                 text.content_type.clone_into(&mut row.content_type);
             }
-            if let Some(sent_at) = fact.sent_at {
-                row.sent_at = to_milliseconds(sent_at);
-            }
+            date(row, applying, fact);
             fill(&mut row.sender_uri, sender.uri.as_ref());
             fill(&mut row.sender_name, sender.name.as_ref());
             fill(&mut row.sender_href, sender.href.as_ref());
@@ -550,10 +573,8 @@ impl Workspace {
         if row.href.is_none() && href_is_free {
             row.href = Some(fact.href.clone());
         }
-        if !row.is_chained()
-            && let Some(sent_at) = fact.sent_at
-        {
-            row.sent_at = to_milliseconds(sent_at);
+        if !row.is_chained() {
+            date(row, applying, fact);
         }
         if let Some(failed) = &failed {
             row.failed_recipients = Some(failed.clone());

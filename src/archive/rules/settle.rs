@@ -28,10 +28,10 @@ impl Workspace {
         if message.is_chained() {
             return;
         }
-        let stay = match (&message.sender_uri, message.session, &message.sender_href) {
-            (None, Some(session), Some(href)) => self.participants.by_resource(session, href),
-            _ => None,
-        };
+        let stay = message
+            .session
+            .zip(message.sender_href.as_deref())
+            .and_then(|(session, href)| self.participants.by_resource(session, href));
         let mut awaiting = None;
         if let Some(stay) = stay.map(|stay| self.participants.get(stay)) {
             let (uri, name) = (stay.sip_uri.clone(), stay.display_name.clone());
@@ -39,7 +39,8 @@ impl Workspace {
                 awaiting = Some(Awaiting::Sender);
             }
             let message = self.messages.get_mut(place);
-            message.sender_uri = uri;
+            // What the message itself said stands where the participant can't be asked any more.
+            message.sender_uri = uri.or_else(|| message.sender_uri.take());
             message.sender_name = message.sender_name.take().or(name);
         }
         self.messages.get_mut(place).awaiting = awaiting;

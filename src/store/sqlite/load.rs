@@ -184,6 +184,7 @@ fn conversation(row: &SqliteRow) -> Result<ConversationRow, sqlx::Error> {
         end_code: row.try_get("end_code")?,
         end_subcode: row.try_get("end_subcode")?,
         awaiting_fetch: row.try_get::<Option<&str>, _>("awaiting")?.is_some(),
+        continued_in: row.try_get::<Option<i64>, _>("continued_in")?.map(ConversationId),
         first_message_href: row.try_get("first_message_href")?,
     })
 }
