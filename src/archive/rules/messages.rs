@@ -160,14 +160,14 @@ impl Workspace {
             Some(place) => {
                 let awaiting = self.messages.get(place).awaiting;
                 if matches!(awaiting, Some(Awaiting::Fetch | Awaiting::Receipt)) {
-                    if has_no_text {
-                        if awaiting == Some(Awaiting::Fetch) {
-                            applying.fetch(
-                                FetchedResource::Message,
-                                &fact.href,
-                                Some(&fact.conversation_href),
-                            );
-                        }
+                    if has_no_text && fact.link_only {
+                        // Only the resource says what changed since it was announced.
+                        self.messages.get_mut(place).awaiting = Some(Awaiting::Fetch);
+                        applying.fetch(FetchedResource::Message, &fact.href, Some(&fact.conversation_href));
+                    } else if has_no_text {
+                        // Read, and still without text: that comes with an event, and asking again would not bring it.
+                        self.messages.get_mut(place).awaiting = Some(Awaiting::Receipt);
+                        applying.fetched(FetchedResource::Message, &fact.href);
                     } else {
                         applying.fetched(FetchedResource::Message, &fact.href);
                         self.text_arrived(applying, conversation_id, place, first, &sender, fact);

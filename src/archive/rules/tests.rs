@@ -686,6 +686,32 @@ fn a_message_announced_without_text_gets_it_later() {
 }
 
 #[test]
+fn a_message_announced_without_text_is_fetched_when_its_end_is_only_linked() {
+    let without_text = || {
+        Fact::Message(MessageFact {
+            content: Content::default(),
+            phase: Phase::Started,
+            ..message_fact(1, "")
+        })
+    };
+    let mut ledger = Ledger::new();
+    assert_eq!(ledger.events(vec![without_text()]).fetches, []);
+    let completed = Fact::Message(MessageFact {
+        content: Content::default(),
+        sender: None,
+        link_only: true,
+        ..message_fact(1, "")
+    });
+    let href = format!("{TALK}/messages/1");
+    assert_eq!(ledger.events(vec![completed]).fetches, [fetch(FetchedResource::Message, &href)]);
+    // Read too early: nothing is asked again and again.
+    assert_eq!(ledger.answer(without_text()).fetches, []);
+    ledger.answer(message(1, "Hi"));
+    assert_eq!(ledger.only_message().body, "Hi");
+    assert_eq!(ledger.check_chain(), 1);
+}
+
+#[test]
 fn html_without_plain_text_is_kept_and_made_readable() {
     let mut ledger = Ledger::new();
     let content = Content { plain: None, html: Some("<b>Hi</b>\0".to_owned()) };
