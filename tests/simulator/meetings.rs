@@ -20,6 +20,7 @@ fn meeting(lobby: bool) -> MeetingRequest {
         others: vec![TOSH.into()],
         subject: "Strategy".into(),
         lobby,
+        after: None,
     }
 }
 
