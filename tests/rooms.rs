@@ -86,7 +86,7 @@ async fn a_meeting_is_followed_from_its_lobby_to_its_end() {
         let (simulator, _relay, pool) = online("[archive]\ntyping = true").await;
         done(&simulator, "/settings", &json!({ "link_only_share": link_only_share })).await;
         let request = json!({
-            "from": LENE, "to_account": ALICE, "others": [TOSH], "subject": "Plan\u{1} B", "lobby": true
+            "from": LENE, "to_account": ALICE, "others": [TOSH], "subject": "Plan\0\u{1} B", "lobby": true
         });
         let meeting = done(&simulator, "/meet", &request).await["conversation"].as_str().unwrap().to_owned();
         let on = |more: Value| {
@@ -133,7 +133,7 @@ async fn a_meeting_is_followed_from_its_lobby_to_its_end() {
             &pool,
             "SELECT subject || '|' || direction || '|' || state || '|' || multiparty || '|' \
              || (online_meeting_uri LIKE '%:conf:focus:%') FROM conversations",
-            &["Plan\u{1} B|incoming|Conferenced|1|1"],
+            &["Plan\u{2400}\u{1} B|incoming|Conferenced|1|1"],
         )
         .await;
         shows(
@@ -301,6 +301,15 @@ async fn a_group_message_names_whom_it_did_not_reach() {
     )
     .await;
     assert_eq!(simulator.ledger().await.outgoing.len(), 1);
+    shows(
+        &pool,
+        "SELECT kind || ' ' || to_uri || ' ' || state || ' ' || (action IS NULL) FROM invitations ORDER BY id",
+        &[
+            &format!("messaging {LENE} Connected 1"),
+            "participant sip:deaf.hans@fabrikam.example Connected 1",
+        ],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,9 @@
 -- so that the sqlite3 of an older distribution can still open the file. The full-text index is not part of it: the
 -- server makes and drops it as `archive.full_text` says.
 --
+-- Texts hold what came, control characters included, but for NUL, which stands as U+2400 (SYMBOL FOR NULL), and what is
+-- no character in its charset, which stands as U+FFFD.
+--
 -- Columns that the contract does not name carry the service's own bookkeeping; they are marked "own".
 
 -- ------------------------------------------------------------------------------------------------ accounts

@@ -127,6 +127,8 @@ struct Conversation {
     view: SharedView,
     href: Option<String>,
     destination: Option<String>,
+    /// The IM leg was connected before.
+    had_messaging: bool,
     /// How often messaging was asked for since it was last there.
     asked_for_messaging: u32,
     /// It is being asked for, or will be looked at again soon.
@@ -359,7 +361,7 @@ impl AccountActor {
                     view.messaging = view.messaging.take().or(found.view.messaging);
                     view.add_participant = view.add_participant.take().or(found.view.add_participant);
                     view.multiparty |= found.view.multiparty || found.multiparty;
-                    view.conferenced |= found.view.conferenced;
+                    view.state = view.state.take().or(found.view.state);
                 });
             }
             if let Some(remote) = found.remote.filter(|_| !found.multiparty) {
@@ -422,7 +424,7 @@ impl AccountActor {
                 self.see_invitation(InvitationKind::Participant, &event.href, Some(event), resource, ctx);
             }
             ("participantInvitation", Some(resource)) => {
-                self.see_participant_invitation(Some(event), resource)
+                self.see_participant_invitation(Some(event), resource);
             }
             ("conversation", _) if event.kind == EventKind::Deleted => {
                 if let Some(conversation) = self.known_conversation(&event.href) {
@@ -462,13 +464,13 @@ impl AccountActor {
 
     fn see_messaging(&mut self, conversation_href: &str, messaging: MessagingView, ctx: &mut Context<Self>) {
         let Some(number) = self.conversation_by_href(conversation_href, ctx) else { return };
-        if let Some(conversation) = self.conversations.get(&number) {
+        if let Some(conversation) = self.conversations.get_mut(&number) {
+            conversation.had_messaging |= messaging.connected;
             conversation.view.send_modify(|view| {
                 if messaging.connected && view.invitation == InvitationProgress::Ringing {
                     view.invitation = InvitationProgress::Accepted;
                 }
                 view.messaging_href = Some(messaging.href.clone());
-                view.had_messaging |= messaging.connected;
                 view.messaging = Some(messaging);
             });
         }
@@ -615,18 +617,18 @@ impl AccountActor {
             .collect();
         for number in deaf {
             let Some(conversation) = self.conversations.get_mut(&number) else { continue };
-            let (add, had_messaging, first) = {
-                let view = conversation.view.borrow();
-                let add = view.messaging.as_ref().and_then(|messaging| messaging.add_messaging.clone());
-                (add, view.had_messaging, conversation.asked_for_messaging == 0)
-            };
+            let offered = conversation
+                .view
+                .borrow()
+                .messaging
+                .as_ref()
+                .is_some_and(|messaging| messaging.add_messaging.is_some());
             conversation.asking_for_messaging = true;
-            match add {
-                Some(_) if first && !had_messaging => self.add_messaging(number, ctx),
+            if offered && conversation.asked_for_messaging == 0 && !conversation.had_messaging {
+                self.add_messaging(number, ctx);
+            } else {
                 // Messaging that is rebuilt when a talk of two grows is gone for a moment only.
-                _ => {
-                    ctx.run_later(MESSAGING_GRACE, move |account, ctx| account.add_messaging(number, ctx));
-                }
+                ctx.run_later(MESSAGING_GRACE, move |account, ctx| account.add_messaging(number, ctx));
             }
         }
     }
@@ -759,6 +761,7 @@ impl AccountActor {
                 view,
                 href,
                 destination: None,
+                had_messaging: false,
                 asked_for_messaging: 0,
                 asking_for_messaging: false,
             },
@@ -809,7 +812,7 @@ impl AccountActor {
                             view.messaging = told.messaging.or(view.messaging.take());
                             view.add_participant = told.add_participant.or(view.add_participant.take());
                             view.multiparty |= told.multiparty;
-                            view.conferenced |= told.conferenced;
+                            view.state = told.state.or(view.state.take());
                             view.ended = told.ended;
                         });
                     }

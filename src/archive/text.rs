@@ -1,4 +1,5 @@
-//! Text on its way into the archive: made storable in one place, compared in one way.
+//! Texts and times of the archive: compared in one way, written in one way. What makes a text storable is in
+//! [`crate::ucwa::character`].
 
 use std::borrow::Cow;
 

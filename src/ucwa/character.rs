@@ -129,13 +129,13 @@ mod tests {
 
         #[test]
         fn what_was_escaped_by_number_is_read_back(text in any::<String>()) {
-            let escaped: String = text.chars().map(|c| format!("&#{};", c as u32)).collect();
+            let escaped: String = text.chars().fold(String::new(), |escaped, c| format!("{escaped}&#{};", c as u32));
             prop_assert_eq!(unescape(&escaped), Some(storable(&text).into_owned()));
         }
 
         #[test]
         fn what_was_escaped_by_utf16_unit_is_read_back(text in any::<String>()) {
-            let escaped: String = text.encode_utf16().map(|unit| format!("&#x{unit:X};")).collect();
+            let escaped: String = text.encode_utf16().fold(String::new(), |escaped, unit| format!("{escaped}&#x{unit:X};"));
             prop_assert_eq!(unescape(&escaped), Some(storable(&text).into_owned()));
         }
     }
