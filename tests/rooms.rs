@@ -155,6 +155,40 @@ async fn a_meeting_is_followed_from_its_lobby_to_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_meeting_is_heard_though_its_messaging_is_refused_at_first_and_the_server_dies() {
+    let (simulator, mut relay, pool) = online("").await;
+    let refuse = json!({ "operation": "addMessaging", "fault": "status", "status": 503, "count": 2 });
+    done(&simulator, "/fault", &refuse).await;
+    let request = json!({ "from": LENE, "to_account": ALICE, "subject": "one" });
+    let meeting = done(&simulator, "/meet", &request).await["conversation"].as_str().unwrap().to_owned();
+    from(&simulator, &meeting, LENE, "after two refusals").await;
+
+    // Killed after it has joined and before it could ask for the messaging again.
+    let refuse = json!({ "operation": "addMessaging", "fault": "status", "status": 503, "share": 1.0 });
+    done(&simulator, "/fault", &refuse).await;
+    let request = json!({ "from": SARA, "to_account": ALICE, "subject": "two" });
+    let meeting = done(&simulator, "/meet", &request).await["conversation"].as_str().unwrap().to_owned();
+    eventually("the messaging is refused", async || {
+        let faults = simulator.get("/faults").await;
+        faults
+            .as_array()?
+            .iter()
+            .any(|fault| fault["share"] == 1.0 && fault["struck"].as_u64() > Some(0))
+            .then_some(())
+    })
+    .await;
+    relay.server().kill();
+    assert_eq!(
+        simulator.post("/say", &json!({ "conversation": meeting, "text": "?" })).await["serials"],
+        json!([])
+    );
+    simulator.delete("/faults").await;
+    relay.start();
+    from(&simulator, &meeting, SARA, "after the restart").await;
+    ledger_is_archived(&simulator, &pool).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_talk_of_two_that_grows_stays_one_conversation_with_the_right_senders() {
     for link_only_share in [0.0, 1.0] {
         let (simulator, relay, pool) = online("[relay]\nidle_conversation = \"1s\"").await;

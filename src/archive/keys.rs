@@ -11,6 +11,7 @@ use crate::{
         Person, SendOutcome,
     },
     archive::rules::{LATE_INVITATION, PATIENCE},
+    archive::text::is_plausible,
     identifiers::{AccountId, OperationId, OutboxId, SessionId},
 };
 
@@ -175,7 +176,11 @@ impl Mentioned<'_> {
                 }
             }
             Fact::Logged(fact) => {
-                let times = || fact.messages.iter().map(|message| message.sent_at);
+                let received_at = self.commit.received_at;
+                let times = || {
+                    let times = fact.messages.iter().map(|message| message.sent_at);
+                    times.filter(move |&sent_at| is_plausible(sent_at, received_at))
+                };
                 if let (Some(first), Some(last)) = (times().min(), times().max()) {
                     self.keys.logged.insert(LoggedKey {
                         account: self.commit.account,

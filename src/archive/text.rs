@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serializer;
 
 pub use crate::ucwa::character::storable;
@@ -17,6 +17,16 @@ pub fn same_message(one: &str, other: &str) -> bool {
 fn normalised(text: &str) -> Cow<'_, str> {
     let trimmed = text.trim();
     if trimmed.contains("\r\n") { Cow::Owned(trimmed.replace("\r\n", "\n")) } else { Cow::Borrowed(trimmed) }
+}
+
+/// Nobody sent anything over UCWA before this; servers write year 1 for "unknown".
+const EARLIEST: Timestamp = Timestamp::constant(946_684_800, 0);
+/// A server's clock may be ahead of ours, within reason.
+const LATEST: SignedDuration = SignedDuration::from_hours(24);
+
+/// Whether a message that was received at a time can have been sent when the server says so.
+pub fn is_plausible(sent_at: Timestamp, received_at: Timestamp) -> bool {
+    sent_at >= EARLIEST && sent_at.duration_since(received_at) <= LATEST
 }
 
 /// An instant as the database keeps it: whole milliseconds.

@@ -1,8 +1,6 @@
 //! Messages: each stands once, whatever order its event, its fetched resource, its invitation and our own request's
 //! answer come in (G2; protocol 10-12).
 
-use jiff::{SignedDuration, Timestamp};
-
 use super::{fill, participants::Sender, sentence};
 use crate::{
     archive::{
@@ -11,7 +9,7 @@ use crate::{
             Content, Direction, FailureReason, FetchedResource, MessageFact, OperationStatus, Person, Phase,
         },
         row::{Awaiting, MessageRow, MessageSource, MessageStatus, OutboxSend},
-        text::{storable, to_milliseconds},
+        text::{is_plausible, storable, to_milliseconds},
         workspace::{Applying, PlainFromHtml},
     },
     identifiers::{ConversationId, OperationId},
@@ -53,16 +51,11 @@ impl Text {
     }
 }
 
-/// Times before this are no time at which anybody sent anything over UCWA; servers write year 1 for "unknown".
-const EARLIEST: Timestamp = Timestamp::constant(946_684_800, 0);
-/// A server's clock may be ahead of ours, within reason.
-const LATEST: SignedDuration = SignedDuration::from_hours(24);
-
 /// Takes the server's time of a message over, unless it can't be right: then the time of receipt stands, and `reason`
 /// tells what the server said.
 fn date(row: &mut MessageRow, applying: &Applying, fact: &MessageFact) {
     let absurd = match (fact.sent_at, &fact.unreadable_time) {
-        (Some(sent_at), _) if sent_at >= EARLIEST && sent_at.duration_since(applying.at) <= LATEST => {
+        (Some(sent_at), _) if is_plausible(sent_at, applying.at) => {
             row.sent_at = to_milliseconds(sent_at);
             return;
         }

@@ -1566,6 +1566,19 @@ fn parts_of_a_log_that_are_not_understood_are_kept_once() {
 }
 
 #[test]
+fn a_logged_message_with_a_time_that_can_not_be_right_is_kept_apart() {
+    let mut ledger = Ledger::new();
+    let misdated = LoggedMessage {
+        sent_at: "0001-01-01T00:00:00Z".parse().unwrap(),
+        ..logged_message(1, Some("bob"), "when?")
+    };
+    ledger.reads(&log(Some("thread"), vec![misdated, logged_message(2, Some("bob"), "now")]));
+    assert_eq!(ledger.logged_texts(), ["now"]);
+    let [kept] = ledger.quarantine.as_slice() else { panic!("{:?}", ledger.quarantine) };
+    assert!(kept.reason.contains("0001-01-01") && kept.payload.contains("when?"), "{kept:?}");
+}
+
+#[test]
 fn a_commit_for_a_foreign_session_is_refused() {
     let ledger = Ledger::new();
     let commit = ArchiveCommit {
