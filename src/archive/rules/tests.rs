@@ -797,6 +797,7 @@ fn who_left_before_the_message_came_is_known_by_the_contact() {
             ledger.answer(gone.clone());
         }
         assert_eq!(ledger.only_message().sender_uri.as_deref(), Some("sip:bob@contoso.com"));
+        assert_eq!(ledger.participants[&1].sip_uri.as_deref(), Some("sip:bob@contoso.com"));
         assert_eq!(ledger.check_chain(), 1);
     }
     // What the participant says of themselves is better.
