@@ -16,7 +16,7 @@ use ucwa_relay::{
             ArchiveCommit, Content, ConversationEnded, ConversationFact, Direction, EventSender, Fact,
             FailureReason, FetchedResource, InvitationFact, InvitationKind, LoggedConversation,
             LoggedMessage, MessageFact, OperationStatus, ParticipantChange, ParticipantDetails,
-            ParticipantFact, Person, Phase, Quarantined, SendFact, SendOutcome,
+            ParticipantFact, Person, Phase, Quarantined, SendFact, SendOutcome, TypingFact,
         },
         retry::RetryPolicy,
         workspace::RuleSettings,
@@ -57,7 +57,7 @@ fn settings(url: String) -> StoreSettings {
             retry: RetryPolicy { base: Duration::from_secs(30), cap: Duration::from_secs(600) },
             max_attempts: 5,
             retry_uncertain: false,
-            typing: false,
+            typing: true,
         },
     }
 }
@@ -676,6 +676,49 @@ async fn quarantined_payloads_are_listed_shown_and_resolved() {
 }
 
 // ------------------------------------------------------------------------------------------------ archive
+
+#[tokio::test]
+async fn who_typed_and_where_a_talk_went_on_is_stored_once() {
+    let mut database = Database::new().await;
+    let alice = database.online("alice").await;
+    let typing = Fact::Typing(TypingFact { conversation_href: TALK.to_owned(), who: bob() });
+    let Fact::Invitation(derived) = invitation() else { unreachable!() };
+    let derived = Fact::Invitation(InvitationFact {
+        phase: Phase::Completed,
+        status: Some(OperationStatus::Failure),
+        derived_conversation_href: Some("/conversations/next".to_owned()),
+        ..derived
+    });
+    // As many others in between that the two conversations are written by different statements.
+    let others = (0..100).map(|number| {
+        Fact::Conversation(ConversationFact {
+            href: format!("/others/{number}"),
+            ..ConversationFact::default()
+        })
+    });
+    let facts: Vec<Fact> =
+        [conversation(), bob_joined(), typing].into_iter().chain(others).chain([derived]).collect();
+    let commit = alice.commit_of(Some("/events?ack=2"), facts);
+    alice.store.commit(commit.clone()).await.unwrap();
+    database.reopen().await;
+    database.store.commit(commit).await.unwrap();
+    let mut outside = database.outside().await;
+    assert_eq!(
+        outside
+            .rows(
+                "SELECT c.href, p.sip_uri, t.at = p.joined_at FROM typing t
+                   JOIN participants p ON p.id = t.participant_id JOIN conversations c ON c.id = t.conversation_id"
+            )
+            .await,
+        [format!("{TALK}|sip:bob@contoso.com|1")]
+    );
+    assert_eq!(
+        outside
+            .rows("SELECT d.href FROM conversation_summary s JOIN conversations d ON d.id = s.continued_in")
+            .await,
+        ["/conversations/next"]
+    );
+}
 
 #[tokio::test]
 async fn what_was_committed_and_not_acknowledged_comes_again_and_changes_nothing() {
