@@ -13,6 +13,7 @@ mod application;
 mod challenge;
 pub mod character;
 mod client;
+mod connect_once;
 pub mod data_uri;
 pub mod decode;
 mod discovery;
@@ -21,6 +22,7 @@ pub mod html;
 mod http;
 pub mod json;
 pub mod model;
+mod ntlm;
 pub mod time;
 mod token;
 mod trust;
@@ -30,7 +32,7 @@ pub use url::Url;
 
 pub use self::{
     application::{Application, NewApplication},
-    client::{EventParameters, OutgoingInvitation, PollAnswer, SignInSettings, UcwaClient},
+    client::{EventParameters, OutgoingInvitation, PollAnswer, SignInMethod, SignInSettings, UcwaClient},
     discovery::{SignInStep, SignedIn},
     error::{Action, UcwaError},
     http::{HttpClients, HttpSettings},
