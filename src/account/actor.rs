@@ -33,7 +33,7 @@ use crate::{
     archive::{
         fact::{
             ArchiveCommit, ConversationEnded, Fact, FailureReason, Fetch, FetchedResource, InvitationAction,
-            InvitationAnswered, InvitationKind, SendFact, SendOutcome, Unfetchable,
+            InvitationAnswered, InvitationKind, OperationStatus, SendFact, SendOutcome, Unfetchable,
         },
         interpret::interpret_fetched,
     },
@@ -49,6 +49,10 @@ const FETCHES_AT_ONCE: usize = 4;
 const FETCH_ATTEMPTS: u32 = 6;
 /// An activity report is due every four minutes; three leave room for a repetition.
 const REPORT_EVERY: Duration = Duration::from_secs(180);
+/// How often the messaging of a conference is asked for before it is left alone until its link has gone and come back.
+const MESSAGING_ATTEMPTS: u32 = 5;
+/// Messaging that is gone, or that could not be added, is looked at again after this.
+const MESSAGING_GRACE: Duration = Duration::from_secs(2);
 /// How long a stopping account waits for sends that are out.
 const FINISH_SENDS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -124,6 +128,12 @@ struct Conversation {
     view: SharedView,
     href: Option<String>,
     destination: Option<String>,
+    /// The IM leg was connected before.
+    had_messaging: bool,
+    /// How often messaging was asked for since it was last there.
+    asked_for_messaging: u32,
+    /// It is being asked for, or will be looked at again soon.
+    asking_for_messaging: bool,
 }
 
 /// What exists only while the account is signed in.
@@ -352,6 +362,7 @@ impl AccountActor {
                     view.messaging = view.messaging.take().or(found.view.messaging);
                     view.add_participant = view.add_participant.take().or(found.view.add_participant);
                     view.multiparty |= found.view.multiparty || found.multiparty;
+                    view.state = view.state.take().or(found.view.state);
                 });
             }
             if let Some(remote) = found.remote.filter(|_| !found.multiparty) {
@@ -362,6 +373,7 @@ impl AccountActor {
             self.settle_left_over(left_over, ctx);
         }
         self.fetch(taken_up.unfetched, ctx);
+        self.hear_conferences(ctx);
         let Some(live) = &self.live else { return };
         self.environment.directory.enter(
             self.account.id,
@@ -409,7 +421,12 @@ impl AccountActor {
                     None => self.see_invitation_end(event),
                 }
             }
-            ("participantInvitation", Some(resource)) => self.see_participant_invitation(event, resource),
+            ("participantInvitation", Some(resource)) if is_incoming(resource) => {
+                self.see_invitation(InvitationKind::Participant, &event.href, Some(event), resource, ctx);
+            }
+            ("participantInvitation", Some(resource)) => {
+                self.see_participant_invitation(Some(event), resource);
+            }
             ("conversation", _) if event.kind == EventKind::Deleted => {
                 if let Some(conversation) = self.known_conversation(&event.href) {
                     conversation.view.send_modify(|view| view.ended = true);
@@ -448,7 +465,8 @@ impl AccountActor {
 
     fn see_messaging(&mut self, conversation_href: &str, messaging: MessagingView, ctx: &mut Context<Self>) {
         let Some(number) = self.conversation_by_href(conversation_href, ctx) else { return };
-        if let Some(conversation) = self.conversations.get(&number) {
+        if let Some(conversation) = self.conversations.get_mut(&number) {
+            conversation.had_messaging |= messaging.connected;
             conversation.view.send_modify(|view| {
                 if messaging.connected && view.invitation == InvitationProgress::Ringing {
                     view.invitation = InvitationProgress::Accepted;
@@ -468,7 +486,10 @@ impl AccountActor {
             client.get(&url).await.map(|resource| MessagingView::read(&href, &resource))
         };
         ctx.spawn(read.into_actor(self).map(move |read: Result<_, UcwaError>, account, ctx| match read {
-            Ok(messaging) => account.see_messaging(&conversation_href, messaging, ctx),
+            Ok(messaging) => {
+                account.see_messaging(&conversation_href, messaging, ctx);
+                account.hear_conferences(ctx);
+            }
             Err(error) => {
                 tracing::debug!(error = %crate::error_chain(&error), "messaging could not be read");
             }
@@ -484,9 +505,7 @@ impl AccountActor {
         resource: &Resource,
         ctx: &mut Context<Self>,
     ) {
-        let incoming = resource
-            .property("direction")
-            .is_some_and(|direction| direction.eq_ignore_ascii_case("Incoming"));
+        let incoming = is_incoming(resource);
         let progress = invitation_progress(event, resource);
         let conversation = resource.link("conversation").map(|link| link.href.clone());
         let number = if incoming {
@@ -521,6 +540,11 @@ impl AccountActor {
         }
         let Some(number) = number else { return };
         self.invitations.insert(href.to_owned(), number);
+        let derived = match &progress {
+            InvitationProgress::Failed(_) => resource.link("derivedConversation"),
+            _ => None,
+        };
+        let mut destination = None;
         if let Some(conversation) = self.conversations.get(&number) {
             conversation.view.send_modify(|view| {
                 if let Some(link) = resource.link("messaging") {
@@ -528,6 +552,14 @@ impl AccountActor {
                 }
                 view.see_invitation(progress);
             });
+            destination.clone_from(&conversation.destination);
+        }
+        // The talk goes on elsewhere: what is said to the same person from now on is said there (protocol 11.3).
+        if let (Some(derived), Some(destination)) = (derived, destination)
+            && let Some(next) = self.conversation_by_href(&derived.href, ctx)
+            && self.conversations.get(&next).is_some_and(|next| !next.view.borrow().multiparty)
+        {
+            self.serve_destination(next, &destination);
         }
     }
 
@@ -545,30 +577,104 @@ impl AccountActor {
         }
     }
 
-    fn see_participant_invitation(&mut self, event: &Event, resource: &Resource) {
-        if event.kind != EventKind::Completed {
-            return;
-        }
+    /// Somebody whom this account brings into a group: from an event, or fetched after one.
+    fn see_participant_invitation(&mut self, event: Option<&Event>, resource: &Resource) {
+        let outcome = match invitation_progress(event, resource) {
+            InvitationProgress::Accepted => (OperationStatus::Success, FailureReason::default()),
+            InvitationProgress::Failed(reason) => (OperationStatus::Failure, reason),
+            InvitationProgress::None | InvitationProgress::Ringing => return,
+        };
         let Some(operation_id) = resource.property("operationId") else { return };
         let Some(conversation) =
             resource.link("conversation").and_then(|link| self.known_conversation(&link.href))
         else {
             return;
         };
-        let succeeded = event.status.as_deref().is_some_and(|status| status.eq_ignore_ascii_case("Success"));
-        let status = if succeeded {
-            crate::archive::fact::OperationStatus::Success
-        } else {
-            crate::archive::fact::OperationStatus::Failure
-        };
-        let reason = event.reason.as_ref().map_or_else(FailureReason::default, |reason| FailureReason {
-            code: reason.code.clone(),
-            subcode: reason.subcode.clone(),
-            message: reason.message.clone(),
-        });
         conversation.view.send_modify(|view| {
-            view.completed.insert(OperationId(operation_id.to_owned()), (status, reason));
+            view.completed.insert(OperationId(operation_id.to_owned()), outcome);
         });
+    }
+
+    /// In a conference everybody adds messaging for themselves: what is said in one that this account is in is only
+    /// told to it afterwards (protocol 14).
+    fn hear_conferences(&mut self, ctx: &mut Context<Self>) {
+        if self.stopping.is_some() || self.policy() != InvitationPolicy::Accept {
+            return;
+        }
+        let deaf: Vec<u64> = self
+            .conversations
+            .iter_mut()
+            .filter_map(|(number, conversation)| {
+                let view = conversation.view.borrow();
+                // Connected, or not to be had: what comes after that is another matter.
+                if view.messaging.as_ref().is_some_and(|messaging| messaging.add_messaging.is_none()) {
+                    conversation.asked_for_messaging = 0;
+                }
+                let lacks = view.lacks_messaging()
+                    && !conversation.asking_for_messaging
+                    && conversation.asked_for_messaging < MESSAGING_ATTEMPTS;
+                lacks.then_some(*number)
+            })
+            .collect();
+        for number in deaf {
+            let Some(conversation) = self.conversations.get_mut(&number) else { continue };
+            let offered = conversation
+                .view
+                .borrow()
+                .messaging
+                .as_ref()
+                .is_some_and(|messaging| messaging.add_messaging.is_some());
+            conversation.asking_for_messaging = true;
+            if offered && conversation.asked_for_messaging == 0 && !conversation.had_messaging {
+                self.add_messaging(number, ctx);
+            } else {
+                // Messaging that is rebuilt when a talk of two grows is gone for a moment only.
+                ctx.run_later(MESSAGING_GRACE, move |account, ctx| account.add_messaging(number, ctx));
+            }
+        }
+    }
+
+    /// Asks for the messaging of a conference, unless it has come by itself.
+    fn add_messaging(&mut self, number: u64, ctx: &mut Context<Self>) {
+        let (Some(live), Some(conversation)) = (&self.live, self.conversations.get_mut(&number)) else {
+            return;
+        };
+        conversation.asking_for_messaging = false;
+        let view = conversation.view.borrow().clone();
+        if !view.lacks_messaging() {
+            return;
+        }
+        conversation.asked_for_messaging += 1;
+        let Some(link) = view.messaging.as_ref().and_then(|messaging| messaging.add_messaging.clone()) else {
+            // No event told of its link.
+            if let (Some(href), Some(messaging)) = (view.href, view.messaging_href) {
+                self.read_messaging(href, &messaging, ctx);
+            }
+            return;
+        };
+        conversation.asking_for_messaging = true;
+        conversation.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
+        let operation_id = OperationId(uuid::Uuid::new_v4().to_string());
+        self.operations.insert(operation_id.clone(), number);
+        let client = live.client.clone();
+        let adding = async move {
+            let url = client.resolve(&link)?;
+            client.add_messaging(&url, &operation_id, None).await
+        };
+        ctx.spawn(tracing::Instrument::instrument(adding, self.span.clone()).into_actor(self).map(
+            move |answer: Result<_, UcwaError>, account, ctx| {
+                let Some(conversation) = account.conversations.get_mut(&number) else { return };
+                conversation.asking_for_messaging = false;
+                let Err(error) = answer else { return };
+                tracing::warn!(error = %crate::error_chain(&error), "the messaging of a conference could not be added");
+                conversation.view.send_modify(|view| {
+                    if view.invitation == InvitationProgress::Ringing {
+                        view.invitation = InvitationProgress::None;
+                    }
+                });
+                account.hear_conferences(ctx);
+            },
+        ));
     }
 
     fn policy(&self) -> InvitationPolicy {
@@ -649,7 +755,18 @@ impl AccountActor {
         if let Some(href) = &href {
             self.by_href.insert(href.clone(), number);
         }
-        self.conversations.insert(number, Conversation { address, view, href, destination: None });
+        self.conversations.insert(
+            number,
+            Conversation {
+                address,
+                view,
+                href,
+                destination: None,
+                had_messaging: false,
+                asked_for_messaging: 0,
+                asking_for_messaging: false,
+            },
+        );
         Some(number)
     }
 
@@ -696,6 +813,7 @@ impl AccountActor {
                             view.messaging = told.messaging.or(view.messaging.take());
                             view.add_participant = told.add_participant.or(view.add_participant.take());
                             view.multiparty |= told.multiparty;
+                            view.state = told.state.or(view.state.take());
                             view.ended = told.ended;
                         });
                     }
@@ -1006,6 +1124,10 @@ fn invitation_progress(event: Option<&Event>, resource: &Resource) -> Invitation
         return InvitationProgress::Accepted;
     }
     InvitationProgress::Ringing
+}
+
+fn is_incoming(resource: &Resource) -> bool {
+    resource.property("direction").is_some_and(|direction| direction.eq_ignore_ascii_case("Incoming"))
 }
 
 /// Recipients as one key, the same in whatever order they are named.
@@ -1348,6 +1470,7 @@ impl Handler<EventsCommitted> for AccountActor {
                 }
             }
         }
+        self.hear_conferences(ctx);
         self.fetch(committed.outcome.fetches, ctx);
     }
 }
@@ -1359,6 +1482,9 @@ impl Handler<Fetched> for AccountActor {
         self.tell_settled(fetched.outcome.settled);
         if let Some(resource) = &fetched.resource {
             match fetched.fetch.resource {
+                FetchedResource::Invitation(InvitationKind::Participant) if !is_incoming(resource) => {
+                    self.see_participant_invitation(None, resource);
+                }
                 FetchedResource::Invitation(kind) => {
                     self.see_invitation(kind, &fetched.fetch.href, None, resource, ctx);
                 }
@@ -1367,6 +1493,7 @@ impl Handler<Fetched> for AccountActor {
                 }
                 FetchedResource::Participant | FetchedResource::Message => {}
             }
+            self.hear_conferences(ctx);
         }
         self.fetch(fetched.outcome.fetches, ctx);
     }

@@ -276,6 +276,9 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
             }
             (Step::QuarantineAndCommit { cursor }, Ok(answer)) => {
                 follow.health.lose_continuity();
+                if let Err(end) = follow.note_unread(followed_until).await {
+                    return end;
+                }
                 if let Err(end) = follow.quarantine(&answer, Some(&cursor)).await {
                     return end;
                 }
@@ -508,6 +511,31 @@ impl Follow {
                 tracing::warn!(error = %crate::error_chain(&error), "event_quarantine could not be written");
             }
             Ok(())
+        }
+    }
+
+    /// Before a response that can't be read is acknowledged: what it told is a gap, which conversation logs may fill.
+    /// Of one that is too long the rest is not even in quarantine.
+    async fn note_unread(&self, followed_until: Timestamp) -> Result<(), ChannelEnd> {
+        const WHY: &str =
+            "the server's answer could not be read; it is in event_quarantine as far as it was received";
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            let now = Timestamp::now();
+            match self.store.record_stretch(self.account, self.session, followed_until, now, WHY).await {
+                Ok(()) => {
+                    self.backfill.gap_recorded();
+                    return Ok(());
+                }
+                Err(StoreError::Fenced(_)) => return Err(ChannelEnd::Fenced),
+                Err(StoreError::Closing) => {
+                    return Err(ChannelEnd::Rediscover("the database was closed".to_owned()));
+                }
+                Err(error) => {
+                    tracing::warn!(error = %crate::error_chain(&error), "a gap can't be noted; trying again");
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+            }
         }
     }
 

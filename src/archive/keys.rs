@@ -11,6 +11,7 @@ use crate::{
         Person, SendOutcome,
     },
     archive::rules::{LATE_INVITATION, PATIENCE},
+    archive::text::is_plausible,
     identifiers::{AccountId, OperationId, OutboxId, SessionId},
 };
 
@@ -135,6 +136,10 @@ impl Mentioned<'_> {
             Fact::Invitation(fact) => self.invitation_fact(fact),
             Fact::InvitationAnswered(fact) => self.invitation(&fact.href),
             Fact::Participant(fact) => self.participant_fact(fact),
+            Fact::Typing(fact) => {
+                self.conversation(&fact.conversation_href);
+                self.person(Some(&fact.who));
+            }
             Fact::Message(fact) => self.message_fact(fact),
             Fact::Unfetchable(fact) => {
                 if let Some(conversation) = &fact.fetch.conversation_href {
@@ -171,7 +176,11 @@ impl Mentioned<'_> {
                 }
             }
             Fact::Logged(fact) => {
-                let times = || fact.messages.iter().map(|message| message.sent_at);
+                let received_at = self.commit.received_at;
+                let times = || {
+                    let times = fact.messages.iter().map(|message| message.sent_at);
+                    times.filter(move |&sent_at| is_plausible(sent_at, received_at))
+                };
                 if let (Some(first), Some(last)) = (times().min(), times().max()) {
                     self.keys.logged.insert(LoggedKey {
                         account: self.commit.account,
@@ -190,6 +199,9 @@ impl Mentioned<'_> {
         self.invitation(&fact.href);
         self.operation(fact.operation_id.as_ref());
         self.person(fact.from.as_ref());
+        if let Some(href) = &fact.derived_conversation_href {
+            self.conversation(href);
+        }
         if let Some(href) = &fact.conversation_href {
             self.conversation(href);
         }

@@ -7,7 +7,7 @@
 //! - [`workspace`]: those rows in memory, the rules that facts follow, and what changed; `rules` holds the rules,
 //!   one file per subject.
 //! - [`chain`]: the tamper-evident hash chain over settled messages (G11).
-//! - [`row`]: rows as the rules see them. [`text`]: the one place where text is made storable and comparable.
+//! - [`row`]: rows as the rules see them. [`text`]: how texts and times are compared and written.
 
 pub mod chain;
 pub mod fact;

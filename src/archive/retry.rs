@@ -79,6 +79,7 @@ pub fn describe_invitation_failure(reason: &FailureReason) -> String {
         "FederationRequired" => "the recipient's domain is not federated with this server",
         "ConnectedElsewhere" => "the recipient answered on another device",
         "Canceled" => "the invitation was withdrawn",
+        "DerivedConversation" => "the recipient went on in another conversation",
         "ThreadIdAlreadyExists" => "a conversation with this thread is open already",
         "ServiceFailure" => "the server failed",
         _ => "the invitation failed",

@@ -85,6 +85,7 @@ pub(super) fn conversation(row: &impl Columns) -> Result<ConversationRow, sqlx::
         end_code: row.optional_text("end_code")?,
         end_subcode: row.optional_text("end_subcode")?,
         awaiting_fetch: row.optional_text("awaiting")?.is_some(),
+        continued_in: row.optional_integer("continued_in")?.map(ConversationId),
         first_message_href: row.optional_text("first_message_href")?,
     })
 }

@@ -692,6 +692,7 @@ mod tests {
 
     const RULES: RuleSettings = RuleSettings {
         retry_uncertain: false,
+        typing: false,
         plain_from_html: ToOwned::to_owned,
         retry: RetryPolicy { base: Duration::from_secs(1), cap: Duration::from_secs(1) },
         max_attempts: 1,

@@ -43,6 +43,7 @@ impl Workspace {
             end_code: None,
             end_subcode: None,
             awaiting_fetch: false,
+            continued_in: None,
             first_message_href: None,
         })
     }

@@ -15,6 +15,7 @@ mod sends;
 mod settle;
 #[cfg(test)]
 mod tests;
+mod typing;
 
 pub(crate) use logs::LATE_INVITATION;
 pub(crate) use settle::PATIENCE;
