@@ -29,11 +29,12 @@ use crate::{
         delivery::{DeliveryContext, call_operation_id, commit_send, release_claim, settle_left_over},
         event_channel::{ChannelExited, ChannelHealth, EventChannel, EventsCommitted, Follow, StopChannel},
         sign_in::{SignInFailure, SignedIn, describe_end, sign_in},
+        take_up::{TakenUp, take_up},
     },
     archive::{
         fact::{
-            ArchiveCommit, ConversationEnded, Fact, FailureReason, Fetch, FetchedResource, InvitationAction,
-            InvitationAnswered, InvitationKind, SendFact, SendOutcome, Unfetchable,
+            ArchiveCommit, Fact, FailureReason, Fetch, FetchedResource, InvitationAction, InvitationAnswered,
+            InvitationKind, SendFact, SendOutcome, Unfetchable,
         },
         interpret::interpret_fetched,
     },
@@ -1089,7 +1090,7 @@ async fn report_activity(
 }
 
 /// Commits facts that did not come from the event channel, however long the database takes.
-async fn commit_facts(context: &DeliveryContext, facts: Vec<Fact>) -> CommitOutcome {
+pub(super) async fn commit_facts(context: &DeliveryContext, facts: Vec<Fact>) -> CommitOutcome {
     let commit = ArchiveCommit {
         account: context.account,
         session: context.session,
@@ -1164,124 +1165,6 @@ async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
         let outcome = commit_facts(context, vec![fact]).await;
         return Some(Fetched { fetch, resource: None, outcome });
     }
-}
-
-/// What an earlier life of the account left open.
-#[derive(Default)]
-struct TakenUp {
-    conversations: Vec<FoundConversation>,
-    unsettled: Vec<ClaimedSend>,
-    unfetched: Vec<Fetch>,
-}
-
-struct FoundConversation {
-    href: String,
-    view: ConversationView,
-    remote: Option<String>,
-    multiparty: bool,
-}
-
-/// Compares what the database believes open with what the server has (resource `conversations`), and reads what is
-/// needed to go on. Nothing here is worth failing a sign-in for: what can't be read is asked again when it is needed.
-async fn take_up(
-    store: &crate::store::SharedStore,
-    context: &DeliveryContext,
-    conversations: Option<Url>,
-) -> TakenUp {
-    let mut taken_up = TakenUp::default();
-    match store.unsettled_sends(context.account).await {
-        Ok(unsettled) => {
-            taken_up.unsettled = unsettled
-                .into_iter()
-                .map(|row| ClaimedSend {
-                    max_attempts: if row.send.max_attempts == i64::MAX {
-                        context.settings.max_attempts
-                    } else {
-                        row.send.max_attempts
-                    },
-                    ..row.send
-                })
-                .collect();
-        }
-        Err(error) => tracing::error!(error = %crate::error_chain(&error), "unsettled sends can't be read"),
-    }
-    match store.unfetched(context.account, context.session).await {
-        Ok(unfetched) => taken_up.unfetched = unfetched,
-        Err(error) => {
-            tracing::error!(error = %crate::error_chain(&error), "unfetched resources can't be read");
-        }
-    }
-    let known = match store.open_conversations(context.account, context.session).await {
-        Ok(known) => known,
-        Err(error) => {
-            tracing::error!(error = %crate::error_chain(&error), "open conversations can't be read");
-            return taken_up;
-        }
-    };
-    let Some(conversations) = conversations else { return taken_up };
-    let listed = match context.client.get(&conversations).await {
-        Ok(resource) => resource,
-        Err(error) => {
-            tracing::warn!(error = %crate::error_chain(&error), "the server's conversations can't be read");
-            return taken_up;
-        }
-    };
-    let mut hrefs: Vec<String> = listed
-        .links("conversation")
-        .map(|link| link.href.clone())
-        .chain(listed.all_embedded("conversation").map(|conversation| conversation.href.clone()))
-        .collect();
-    hrefs.sort();
-    hrefs.dedup();
-    let mut facts = Vec::new();
-    for gone in known.iter().filter(|conversation| !hrefs.contains(&conversation.href)) {
-        facts.push(Fact::ConversationEnded(ConversationEnded { href: gone.href.clone(), reason: None }));
-    }
-    for href in hrefs {
-        let known = known.iter().find(|conversation| conversation.href == href);
-        match read_conversation(&context.client, &href).await {
-            Ok((resource, mut view)) => {
-                facts.extend(interpret_fetched(
-                    &Fetch {
-                        resource: FetchedResource::Conversation,
-                        href: href.clone(),
-                        conversation_href: Some(href.clone()),
-                    },
-                    &resource,
-                ));
-                view.href = Some(href.clone());
-                taken_up.conversations.push(FoundConversation {
-                    href,
-                    view,
-                    remote: known.and_then(|conversation| conversation.remote_uri.clone()),
-                    multiparty: known.is_some_and(|conversation| conversation.multiparty),
-                });
-            }
-            Err(error) => {
-                tracing::debug!(href, error = %crate::error_chain(&error), "an open conversation can't be read");
-            }
-        }
-    }
-    if !facts.is_empty() {
-        commit_facts(context, facts).await;
-    }
-    taken_up
-}
-
-async fn read_conversation(
-    client: &UcwaClient,
-    href: &str,
-) -> Result<(Resource, ConversationView), UcwaError> {
-    let resource = client.get(&client.resolve(href)?).await?;
-    let mut view = ConversationView::default();
-    view.read_conversation(href, &resource);
-    if view.messaging.is_none()
-        && let Some(messaging) = view.messaging_href.clone()
-    {
-        let messaging_resource = client.get(&client.resolve(&messaging)?).await?;
-        view.messaging = Some(MessagingView::read(&messaging, &messaging_resource));
-    }
-    Ok((resource, view))
 }
 
 impl Actor for AccountActor {
