@@ -27,9 +27,11 @@ use crate::{
             InvitationProgress, MessagingView, SharedView, StopConversation, shared_view,
         },
         delivery::{DeliveryContext, call_operation_id, commit_send, release_claim, settle_left_over},
-        event_channel::{ChannelExited, ChannelHealth, EventChannel, EventsCommitted, Follow, StopChannel},
+        event_channel::{
+            ChannelExited, ChannelHealth, Continuity, EventChannel, EventsCommitted, Follow, StopChannel,
+        },
         sign_in::{SignInFailure, SignedIn, describe_end, sign_in},
-        take_up::{TakenUp, take_up},
+        take_up::{Open, TakenUp, learn_open, take_up},
     },
     archive::{
         fact::{
@@ -157,6 +159,11 @@ pub struct AccountActor {
     handed: HashMap<OutboxId, Handed>,
     /// Rows that wait for `outbox.per_account_rate`.
     delayed: VecDeque<ClaimedSend>,
+    /// What is open on the server is being learnt, for which time of this life.
+    learning: Option<u64>,
+    learnt: u64,
+    /// Rows that wait for it, so that open conversations are used.
+    held_back: VecDeque<ClaimedSend>,
     /// Which conversation an invitation belongs to.
     invitations: HashMap<String, u64>,
     /// Incoming invitations that were answered, so that each is answered once.
@@ -197,6 +204,9 @@ impl AccountActor {
             operations: HashMap::new(),
             handed: HashMap::new(),
             delayed: VecDeque::new(),
+            learning: None,
+            learnt: 0,
+            held_back: VecDeque::new(),
             invitations: HashMap::new(),
             answered: HashSet::new(),
             looked_for_link: HashSet::new(),
@@ -296,13 +306,12 @@ impl AccountActor {
         }
         Self::report_activity_later(ctx);
         // What an earlier life left open is taken up before new rows are claimed, so that its conversations are used.
-        let store = Arc::clone(&self.environment.store);
         let conversations = application.conversations();
         let take_up = async move {
             if !resumed {
                 return TakenUp::default();
             }
-            take_up(&store, &context, conversations).await
+            take_up(&context, conversations).await
         };
         ctx.spawn(
             tracing::Instrument::instrument(take_up, self.span.clone())
@@ -342,26 +351,10 @@ impl AccountActor {
             // What was found stays in the database for the next life.
             return;
         }
-        for found in taken_up.conversations {
-            let Some(number) = self.conversation_by_href(&found.href, ctx) else { continue };
-            if let Some(conversation) = self.conversations.get(&number) {
-                // Events that came meanwhile are newer than what was read.
-                conversation.view.send_modify(|view| {
-                    view.thread_id = view.thread_id.take().or(found.view.thread_id);
-                    view.messaging_href = view.messaging_href.take().or(found.view.messaging_href);
-                    view.messaging = view.messaging.take().or(found.view.messaging);
-                    view.add_participant = view.add_participant.take().or(found.view.add_participant);
-                    view.multiparty |= found.view.multiparty || found.multiparty;
-                });
-            }
-            if let Some(remote) = found.remote.filter(|_| !found.multiparty) {
-                self.serve_destination(number, &remote);
-            }
-        }
+        self.go_on_with(taken_up.open, ctx);
         for left_over in taken_up.unsettled {
             self.settle_left_over(left_over, ctx);
         }
-        self.fetch(taken_up.unfetched, ctx);
         let Some(live) = &self.live else { return };
         self.environment.directory.enter(
             self.account.id,
@@ -377,6 +370,74 @@ impl AccountActor {
         self.spawn(reading, ctx);
         self.publish(AccountState::Online, None);
         self.span.in_scope(|| tracing::info!("signed in"));
+    }
+
+    /// The server lost track of what this application followed: whatever was open has ended. Each conversation's actor
+    /// ends when what it has under way is answered; what it has not begun goes back to the queue.
+    fn forget_conversations(&mut self) {
+        self.by_href.clear();
+        self.by_destination.clear();
+        self.operations.clear();
+        self.invitations.clear();
+        for conversation in self.conversations.values() {
+            conversation.view.send_modify(|view| view.ended = true);
+        }
+    }
+
+    /// Asks the server what is open, in the same application and without holding up its event channel.
+    fn learn_what_is_open(&mut self, ctx: &mut Context<Self>) {
+        let Some(live) = &self.live else { return };
+        self.learnt += 1;
+        let number = self.learnt;
+        self.learning = Some(number);
+        let (context, application) = (Arc::clone(&live.context), live.application.clone());
+        let learning = async move { learn_open(&context, &application).await };
+        ctx.spawn(
+            tracing::Instrument::instrument(learning, self.span.clone())
+                .into_actor(self)
+                .map(move |open, account, ctx| account.learnt_what_is_open(number, open, ctx)),
+        );
+    }
+
+    fn learnt_what_is_open(&mut self, number: u64, open: Open, ctx: &mut Context<Self>) {
+        if self.learning != Some(number) {
+            // The server lost track once more meanwhile.
+            return;
+        }
+        self.learning = None;
+        if self.stopping.is_none() {
+            self.go_on_with(open, ctx);
+        }
+        for send in std::mem::take(&mut self.held_back) {
+            self.relay(send, ctx);
+        }
+    }
+
+    /// Takes over what was found open.
+    fn go_on_with(&mut self, open: Open, ctx: &mut Context<Self>) {
+        for href in open.gone {
+            if let Some(conversation) = self.known_conversation(&href) {
+                conversation.view.send_modify(|view| view.ended = true);
+            }
+            self.ended.insert(href);
+        }
+        for found in open.conversations {
+            let Some(number) = self.conversation_by_href(&found.href, ctx) else { continue };
+            if let Some(conversation) = self.conversations.get(&number) {
+                // Events that came meanwhile are newer than what was read.
+                conversation.view.send_modify(|view| {
+                    view.thread_id = view.thread_id.take().or(found.view.thread_id);
+                    view.messaging_href = view.messaging_href.take().or(found.view.messaging_href);
+                    view.messaging = view.messaging.take().or(found.view.messaging);
+                    view.add_participant = view.add_participant.take().or(found.view.add_participant);
+                    view.multiparty |= found.view.multiparty || found.multiparty;
+                });
+            }
+            if let Some(remote) = found.remote.filter(|_| !found.multiparty) {
+                self.serve_destination(number, &remote);
+            }
+        }
+        self.fetch(open.unfetched, ctx);
     }
 
     fn settle_left_over(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
@@ -718,6 +779,10 @@ impl AccountActor {
             self.give_back(send.outbox, send.operation_id, ctx);
             return;
         }
+        if self.learning.is_some() {
+            self.held_back.push_back(send);
+            return;
+        }
         // A burst of one second's worth may go at once; after that, evenly (outbox.per_account_rate).
         let now = Instant::now();
         let interval = Duration::from_secs_f64(1.0 / self.environment.settings.per_account_rate.max(0.001));
@@ -944,10 +1009,10 @@ impl AccountActor {
             live.channel.do_send(StopChannel);
             (live.client.clone(), live.application.clone(), live.session)
         });
-        let delayed: Vec<ClaimedSend> = self.delayed.drain(..).collect();
+        let waiting: Vec<ClaimedSend> = self.delayed.drain(..).chain(self.held_back.drain(..)).collect();
         let (store, account) = (Arc::clone(&self.environment.store), self.account.id);
         let signing_out = async move {
-            for send in delayed {
+            for send in waiting {
                 release_claim(&store, send.outbox, &send.operation_id).await;
             }
             let Some((reason, (client, application, session))) = sign_out.zip(target) else { return };
@@ -1221,6 +1286,9 @@ impl Handler<EventsCommitted> for AccountActor {
     type Result = ();
 
     fn handle(&mut self, committed: EventsCommitted, ctx: &mut Self::Context) {
+        if committed.continuity == Continuity::Resumed {
+            self.forget_conversations();
+        }
         self.tell_settled(committed.outcome.settled);
         for sender in &committed.batch.senders {
             for event in &sender.events {
@@ -1231,6 +1299,9 @@ impl Handler<EventsCommitted> for AccountActor {
             }
         }
         self.fetch(committed.outcome.fetches, ctx);
+        if committed.continuity != Continuity::Unbroken {
+            self.learn_what_is_open(ctx);
+        }
     }
 }
 
@@ -1267,9 +1338,7 @@ impl Handler<ChannelExited> for AccountActor {
             ChannelEnd::Fenced => ExitReason::Fenced,
             ChannelEnd::Attention(_, after) => ExitReason::NeedsAttention(sentence, after),
             ChannelEnd::Rediscover(_) => ExitReason::Temporary(sentence, None),
-            ChannelEnd::Resumed | ChannelEnd::ApplicationLost(_) | ChannelEnd::Requested => {
-                ExitReason::SessionLost(sentence)
-            }
+            ChannelEnd::ApplicationLost(_) | ChannelEnd::Requested => ExitReason::SessionLost(sentence),
         };
         self.end(reason, ctx);
     }

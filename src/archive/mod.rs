@@ -23,5 +23,5 @@ mod vocabulary;
 pub mod workspace;
 
 pub use keys::Keys;
-pub(crate) use rules::PATIENCE;
+pub(crate) use rules::{PATIENCE, RESUME};
 pub use workspace::{Changes, Workspace};

@@ -16,6 +16,7 @@ mod settle;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use conversations::RESUME;
 pub(crate) use logs::LATE_INVITATION;
 pub(crate) use settle::PATIENCE;
 

@@ -85,7 +85,9 @@ impl Workspace {
                 self.close_attempt(applying, operation, OutboxState::Queued, outcome);
                 let state = self.outbox.get(send).state;
                 // What events have failed meanwhile is the later news.
-                if self.is_current(send, operation) && state == OutboxState::Sending {
+                if self.is_current(send, operation)
+                    && matches!(state, OutboxState::Sending | OutboxState::Uncertain)
+                {
                     self.withdraw_message(send, operation);
                     let row = self.outbox.get_mut(send);
                     row.state = OutboxState::Queued;

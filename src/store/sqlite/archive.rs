@@ -10,11 +10,11 @@ use super::{
     SqliteStore,
     column::{failed, invitation_kind, optional_time, time, time_text, word},
     flush::flush,
-    load::{Waiting, waiting_messages},
+    load::{Waiting, waiting_messages, workspace},
 };
 use crate::{
     archive::{
-        PATIENCE,
+        Keys, PATIENCE, RESUME,
         fact::{ArchiveCommit, Fetch, FetchedResource},
         text::storable,
         workspace::RuleSettings,
@@ -35,6 +35,39 @@ pub(super) async fn settle_overdue(
         .map_err(&failed)?;
     workspace.settle_overdue(now);
     flush(connection, &workspace.changes()).await.map_err(&failed)
+}
+
+/// What facts led to, before the transaction is durable.
+pub(super) struct StoredFacts {
+    /// For each commit: what is to be done, or why it was refused.
+    pub(super) outcomes: Vec<Result<CommitOutcome, StoreError>>,
+    /// Rows of the queue changed.
+    pub(super) wakes: bool,
+}
+
+/// Applies the facts of commits in order and writes the rows that changed.
+pub(super) async fn store_facts(
+    connection: &mut SqliteConnection,
+    rules: RuleSettings,
+    commits: &[&ArchiveCommit],
+) -> Result<StoredFacts, StoreError> {
+    let failed = failed("storing facts");
+    let keys = Keys::of(commits.iter().copied());
+    let mut workspace = workspace(connection, &keys, rules).await.map_err(&failed)?;
+    let now = Timestamp::now();
+    let mut outcomes = Vec::with_capacity(commits.len());
+    for commit in commits {
+        outcomes.push(match workspace.check(commit) {
+            Ok(()) => Ok(workspace.apply(commit, now.max(commit.received_at))),
+            Err(unknown) => Err(StoreError::Refused {
+                operation: "storing facts",
+                source: sqlx::Error::Protocol(unknown.to_string()),
+            }),
+        });
+    }
+    let changes = workspace.changes();
+    flush(connection, &changes).await.map_err(&failed)?;
+    Ok(StoredFacts { outcomes, wakes: !changes.outbox.is_empty() })
 }
 
 /// Ends a session with everything that is open in it.
@@ -76,6 +109,109 @@ async fn end(
         .await
         .map_err(&failed)
         .map(drop)
+}
+
+/// Gives up the sends of an account that are under way. `again_after`: when those that are sent again may be, at the
+/// earliest.
+async fn abandon_sends(
+    connection: &mut SqliteConnection,
+    rules: RuleSettings,
+    account: AccountId,
+    why: &str,
+    again_after: Option<Timestamp>,
+) -> Result<u64, StoreError> {
+    let failed = failed("giving up unsettled sends");
+    let error = format!("nobody can tell whether the server took it: {why}");
+    let now = time_text(Timestamp::now());
+    sqlx::query(
+        "UPDATE outbox_attempts
+            SET outcome = 'uncertain', finished_at = ?2, detail = ?3
+          WHERE finished_at IS NULL
+            AND operation_id IN (SELECT operation_id FROM outbox INDEXED BY outbox_sending
+                                  WHERE account_id = ?1 AND state = 'sending')",
+    )
+    .bind(account.0)
+    .bind(&now)
+    .bind(&error)
+    .execute(&mut *connection)
+    .await
+    .map_err(&failed)?;
+    let done = sqlx::query(
+        "UPDATE outbox
+            SET state = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN 'queued' ELSE 'uncertain' END,
+                next_attempt_at = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN ?6 END,
+                finished_at = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN NULL ELSE ?2 END,
+                last_code = NULL, last_subcode = NULL,
+                last_error = CASE WHEN ?4 THEN ?3 || '; sent again, so the recipient may get it twice' ELSE ?3 END,
+                updated_at = ?2, revision = revision + 1
+          WHERE account_id = ?1 AND state = 'sending'",
+    )
+    .bind(account.0)
+    .bind(&now)
+    .bind(&error)
+    .bind(rules.retry_uncertain)
+    .bind(rules.max_attempts)
+    .bind(again_after.map(time_text))
+    .execute(connection)
+    .await
+    .map_err(&failed)?;
+    Ok(done.rows_affected())
+}
+
+/// A response with `resume`; see [`ArchiveStore::resume`].
+async fn resume(
+    connection: &mut SqliteConnection,
+    rules: RuleSettings,
+    commit: &ArchiveCommit,
+    followed_until: Timestamp,
+    why: &str,
+) -> Result<CommitOutcome, StoreError> {
+    let failed = failed("resuming a session");
+    let ArchiveCommit { account, session, received_at, .. } = *commit;
+    let cursor: Option<String> =
+        sqlx::query_scalar("SELECT event_cursor FROM sessions WHERE id = ?1 AND account_id = ?2")
+            .bind(session.0)
+            .bind(account.0)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(&failed)?;
+    // The same response again: what it ended may be open anew.
+    let is_new = cursor != commit.cursor;
+    if is_new {
+        insert_gap(connection, account, session, followed_until, received_at, why).await?;
+        // Before the facts, which tell what goes on.
+        for statement in [
+            "UPDATE participants SET left_at = ?3 WHERE account_id = ?1 AND session_id = ?2 AND left_at IS NULL",
+            "UPDATE conversations SET ended_at = ?3, state = 'Disconnected', end_code = ?4, end_subcode = NULL
+              WHERE account_id = ?1 AND session_id = ?2 AND ended_at IS NULL",
+        ] {
+            sqlx::query(statement)
+                .bind(account.0)
+                .bind(session.0)
+                .bind(time_text(received_at))
+                .bind(RESUME)
+                .execute(&mut *connection)
+                .await
+                .map_err(&failed)?;
+        }
+    }
+    let outcome = match store_facts(connection, rules, &[commit]).await?.outcomes.pop() {
+        Some(outcome) => outcome?,
+        None => CommitOutcome::default(),
+    };
+    if is_new {
+        // After the facts, which may tell of some. The answer of a request that is out may still come.
+        let again_after = rules.retry.next_attempt(received_at, 1, 1.0);
+        let abandoned = abandon_sends(connection, rules, account, why, Some(again_after)).await?;
+        if abandoned > 0 {
+            tracing::warn!(
+                account.id = account.0,
+                abandoned,
+                "rows of the outbox were being sent; no event will tell what became of them"
+            );
+        }
+    }
+    Ok(outcome)
 }
 
 async fn account_of(connection: &mut SqliteConnection, session: SessionId) -> Result<AccountId, sqlx::Error> {
@@ -181,48 +317,24 @@ impl ArchiveStore for SqliteStore {
     }
 
     async fn abandon_sends(&self, account: AccountId, why: &str) -> Result<u64, StoreError> {
-        let rules = self.rules;
-        let error = format!("nobody can tell whether the server took it: {why}");
+        let (rules, why) = (self.rules, why.to_owned());
         self.writer
             .run("giving up unsettled sends", true, move |connection| {
-                Box::pin(async move {
-                    let failed = failed("giving up unsettled sends");
-                    let now = time_text(Timestamp::now());
-                    sqlx::query(
-                        "UPDATE outbox_attempts
-                            SET outcome = 'uncertain', finished_at = ?2, detail = ?3
-                          WHERE finished_at IS NULL
-                            AND operation_id IN (SELECT operation_id FROM outbox INDEXED BY outbox_sending
-                                                  WHERE account_id = ?1 AND state = 'sending')",
-                    )
-                    .bind(account.0)
-                    .bind(&now)
-                    .bind(&error)
-                    .execute(&mut *connection)
-                    .await
-                    .map_err(&failed)?;
-                    let done = sqlx::query(
-                        "UPDATE outbox
-                            SET state = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN 'queued'
-                                             ELSE 'uncertain' END,
-                                finished_at = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN NULL
-                                                   ELSE ?2 END,
-                                last_code = NULL, last_subcode = NULL,
-                                last_error = CASE WHEN ?4 THEN ?3 || '; sent again, so the recipient may get it twice'
-                                                  ELSE ?3 END,
-                                updated_at = ?2, revision = revision + 1
-                          WHERE account_id = ?1 AND state = 'sending'",
-                    )
-                    .bind(account.0)
-                    .bind(&now)
-                    .bind(&error)
-                    .bind(rules.retry_uncertain)
-                    .bind(rules.max_attempts)
-                    .execute(&mut *connection)
-                    .await
-                    .map_err(&failed)?;
-                    Ok(done.rows_affected())
-                })
+                Box::pin(async move { abandon_sends(connection, rules, account, &why, None).await })
+            })
+            .await
+    }
+
+    async fn resume(
+        &self,
+        commit: ArchiveCommit,
+        followed_until: Timestamp,
+        why: &str,
+    ) -> Result<CommitOutcome, StoreError> {
+        let (rules, why) = (self.rules, why.to_owned());
+        self.writer
+            .run("resuming a session", true, move |connection| {
+                Box::pin(async move { resume(connection, rules, &commit, followed_until, &why).await })
             })
             .await
     }

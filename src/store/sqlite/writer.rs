@@ -26,9 +26,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{archive, column::failed, flush::flush, load};
+use super::{archive, column::failed};
 use crate::{
-    archive::{Keys, fact::ArchiveCommit, workspace::RuleSettings},
+    archive::{fact::ArchiveCommit, workspace::RuleSettings},
     store::{CommitOutcome, StoreError},
 };
 
@@ -382,24 +382,9 @@ impl WriterTask {
         commits: &[&ArchiveCommit],
         done: &mut Done,
     ) -> Result<(), StoreError> {
-        let failed = failed("storing facts");
-        let keys = Keys::of(commits.iter().copied());
-        let mut workspace = load::workspace(connection, &keys, self.rules).await.map_err(&failed)?;
-        let now = Timestamp::now();
-        let mut outcomes = Vec::with_capacity(commits.len());
-        for commit in commits {
-            outcomes.push(match workspace.check(commit) {
-                Ok(()) => Ok(workspace.apply(commit, now.max(commit.received_at))),
-                Err(unknown) => Err(StoreError::Refused {
-                    operation: "storing facts",
-                    source: sqlx::Error::Protocol(unknown.to_string()),
-                }),
-            });
-        }
-        let changes = workspace.changes();
-        flush(connection, &changes).await.map_err(&failed)?;
-        done.wakes |= !changes.outbox.is_empty();
-        done.commits.extend(outcomes);
+        let stored = archive::store_facts(connection, self.rules, commits).await?;
+        done.wakes |= stored.wakes;
+        done.commits.extend(stored.outcomes);
         Ok(())
     }
 
