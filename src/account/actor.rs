@@ -115,6 +115,8 @@ struct SignInProgressed(SignInStep);
 /// A row that somebody is busy with.
 struct Handed {
     send: ClaimedSend,
+    /// When somebody began with it, or somewhat before.
+    at: Timestamp,
     /// The conversation that has it; none while it is only being settled.
     conversation: Option<u64>,
     /// Tells whoever is busy with it that the event stream settled it.
@@ -353,7 +355,7 @@ impl AccountActor {
         }
         self.go_on_with(taken_up.open, ctx);
         for left_over in taken_up.unsettled {
-            self.settle_left_over(left_over, ctx);
+            self.settle_left_over(left_over.send, left_over.claimed_at, ctx);
         }
         let Some(live) = &self.live else { return };
         self.environment.directory.enter(
@@ -440,16 +442,22 @@ impl AccountActor {
         self.fetch(open.unfetched, ctx);
     }
 
-    fn settle_left_over(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
+    fn settle_left_over(&mut self, send: ClaimedSend, claimed_at: Timestamp, ctx: &mut Context<Self>) {
         let Some(live) = &self.live else { return };
         let (tell, settled) = oneshot::channel();
-        self.handed.insert(send.outbox, Handed { send: send.clone(), conversation: None, tell: Some(tell) });
+        self.handed.insert(
+            send.outbox,
+            Handed { send: send.clone(), at: claimed_at, conversation: None, tell: Some(tell) },
+        );
         let (outbox, context) = (send.outbox, Arc::clone(&live.context));
         let operation_id = send.operation_id.clone();
         ctx.spawn(
-            tracing::Instrument::instrument(settle_left_over(context, send, settled), self.span.clone())
-                .into_actor(self)
-                .map(move |(), account, ctx| account.delivery_finished(outbox, &operation_id, ctx)),
+            tracing::Instrument::instrument(
+                settle_left_over(context, send, claimed_at, settled),
+                self.span.clone(),
+            )
+            .into_actor(self)
+            .map(move |(), account, ctx| account.delivery_finished(outbox, &operation_id, ctx)),
         );
     }
 
@@ -821,8 +829,10 @@ impl AccountActor {
             return;
         };
         let (tell, settled) = oneshot::channel();
-        self.handed
-            .insert(send.outbox, Handed { send: send.clone(), conversation: Some(number), tell: Some(tell) });
+        self.handed.insert(
+            send.outbox,
+            Handed { send: send.clone(), at: Timestamp::now(), conversation: Some(number), tell: Some(tell) },
+        );
         self.operations.insert(send.operation_id.clone(), number);
         self.operations.insert(call_operation_id(&send.operation_id), number);
         let (outbox, operation_id) = (send.outbox, send.operation_id.clone());
@@ -1385,7 +1395,7 @@ impl Handler<ConversationExited> for AccountActor {
         for outbox in had {
             let Some(handed) = self.handed.remove(&outbox) else { continue };
             if exited.in_flight == Some(outbox) && !exited.panicked {
-                self.settle_left_over(handed.send, ctx);
+                self.settle_left_over(handed.send, handed.at, ctx);
             } else if exited.in_flight != Some(outbox) {
                 self.give_back(outbox, handed.send.operation_id, ctx);
             }

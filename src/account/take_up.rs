@@ -19,7 +19,7 @@ use crate::{
         fact::{ConversationEnded, Fact, Fetch, FetchedResource},
         interpret::{interpret_fetched, interpret_roster},
     },
-    store::{ClaimedSend, StoreError},
+    store::{StoreError, UnsettledSend},
     ucwa::{Resource, UcwaClient, UcwaError},
 };
 
@@ -32,7 +32,7 @@ const LEARN_ATTEMPTS: u32 = 5;
 #[derive(Default)]
 pub(super) struct TakenUp {
     pub(super) open: Open,
-    pub(super) unsettled: Vec<ClaimedSend>,
+    pub(super) unsettled: Vec<UnsettledSend>,
 }
 
 /// What is open on the server.
@@ -61,13 +61,11 @@ pub(super) async fn take_up(context: &DeliveryContext, conversations: Option<Url
         Ok(unsettled) => {
             taken_up.unsettled = unsettled
                 .into_iter()
-                .map(|row| ClaimedSend {
-                    max_attempts: if row.send.max_attempts == i64::MAX {
-                        context.settings.max_attempts
-                    } else {
-                        row.send.max_attempts
-                    },
-                    ..row.send
+                .map(|mut row| {
+                    if row.send.max_attempts == i64::MAX {
+                        row.send.max_attempts = context.settings.max_attempts;
+                    }
+                    row
                 })
                 .collect();
         }

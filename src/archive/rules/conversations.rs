@@ -106,9 +106,12 @@ impl Workspace {
         let row = self.conversations.get_mut(place);
         let id = row.id;
         row.awaiting_fetch = false;
-        if row.ended_at.is_none() || row.end_code.as_deref() == Some(RESUME) {
-            row.ended_at = Some(applying.at);
+        if row.end_code.as_deref() == Some(RESUME) {
+            row.ended_at = None;
             row.end_code = None;
+        }
+        if row.ended_at.is_none() {
+            row.ended_at = Some(applying.at);
             row.state = Some("Disconnected".to_owned());
             if let Some(reason) = &fact.reason {
                 row.end_code.clone_from(&reason.code);
