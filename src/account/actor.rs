@@ -40,7 +40,7 @@ use crate::{
         },
         interpret::interpret_fetched,
     },
-    identifiers::{OperationId, OutboxId, SipUri},
+    identifiers::{ConversationId, OperationId, OutboxId, SipUri},
     store::{Account, AccountState, ClaimedSend, CommitOutcome, InvitationPolicy, SettledSend, StoreError},
     ucwa::{Event, EventKind, Resource, Sender, SignInStep, UcwaClient, UcwaError},
 };
@@ -166,6 +166,8 @@ pub struct AccountActor {
     learnt: u64,
     /// Rows that wait for it, so that open conversations are used.
     held_back: VecDeque<ClaimedSend>,
+    /// Rows whose thread the server has open, somewhere.
+    looked_for: HashSet<OutboxId>,
     /// Which conversation an invitation belongs to.
     invitations: HashMap<String, u64>,
     /// Incoming invitations that were answered, so that each is answered once.
@@ -209,6 +211,7 @@ impl AccountActor {
             learning: None,
             learnt: 0,
             held_back: VecDeque::new(),
+            looked_for: HashSet::new(),
             invitations: HashMap::new(),
             answered: HashSet::new(),
             looked_for_link: HashSet::new(),
@@ -410,9 +413,45 @@ impl AccountActor {
         if self.stopping.is_none() {
             self.go_on_with(open, ctx);
         }
+        for outbox in std::mem::take(&mut self.looked_for) {
+            if let Some(handed) = self.handed.remove(&outbox) {
+                self.relay_in_thread(handed.send, ctx);
+            }
+        }
         for send in std::mem::take(&mut self.held_back) {
             self.relay(send, ctx);
         }
+    }
+
+    /// The server would not begin a conversation because one of this thread is open: says the row in that, if it is with
+    /// the same people.
+    fn relay_in_thread(&mut self, mut send: ClaimedSend, ctx: &mut Context<Self>) {
+        let Some(live) = self.live.as_ref().filter(|_| self.stopping.is_none()) else {
+            self.give_back(send.outbox, send.operation_id, ctx);
+            return;
+        };
+        if let Some(number) = self.conversation_of_thread(&send) {
+            self.hand_over(number, send, ctx);
+            return;
+        }
+        if matches!(send.conversation.take(), Some((_, None))) {
+            // Only we wanted to go on with the thread of a conversation that is over.
+            send.thread_id = None;
+            self.relay_now(send, ctx);
+            return;
+        }
+        let reason = FailureReason {
+            code: Some("Conflict".to_owned()),
+            subcode: Some("ThreadIdAlreadyExists".to_owned()),
+            message: None,
+        };
+        let error = format!(
+            "the server has a conversation of thread {} open, and none with only {} was found: leave thread_id out, or \
+             name that conversation by conversation_id",
+            send.thread_id.take().unwrap_or_default(),
+            destination_key(&send.recipients),
+        );
+        self.refuse(Arc::clone(&live.context), send, reason, error, ctx);
     }
 
     /// Takes over what was found open.
@@ -557,6 +596,7 @@ impl AccountActor {
             .property("direction")
             .is_some_and(|direction| direction.eq_ignore_ascii_case("Incoming"));
         let progress = invitation_progress(event, resource);
+        self.learn_of_thread(&progress, ctx);
         let conversation = resource.link("conversation").map(|link| link.href.clone());
         let number = if incoming {
             conversation.as_ref().and_then(|conversation| self.conversation_by_href(conversation, ctx))
@@ -597,6 +637,14 @@ impl AccountActor {
                 }
                 view.see_invitation(progress);
             });
+        }
+    }
+
+    /// An invitation of ours failed because its thread has an open conversation: the next attempt is to find that.
+    fn learn_of_thread(&mut self, progress: &InvitationProgress, ctx: &mut Context<Self>) {
+        let InvitationProgress::Failed(reason) = progress else { return };
+        if reason.subcode.as_deref() == Some("ThreadIdAlreadyExists") && self.learning.is_none() {
+            self.learn_what_is_open(ctx);
         }
     }
 
@@ -734,19 +782,18 @@ impl AccountActor {
         self.start_conversation(Some(href.to_owned()), Vec::new(), ctx)
     }
 
-    /// From now on rows for this destination go into this conversation.
+    /// This conversation is with these people: from now on rows for them go into it, unless another serves them already.
     fn serve_destination(&mut self, number: u64, destination: &str) {
         let taken = self
             .by_destination
             .get(destination)
             .and_then(|other| self.conversations.get(other))
             .is_some_and(|other| !other.view.borrow().ended);
-        if taken {
-            return;
-        }
         if let Some(conversation) = self.conversations.get_mut(&number) {
             conversation.destination = Some(destination.to_owned());
-            self.by_destination.insert(destination.to_owned(), number);
+            if !taken {
+                self.by_destination.insert(destination.to_owned(), number);
+            }
         }
     }
 
@@ -813,21 +860,65 @@ impl AccountActor {
             self.give_back(send.outbox, send.operation_id, ctx);
             return;
         };
-        if let Some((id, None)) = &send.conversation
-            && send.recipients.is_empty()
-        {
-            let error = format!("conversation {id} has ended; name recipients to start a new one");
-            self.refuse(Arc::clone(&live.context), send, error, ctx);
+        if let Some((id, None)) = send.conversation {
+            self.relay_after_the_end(id, Arc::clone(&live.context), send, ctx);
             return;
         }
         if let Some(error) = self.wrong_people(&send) {
-            self.refuse(Arc::clone(&live.context), send, error, ctx);
+            self.refuse(Arc::clone(&live.context), send, FailureReason::default(), error, ctx);
             return;
         }
         let Some(number) = self.choose_conversation(&send, ctx) else {
             self.give_back(send.outbox, send.operation_id, ctx);
             return;
         };
+        self.hand_over(number, send, ctx);
+    }
+
+    /// The row names a conversation that is over: goes on with its thread, if it was with one person.
+    fn relay_after_the_end(
+        &self,
+        id: ConversationId,
+        context: Arc<DeliveryContext>,
+        mut send: ClaimedSend,
+        ctx: &mut Context<Self>,
+    ) {
+        let account = self.account.id;
+        let read = async move { (context.store.conversation(account, id).await, context) };
+        ctx.spawn(read.into_actor(self).map(move |(read, context), account, ctx| {
+            let known = match read {
+                Ok(known) => known,
+                Err(error) => {
+                    tracing::warn!(error = %crate::error_chain(&error), "a conversation can't be read; its row waits");
+                    account.give_back(send.outbox, send.operation_id, ctx);
+                    return;
+                }
+            };
+            let known = known.filter(|known| !known.multiparty);
+            let remote = known.as_ref().and_then(|known| known.remote_uri.as_ref()?.parse::<SipUri>().ok());
+            if send.recipients.is_empty() {
+                let Some(remote) = &remote else {
+                    let error = format!(
+                        "conversation {id} has ended and was not with one person alone; name recipients to start a new one"
+                    );
+                    account.refuse(context, send, FailureReason::default(), error, ctx);
+                    return;
+                };
+                send.recipients.push(remote.clone());
+            }
+            if let Some(known) = known.filter(|_| remote.as_ref().is_some_and(|remote| send.recipients == [remote.clone()])) {
+                send.thread_id = send.thread_id.or(known.thread_id);
+                send.subject = send.subject.or(known.subject);
+            }
+            match account.choose_conversation(&send, ctx) {
+                Some(number) => account.hand_over(number, send, ctx),
+                None => account.give_back(send.outbox, send.operation_id, ctx),
+            }
+        }));
+    }
+
+    /// Lets a conversation say a row.
+    fn hand_over(&mut self, number: u64, send: ClaimedSend, ctx: &mut Context<Self>) {
         let (tell, settled) = oneshot::channel();
         self.handed.insert(
             send.outbox,
@@ -851,18 +942,14 @@ impl AccountActor {
         &self,
         context: Arc<DeliveryContext>,
         send: ClaimedSend,
+        reason: FailureReason,
         error: String,
         ctx: &mut Context<Self>,
     ) {
         let fact = SendFact {
             outbox: send.outbox,
             operation_id: send.operation_id,
-            outcome: SendOutcome::Refused {
-                conversation_href: None,
-                reason: FailureReason::default(),
-                http_status: None,
-                error,
-            },
+            outcome: SendOutcome::Refused { conversation_href: None, reason, http_status: None, error },
         };
         self.spawn(async move { commit_send(&context, fact).await }, ctx);
     }
@@ -876,40 +963,53 @@ impl AccountActor {
             .then(|| format!("conversation {id} is with {with}, not with {named}: name only one of the two"))
     }
 
+    fn is_open(&self, number: u64) -> bool {
+        self.conversations.get(&number).is_some_and(|conversation| !conversation.view.borrow().ended)
+    }
+
+    /// What is meant for one person is said to that person alone.
+    fn fits(&self, number: u64, send: &ClaimedSend) -> bool {
+        let for_group = send.recipients.len() > 1;
+        self.is_open(number)
+            && self
+                .conversations
+                .get(&number)
+                .is_some_and(|conversation| for_group || !conversation.view.borrow().multiparty)
+    }
+
+    /// The open conversation of the row's thread with the same people. A thread is not a conversation: several may share
+    /// one.
+    fn conversation_of_thread(&self, send: &ClaimedSend) -> Option<u64> {
+        let thread = send.thread_id.as_ref()?;
+        let destination = destination_key(&send.recipients);
+        self.conversations.iter().find_map(|(number, conversation)| {
+            let same_people = conversation.destination.as_ref() == Some(&destination);
+            let same_thread = conversation.view.borrow().thread_id.as_ref() == Some(thread);
+            (same_people && same_thread && self.fits(*number, send)).then_some(*number)
+        })
+    }
+
     /// An open conversation with the recipients, or a new one.
     fn choose_conversation(&mut self, send: &ClaimedSend, ctx: &mut Context<Self>) -> Option<u64> {
-        let for_group = send.recipients.len() > 1;
-        let open = |number: &u64| {
-            self.conversations.get(number).is_some_and(|conversation| !conversation.view.borrow().ended)
-        };
-        // What is meant for one person is said to that person alone.
-        let fits = |number: &u64| {
-            open(number)
-                && self
-                    .conversations
-                    .get(number)
-                    .is_some_and(|conversation| for_group || !conversation.view.borrow().multiparty)
-        };
         if let Some((_, Some(href))) = &send.conversation {
-            if let Some(number) = self.by_href.get(href).filter(|number| open(number)) {
-                return Some(*number);
+            if let Some(number) = self.by_href.get(href).copied().filter(|number| self.is_open(*number)) {
+                return Some(number);
             }
             return self.start_conversation(Some(href.clone()), send.recipients.clone(), ctx);
         }
         let destination = destination_key(&send.recipients);
-        if let Some(thread) = &send.thread_id {
-            let on_thread = self.conversations.iter().find_map(|(number, conversation)| {
-                // A thread is not a conversation: several may share one.
-                let same_people = conversation.destination.as_ref() == Some(&destination);
-                let same_thread = conversation.view.borrow().thread_id.as_ref() == Some(thread);
-                (same_people && same_thread && fits(number)).then_some(*number)
-            });
-            if on_thread.is_some() {
-                return on_thread;
-            }
+        if let Some(number) = self.conversation_of_thread(send) {
+            return Some(number);
         }
-        if let Some(number) = self.by_destination.get(&destination).filter(|number| fits(number)) {
-            return Some(*number);
+        // A row that names another thread is not said in this one.
+        let other_thread = |number: &u64| {
+            let conversation = self.conversations.get(number);
+            let known = conversation.and_then(|conversation| conversation.view.borrow().thread_id.clone());
+            send.thread_id.is_some() && known.is_some() && known != send.thread_id
+        };
+        let open = self.by_destination.get(&destination).copied();
+        if let Some(number) = open.filter(|number| self.fits(*number, send) && !other_thread(number)) {
+            return Some(number);
         }
         let number = self.start_conversation(None, send.recipients.clone(), ctx)?;
         self.by_destination.remove(&destination);
@@ -1366,6 +1466,17 @@ impl Handler<DeliveryFinished> for AccountActor {
     type Result = ();
 
     fn handle(&mut self, finished: DeliveryFinished, ctx: &mut Self::Context) {
+        if finished.thread_taken
+            && let Some(handed) = self.handed.get_mut(&finished.outbox)
+            && handed.send.operation_id == finished.operation_id
+        {
+            handed.conversation = None;
+            self.looked_for.insert(finished.outbox);
+            if self.learning.is_none() {
+                self.learn_what_is_open(ctx);
+            }
+            return;
+        }
         self.delivery_finished(finished.outbox, &finished.operation_id, ctx);
     }
 }

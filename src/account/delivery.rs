@@ -17,17 +17,21 @@ use url::Url;
 use crate::{
     account::{
         AccountSettings,
+        actor::commit_facts,
         backoff::Backoff,
         conversation::{ConversationView, InvitationProgress, MessagingView, SharedView},
         event_channel::ChannelHealth,
     },
     archive::{
-        fact::{ArchiveCommit, Fact, FailureReason, OperationStatus, SaidIn, SendFact, SendOutcome},
+        fact::{
+            ArchiveCommit, ConversationEnded, Fact, FailureReason, OperationStatus, SaidIn, SendFact,
+            SendOutcome,
+        },
         retry::{Healing, classify_invitation_failure, describe_invitation_failure},
     },
     identifiers::{AccountId, OperationId, OutboxId, SessionId, SipUri},
     store::{ClaimedSend, SettledSend, SharedStore, StoreError},
-    ucwa::{OutgoingInvitation, Resource, UcwaClient, UcwaError, html::plain_from_html},
+    ucwa::{Action, OutgoingInvitation, Resource, UcwaClient, UcwaError, html::plain_from_html},
 };
 
 /// How long a conversation may take to become ready for the message: the ring time and what goes before and after it.
@@ -102,6 +106,8 @@ enum Attempt {
     Settled,
     /// Nothing was asked of the server: the row goes back unsent and uncounted.
     Release,
+    /// The server did not take it because a conversation of its thread is open.
+    ThreadTaken,
 }
 
 /// What the state of the conversation asks for.
@@ -110,6 +116,15 @@ enum Move {
     AddMessaging(String),
     Start,
     Wait,
+}
+
+/// What came of reading a resource.
+enum Asked {
+    Told(Box<Resource>),
+    /// The server has it no longer.
+    Gone,
+    /// It did not say.
+    InVain,
 }
 
 /// What an error of a request that carried the text means for the row.
@@ -137,22 +152,25 @@ impl Delivery {
     }
 
     /// Sends and commits the outcome. Does not return before the outcome is durable, unless the store is closing or
-    /// the account is held elsewhere.
-    pub async fn run(mut self) {
+    /// the account is held elsewhere. Says whether there is no outcome, because a conversation of the row's thread is
+    /// open: the row is to be said in that.
+    pub async fn run(mut self) -> bool {
         let attempt = self.attempt().await;
         // A call whose outcome is not known, or a conversation that did not become ready, must not hold up what comes
         // next: that gets a conversation of its own.
         if self.gave_up {
             self.view.send_modify(|view| view.ended = true);
         }
+        let thread_taken = matches!(attempt, Attempt::ThreadTaken);
         match attempt {
-            Attempt::Settled => {}
+            Attempt::Settled | Attempt::ThreadTaken => {}
             Attempt::Release => {
                 release_claim(&self.context.store, self.send.outbox, &self.send.operation_id).await;
             }
             Attempt::Outcome(outcome) => self.commit(outcome).await,
         }
         self.view.send_modify(|view| view.last_activity = Instant::now());
+        thread_taken
     }
 
     async fn commit(&self, outcome: SendOutcome) {
@@ -368,6 +386,10 @@ impl Delivery {
                         }
                     });
                 }
+                if error.subcode() == Some("ThreadIdAlreadyExists") {
+                    self.gave_up = true;
+                    return Err(Attempt::ThreadTaken);
+                }
                 match problem {
                     Problem::Refused => Err(Self::refused_by(None, &error)),
                     Problem::NotAccepted | Problem::LinkGone => Err(self.not_accepted(&error)),
@@ -467,44 +489,65 @@ impl Delivery {
         }
     }
 
-    /// Reads `messaging` because no event told what can be said.
+    /// Reads `messaging` because no event told what can be said; where that is not known or gone, as the conversation now
+    /// has it.
     async fn ask_messaging(&self, view: &ConversationView) {
-        let href = view
-            .messaging
-            .as_ref()
-            .map(|messaging| messaging.href.clone())
-            .or_else(|| view.messaging_href.clone());
-        let Some(href) = href else {
-            self.ask_conversation(view).await;
-            return;
-        };
-        if let Some(resource) = self.read(&href).await {
+        let known = view.messaging.as_ref().map(|messaging| messaging.href.clone());
+        if let Some(href) = known.or_else(|| view.messaging_href.clone()) {
+            match self.read(&href).await {
+                Asked::Told(resource) => {
+                    let messaging = MessagingView::read(&href, &resource);
+                    self.view.send_modify(|view| view.messaging = Some(messaging));
+                    return;
+                }
+                Asked::InVain => return,
+                Asked::Gone => self.view.send_modify(|view| view.messaging = None),
+            }
+        }
+        self.ask_conversation(view).await;
+        let now = self.view.borrow().clone();
+        if let Some(href) = now.messaging_href.filter(|_| now.messaging.is_none() && !now.ended)
+            && let Asked::Told(resource) = self.read(&href).await
+        {
             let messaging = MessagingView::read(&href, &resource);
             self.view.send_modify(|view| view.messaging = Some(messaging));
         }
     }
 
-    /// Reads the conversation because no event told of it.
+    /// Reads the conversation because no event told of it. One that is gone is over, also for whoever names it in the
+    /// queue.
     async fn ask_conversation(&self, view: &ConversationView) {
         let Some(href) = &view.href else { return };
-        if let Some(resource) = self.read(href).await {
-            self.view.send_modify(|view| view.read_conversation(href, &resource));
+        match self.read(href).await {
+            Asked::Told(resource) => self.view.send_modify(|view| view.read_conversation(href, &resource)),
+            Asked::Gone => {
+                let ended = ConversationEnded { href: href.clone(), reason: None };
+                commit_facts(&self.context, vec![Fact::ConversationEnded(ended)]).await;
+                self.view.send_modify(|view| view.ended = true);
+            }
+            Asked::InVain => {}
         }
     }
 
-    /// Reads a resource of the conversation; one that is gone ends it.
-    async fn read(&self, href: &str) -> Option<Resource> {
-        let url = self.context.client.resolve(href).ok()?;
-        match self.context.client.get(&url).await {
-            Ok(resource) => Some(resource),
+    /// Reads a resource of the conversation.
+    async fn read(&self, href: &str) -> Asked {
+        let answer = match self.context.client.resolve(href) {
+            Ok(url) => self.context.client.get(&url).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(resource) => Asked::Told(Box::new(resource)),
             // Without UCWA's own words it may be an application pool that is just restarting.
-            Err(error) if matches!(error.status(), Some(404 | 410)) && error.reason().is_some() => {
-                self.view.send_modify(|view| view.ended = true);
-                None
+            Err(error)
+                if matches!(error.status(), Some(404 | 410))
+                    && error.reason().is_some()
+                    && error.action() != Action::RecreateApplication =>
+            {
+                Asked::Gone
             }
             Err(error) => {
                 tracing::debug!(error = %crate::error_chain(&error), "the conversation can't be read");
-                None
+                Asked::InVain
             }
         }
     }
@@ -658,7 +701,7 @@ pub(super) async fn settle_left_over(
             commit_send(&context, SendFact { outbox: send.outbox, operation_id: send.operation_id, outcome })
                 .await;
         }
-        Attempt::Settled | Attempt::Release => {}
+        Attempt::Settled | Attempt::Release | Attempt::ThreadTaken => {}
     }
 }
 

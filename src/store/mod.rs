@@ -396,6 +396,19 @@ pub struct OpenConversation {
     pub thread_id: Option<String>,
 }
 
+/// What is known of a conversation, open or over, for going on with it in another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownConversation {
+    /// The one remote party, where there was just one.
+    pub remote_uri: Option<String>,
+    /// More than two people, or a conference.
+    pub multiparty: bool,
+    /// For going on with the thread.
+    pub thread_id: Option<String>,
+    /// As it was.
+    pub subject: Option<String>,
+}
+
 /// The archive and the event-channel cursor.
 #[async_trait]
 pub trait ArchiveStore: Send + Sync {
@@ -453,6 +466,12 @@ pub trait ArchiveStore: Send + Sync {
         account: AccountId,
         session: SessionId,
     ) -> Result<Vec<OpenConversation>, StoreError>;
+    /// A conversation of an account, if there is one with this id.
+    async fn conversation(
+        &self,
+        account: AccountId,
+        conversation: ConversationId,
+    ) -> Result<Option<KnownConversation>, StoreError>;
     /// Settles messages that have waited long enough for their repetition or receipt; the server's writer does so by
     /// itself every few seconds.
     async fn settle_overdue(&self, now: Timestamp) -> Result<(), StoreError>;

@@ -20,7 +20,7 @@ use crate::{
         workspace::RuleSettings,
     },
     identifiers::{AccountId, ConversationId, SessionId},
-    store::{ArchiveStore, CommitOutcome, OpenConversation, Session, StoreError},
+    store::{ArchiveStore, CommitOutcome, KnownConversation, OpenConversation, Session, StoreError},
 };
 
 /// Settles what has waited long enough.
@@ -547,6 +547,34 @@ impl ArchiveStore for SqliteStore {
         rows.iter().map(|row| open_conversation(row).map_err(&failed)).collect()
     }
 
+    async fn conversation(
+        &self,
+        account: AccountId,
+        conversation: ConversationId,
+    ) -> Result<Option<KnownConversation>, StoreError> {
+        let failed = failed("reading a conversation");
+        let row = sqlx::query(
+            "SELECT c.multiparty, c.thread_id, c.subject,
+                    coalesce(
+                        (SELECT group_concat(uri, ';') FROM (
+                            SELECT DISTINCT p.sip_uri AS uri FROM participants p INDEXED BY participants_of_conversation
+                             WHERE p.account_id = c.account_id AND p.conversation_id = c.id AND p.is_local = 0
+                               AND p.sip_uri IS NOT NULL AND p.sip_uri <> a.sip_uri)),
+                        (SELECT CASE i.direction WHEN 'incoming' THEN i.from_uri ELSE i.to_uri END FROM invitations i
+                          WHERE i.account_id = c.account_id AND i.conversation_id = c.id AND i.kind = 'messaging'
+                          ORDER BY i.id LIMIT 1)) AS remote
+               FROM conversations c
+               JOIN accounts a ON a.id = c.account_id
+              WHERE c.id = ?1 AND c.account_id = ?2",
+        )
+        .bind(conversation.0)
+        .bind(account.0)
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(&failed)?;
+        row.map(|row| known_conversation(&row).map_err(&failed)).transpose()
+    }
+
     async fn settle_overdue(&self, now: Timestamp) -> Result<(), StoreError> {
         let rules = self.rules;
         self.writer
@@ -599,6 +627,16 @@ fn fetch(row: &SqliteRow) -> Result<Fetch, sqlx::Error> {
         },
         href: row.try_get("href")?,
         conversation_href: row.try_get("conversation_href")?,
+    })
+}
+
+fn known_conversation(row: &SqliteRow) -> Result<KnownConversation, sqlx::Error> {
+    let remote: Option<String> = row.try_get("remote")?;
+    Ok(KnownConversation {
+        remote_uri: remote.filter(|remote| !remote.contains(';')),
+        multiparty: row.try_get("multiparty")?,
+        thread_id: row.try_get("thread_id")?,
+        subject: row.try_get("subject")?,
     })
 }
 
