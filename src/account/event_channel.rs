@@ -298,6 +298,8 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                 if let Err(end) = follow.quarantine(&answer, Some(&cursor)).await {
                     return end;
                 }
+                // It is no gap, since all of it is kept; what it told of stands in the logs sooner than it is read again.
+                follow.backfill.hint(Timestamp::now());
             }
             (Step::ReadApplication { delay }, polled) => {
                 if let Ok(answer) = &polled
