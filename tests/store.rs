@@ -492,6 +492,47 @@ async fn a_session_is_resumed_and_a_new_one_ends_it() {
 }
 
 #[tokio::test]
+async fn a_resume_ends_what_was_open_in_the_commit_that_moves_the_cursor() {
+    let database = Database::new().await;
+    let (store, alice) = (&database.store, database.online("alice").await);
+    alice.events("/events?ack=2", vec![conversation(), bob_joined()]).await;
+    for recipient in ["bob@contoso.com", "carol@contoso.com"] {
+        store.enqueue(&row(recipient)).await.unwrap();
+    }
+    let claimed = database.claim().await;
+    assert_eq!(claimed.len(), 2);
+    let now = Timestamp::now();
+    let commit = alice.commit_of(Some("/events?ack=7"), vec![message(5, "with it")]);
+    for _ in 0..2 {
+        store.resume(commit.clone(), now - 1.minute(), "the server said resume").await.unwrap();
+    }
+    let mut outside = database.outside().await;
+    assert_eq!(outside.rows("SELECT reason FROM coverage_gaps").await, ["the server said resume"]);
+    assert_eq!(
+        outside.rows("SELECT end_code FROM conversations WHERE ended_at IS NOT NULL").await,
+        ["resume"]
+    );
+    assert_eq!(outside.count("participants WHERE left_at IS NULL").await, 0);
+    assert_eq!(outside.count("backfills").await, 1);
+    assert_eq!(texts(store).await, ["with it"]);
+    let session = store.open_session(alice.account).await.unwrap().unwrap();
+    assert_eq!((session.id, session.event_cursor.as_deref()), (alice.session.id, Some("/events?ack=7")));
+    assert_eq!(outside.count("outbox WHERE state = 'uncertain' AND last_error LIKE '%resume%'").await, 2);
+
+    // What never left goes back, and a refusal that comes late is believed.
+    store.release_claim(claimed[0].outbox, &claimed[0].operation_id).await.unwrap();
+    alice.send_fact(&claimed[1], retry_at(now)).await;
+    assert_eq!(
+        outside.rows("SELECT state, attempts, finished_at IS NULL FROM outbox ORDER BY id").await,
+        ["queued|0|1", "queued|1|1"]
+    );
+    let known = store.conversation(alice.account, ConversationId(1)).await.unwrap().unwrap();
+    assert_eq!(known.remote_uri.as_deref(), Some("sip:bob@contoso.com"));
+    assert_eq!((known.thread_id.as_deref(), known.multiparty), (Some("thread"), false));
+    assert_eq!(store.conversation(alice.account, ConversationId(9)).await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn the_time_between_two_sessions_is_a_gap() {
     let database = Database::new().await;
     let alice = database.online("alice").await;

@@ -212,6 +212,8 @@ pub struct DeliveryFinished {
     pub outbox: OutboxId,
     /// The attempt.
     pub operation_id: OperationId,
+    /// It is not at its end: the server has a conversation of its thread open, in which it is to be said.
+    pub thread_taken: bool,
 }
 
 /// Sent by a [`ConversationActor`] to its account exactly once.
@@ -297,9 +299,9 @@ impl ConversationActor {
             send,
             settled,
         );
-        ctx.spawn(delivery.run().into_actor(self).map(move |(), conversation, ctx| {
+        ctx.spawn(delivery.run().into_actor(self).map(move |thread_taken, conversation, ctx| {
             conversation.in_flight = None;
-            conversation.finished.do_send(DeliveryFinished { outbox, operation_id });
+            conversation.finished.do_send(DeliveryFinished { outbox, operation_id, thread_taken });
             // An invitation that failed leaves nothing to talk in: whatever comes next needs a new conversation.
             conversation.deliver_next(ctx);
         }));

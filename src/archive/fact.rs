@@ -439,6 +439,29 @@ pub enum SendOutcome {
         /// A sentence for `last_error`.
         error: String,
     },
+    /// The answer was lost, and an event channel that missed nothing told of no such operation. That is no proof if it
+    /// told of a message that no operation is known for.
+    Unheard {
+        /// When the request went out, or somewhat before, by this machine's clock.
+        since: Timestamp,
+        /// Where an event of it would be.
+        said_in: SaidIn,
+        /// What follows if no event can have been of it: the server did not take it.
+        silent: Box<SendOutcome>,
+        /// What follows if one can.
+        doubtful: Box<SendOutcome>,
+    },
+}
+
+/// In which conversation a request would have said something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SaidIn {
+    /// In the one at this href.
+    Conversation(String),
+    /// In one that the request itself began.
+    NewConversation,
+    /// Nobody remembers.
+    Unknown,
 }
 
 /// One `conversationLog` with its transcripts (protocol 16): what was said while nobody followed, or where somebody

@@ -94,6 +94,40 @@ pub fn interpret_fetched(fetch: &Fetch, resource: &Resource) -> Vec<Fact> {
     facts
 }
 
+/// Who is in a conversation, by its own resource and by its resource `participants`: everybody whose stay is not open in
+/// the archive has joined meanwhile.
+pub fn interpret_roster(
+    conversation_href: &str,
+    conversation: &Resource,
+    people: Option<&Resource>,
+) -> Vec<Fact> {
+    let joined = |href: &str, title: Option<&str>, resource: Option<&Resource>, is_local| {
+        Fact::Participant(ParticipantFact {
+            conversation_href: conversation_href.to_owned(),
+            href: href.to_owned(),
+            change: ParticipantChange::Joined,
+            title: title.filter(|title| !title.trim().is_empty()).map(str::to_owned),
+            details: resource.map(participant_details),
+            role: None,
+            is_local: is_local || resource.is_some_and(|resource| resource.link("me").is_some()),
+        })
+    };
+    let local = conversation
+        .embedded("localParticipant")
+        .map(|local| joined(&local.href, None, Some(local), true))
+        .or_else(|| {
+            let link = conversation.link("localParticipant")?;
+            Some(joined(&link.href, link.title.as_deref(), None, true))
+        });
+    let embedded = people.into_iter().flat_map(|people| people.all_embedded("participant"));
+    let linked = people.into_iter().flat_map(|people| people.links("participant"));
+    local
+        .into_iter()
+        .chain(embedded.map(|person| joined(&person.href, None, Some(person), false)))
+        .chain(linked.map(|link| joined(&link.href, link.title.as_deref(), None, false)))
+        .collect()
+}
+
 /// Status and reason of an event, which only some events have.
 #[derive(Debug, Default)]
 struct Outcome {

@@ -23,6 +23,6 @@ mod vocabulary;
 pub mod workspace;
 
 pub use keys::Keys;
-pub(crate) use rules::PATIENCE;
+pub(crate) use rules::{PATIENCE, RESUME};
 pub(crate) use vocabulary::is_listed_rel;
 pub use workspace::{Changes, Workspace};

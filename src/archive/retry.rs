@@ -54,6 +54,8 @@ pub fn classify_invitation_failure(reason: &FailureReason) -> Healing {
         | "TooManyConversations"
         | "LimitExceeded"
         | "CallbackChannelError"
+        // The next attempt finds the open conversation.
+        | "ThreadIdAlreadyExists"
         | "ServiceTimeout"
         | "Expired" => Healing::Temporary,
         "None" => match reason.code.as_deref() {
@@ -118,9 +120,15 @@ mod tests {
                 message: None,
             })
         };
-        for subcode in
-            ["Timeout", "Missed", "Unavailable", "TemporarilyUnavailable", "Unreachable", "ServiceFailure"]
-        {
+        for subcode in [
+            "Timeout",
+            "Missed",
+            "Unavailable",
+            "TemporarilyUnavailable",
+            "Unreachable",
+            "ServiceFailure",
+            "ThreadIdAlreadyExists",
+        ] {
             assert_eq!(of("RemoteFailure", subcode), Healing::Temporary, "{subcode}");
         }
         for subcode in

@@ -5,7 +5,7 @@
 //! | `GET /ledger` | the whole ledger |
 //! | `GET /counters` | the ledger's numbers, the traffic's, and whether the simulator is quiet |
 //! | `GET /accounts` | each account with its applications, whether a GET is parked, and its conversations |
-//! | `POST /call` `{"from","to_account","text"?,"html"?,"subject"?,"elsewhere"?}` | a correspondent calls: `{"conversation"}`; 409 if the account takes no messages; with `"elsewhere":true` another device of the account answers, and `POST /say` with the account as `from` is what it writes |
+//! | `POST /call` `{"from","to_account","text"?,"html"?,"subject"?,"elsewhere"?}` | a correspondent calls: `{"conversation"}`; 409 if the account takes no messages; with `"elsewhere":true` another device of the account answers, however quick an application is, and `POST /say` with the account as `from` is what it writes |
 //! | `POST /meet` `{"from","to_account","others"?:[..],"subject"?,"lobby"?,"after"?}` | a correspondent invites to an online meeting, with `"after"` on the thread of that conversation: `{"conversation"}` |
 //! | `POST /join` `{"conversation","who"}` | a correspondent joins; a conversation of two becomes a conference |
 //! | `POST /role` `{"conversation","who","leader"}` | a correspondent becomes a leader of the conference, or an attendee |

@@ -140,6 +140,8 @@ pub(crate) struct Call {
     pub(crate) callee_invitation: Option<String>,
     /// Whether the caller's side has been told that it began.
     announced: bool,
+    /// Another device of the called account takes it: it is quicker than any application.
+    elsewhere: bool,
 }
 
 /// What changes in a conversation.
@@ -319,6 +321,7 @@ impl Hub {
             caller_invitation: None,
             callee_invitation: None,
             announced: false,
+            elsewhere: false,
         });
         &mut self.calls[index]
     }
@@ -365,7 +368,9 @@ pub(crate) fn call_from_script(
     let number = {
         let mut hub = conversation.hub();
         let callee = hub.seat_of(to);
-        hub.begin_call(0, callee, text).number
+        let call = hub.begin_call(0, callee, text);
+        call.elsewhere = elsewhere;
+        call.number
     };
     if elsewhere {
         let (least, most) = server.settings.answer_delay;
@@ -706,11 +711,8 @@ pub(crate) fn new_leg(conversation: &Arc<Conversation>, hub: &Hub, id: String, s
 pub(crate) fn accept(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) -> bool {
     let mut guard = conversation.hub();
     let hub = &mut *guard;
-    if hub
-        .calls
-        .iter()
-        .any(|call| call.number == number && call.caller_invitation.is_some() && !call.announced)
-    {
+    let not_to_be_had = |call: &Call| call.elsewhere || (call.caller_invitation.is_some() && !call.announced);
+    if hub.calls.iter().any(|call| call.number == number && not_to_be_had(call)) {
         return false;
     }
     if let Some(joined) = meeting::join(server, conversation, hub, number) {

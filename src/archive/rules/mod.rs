@@ -17,6 +17,7 @@ mod settle;
 mod tests;
 mod typing;
 
+pub(crate) use conversations::RESUME;
 pub(crate) use logs::LATE_INVITATION;
 pub(crate) use settle::PATIENCE;
 

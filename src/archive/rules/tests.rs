@@ -11,7 +11,7 @@ use crate::{
             ArchiveCommit, Content, ConversationEnded, ConversationFact, Direction, Fact, FailureReason,
             Fetch, FetchedResource, InvitationFact, InvitationKind, LoggedConversation, LoggedMessage,
             MessageFact, OperationStatus, ParticipantChange, ParticipantDetails, ParticipantFact, Person,
-            Phase, Quarantined, SendFact, SendOutcome, TypingFact, Unfetchable,
+            Phase, Quarantined, SaidIn, SendFact, SendOutcome, TypingFact, Unfetchable,
         },
         retry::RetryPolicy,
         row::{
@@ -1061,6 +1061,85 @@ fn an_event_that_nobody_can_place_waits_for_its_201() {
         assert_eq!(ledger.texts(), ["Done", "Other"]);
         assert_eq!(ledger.check_chain(), 2);
     }
+}
+
+/// The answer to a request made at `since` was lost, and no event bears its operation id.
+fn unheard(ledger: &Ledger, since: Timestamp, said_in: SaidIn) -> SendOutcome {
+    SendOutcome::Unheard {
+        since,
+        said_in,
+        silent: Box::new(retry(ledger)),
+        doubtful: Box::new(SendOutcome::Uncertain { error: "nobody can tell".to_owned() }),
+    }
+}
+
+#[test]
+fn an_event_that_nobody_can_place_may_be_of_the_send_whose_answer_was_lost() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![conversation("Connected")]);
+    ledger.later(60);
+    let before = ledger.now;
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.sending(6, "sip:carol@contoso.com", "Other");
+    ledger.later(1);
+    ledger.events(vec![our_message(1)]);
+    ledger.later(90);
+    // The patience of the unplaced message does not matter.
+    ledger.settle_overdue();
+    let state = |ledger: &Ledger, since, said_in| {
+        let mut ledger = ledger.clone();
+        ledger.answer(send(5, &operation, unheard(&ledger, since, said_in)));
+        ledger.row(5).state
+    };
+    let talk = || SaidIn::Conversation(TALK.to_owned());
+    assert_eq!(state(&ledger, before, talk()), OutboxState::Uncertain);
+    assert_eq!(state(&ledger, before, SaidIn::Unknown), OutboxState::Uncertain);
+    // What came before the request, or elsewhere, is of something else.
+    assert_eq!(state(&ledger, before + 2.seconds(), talk()), OutboxState::Queued);
+    assert_eq!(state(&ledger, before, SaidIn::Conversation("/conversations/8".into())), OutboxState::Queued);
+    assert_eq!(state(&ledger, before, SaidIn::NewConversation), OutboxState::Queued);
+
+    let mut claimed = Ledger::new();
+    claimed.events(vec![conversation("Connected")]);
+    let operation = claimed.sending(5, "sip:bob@contoso.com", "Done");
+    let other = claimed.sending(6, "sip:carol@contoso.com", "Other");
+    claimed.events(vec![our_message(1)]);
+    claimed.answer(send(6, &other, accepted(Some(1))));
+    claimed.answer(send(5, &operation, unheard(&claimed, start(), talk())));
+    assert_eq!(claimed.row(5).state, OutboxState::Queued, "the event was another row's");
+}
+
+#[test]
+fn a_conversation_that_ended_with_a_resume_opens_again_if_the_server_has_it_still() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![
+        conversation("Connected"),
+        participant(ParticipantChange::Joined, Some("sip:bob@contoso.com")),
+    ]);
+    let id = *ledger.conversations.keys().next().unwrap();
+    let end = |ledger: &mut Ledger, code: &str| {
+        let at = ledger.now;
+        let row = ledger.conversations.get_mut(&id).unwrap();
+        (row.ended_at, row.end_code) = (Some(at), Some(code.to_owned()));
+        ledger.participants.values_mut().for_each(|stay| stay.left_at = Some(at));
+    };
+    end(&mut ledger, "resume");
+    ledger.events(vec![conversation("Disconnected")]);
+    assert!(ledger.conversations[&id].ended_at.is_some());
+    let mut gone = ledger.clone();
+    ledger.events(vec![conversation("Connected"), participant(ParticipantChange::Joined, None)]);
+    let row = &ledger.conversations[&id];
+    assert_eq!((row.ended_at, row.end_code.as_deref()), (None, None));
+    let stays: Vec<_> =
+        ledger.participants.values().map(|stay| (stay.left_at, stay.sip_uri.as_deref())).collect();
+    assert_eq!(stays.len(), 2, "another stay of the same person");
+    assert!(stays[0].0.is_some() && stays[1] == (None, Some("sip:bob@contoso.com")), "{stays:?}");
+
+    // One that has ended otherwise stays ended.
+    gone.later(5);
+    gone.events(vec![ended(), conversation("Connected")]);
+    let row = &gone.conversations[&id];
+    assert_eq!((row.ended_at, row.end_code.as_deref()), (Some(gone.now), None));
 }
 
 #[test]
