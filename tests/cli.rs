@@ -445,6 +445,30 @@ fn reading_an_empty_archive_is_no_error_and_is_noted() {
 }
 
 #[test]
+fn only_sip_addresses_are_accounts() {
+    let place = Place::with_accounts();
+    for uri in ["sipx:carol@contoso.com", "carol@contoso.com", "sip:carol", "SIP:carol@contoso.com"] {
+        let refused = try_sql(&place, "INSERT INTO accounts (sip_uri, username) VALUES (?, 'c')", uri);
+        assert!(refused.is_err_and(|words| words.contains("CHECK")), "{uri}");
+    }
+    for uri in ["sip:carol@contoso.com", "sips:dave@contoso.com", "sip:sipho@contoso.com"] {
+        try_sql(&place, "INSERT INTO accounts (sip_uri, username) VALUES (?, 'c')", uri).unwrap();
+    }
+    // A name that begins like the scheme is a name.
+    try_sql(
+        &place,
+        "INSERT INTO outbox (account, recipients, body) VALUES (?, 'bob@contoso.com', 'x')",
+        "Sipho@contoso.com",
+    )
+    .unwrap();
+    let rows =
+        place.run(&["outbox", "list", "--account", "sipho@contoso.com", "--format", "json"]).succeeded();
+    assert_eq!(rows.json().as_array().unwrap().len(), 1, "{rows:?}");
+    let queued = "SELECT queued FROM account_overview WHERE account = 'sip:sipho@contoso.com'";
+    assert_eq!(number(&place, queued), 1);
+}
+
+#[test]
 fn payloads_that_were_not_understood_are_listed_shown_and_read_again() {
     let place = Place::with_accounts();
     assert_eq!(place.run(&["quarantine", "list"]).succeeded().stdout.lines().count(), 1);
@@ -517,4 +541,26 @@ async fn sql(place: &Place, statement: &'static str) {
     let url = format!("sqlite://{}", place.path("ucwa-relay.db").display());
     let mut connection = SqliteConnection::connect(&url).await.unwrap();
     sqlx::query(statement).execute(&mut connection).await.unwrap();
+}
+
+/// One statement with one value; what the database says if it refuses.
+#[tokio::main(flavor = "current_thread")]
+async fn try_sql(place: &Place, statement: &'static str, value: &str) -> Result<(), String> {
+    use sqlx::{Connection, SqliteConnection};
+    let url = format!("sqlite://{}", place.path("ucwa-relay.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query(statement)
+        .bind(value)
+        .execute(&mut connection)
+        .await
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn number(place: &Place, statement: &'static str) -> i64 {
+    use sqlx::{Connection, SqliteConnection};
+    let url = format!("sqlite://{}", place.path("ucwa-relay.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query_scalar(statement).fetch_one(&mut connection).await.unwrap()
 }

@@ -11,7 +11,8 @@
 
 CREATE TABLE accounts (
     id             INTEGER PRIMARY KEY AUTOINCREMENT,
-    sip_uri        TEXT    NOT NULL UNIQUE CHECK (sip_uri = lower(sip_uri) AND sip_uri LIKE 'sip%:%@%'),
+    sip_uri        TEXT    NOT NULL UNIQUE
+                   CHECK (sip_uri = lower(sip_uri) AND (sip_uri LIKE 'sip:%@%' OR sip_uri LIKE 'sips:%@%')),
     username       TEXT    NOT NULL,
     auth           TEXT    NOT NULL DEFAULT 'password' CHECK (auth IN ('password', 'ntlm', 'kerberos', 'aad')),
     secret_sealed  BLOB,
@@ -497,7 +498,7 @@ SELECT a.sip_uri AS account,
          WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = a.id)
      + (SELECT count(*) FROM outbox o INDEXED BY outbox_new
          WHERE o.state = 'queued' AND o.destination IS NULL
-           AND CASE WHEN substr(lower(trim(o.account)), 1, 3) = 'sip' THEN lower(trim(o.account))
+           AND CASE WHEN instr(o.account, ':') > 0 THEN lower(trim(o.account))
                     ELSE 'sip:' || lower(trim(o.account)) END = a.sip_uri) AS queued,
        s.last_event_at,
        s.node_id,
