@@ -445,6 +445,16 @@ fn reading_an_empty_archive_is_no_error_and_is_noted() {
 }
 
 #[test]
+fn a_locked_database_is_told_from_a_broken_one() {
+    let place = Place::with_accounts();
+    let outcome = while_locked(&place, || {
+        place.run(&["send", "--from", "alice@contoso.com", "--to", "bob@contoso.com", "hello"])
+    });
+    outcome.failed(1, &["the database is locked by another program", "try again"]);
+    place.run(&["send", "--from", "alice@contoso.com", "--to", "bob@contoso.com", "hello"]).succeeded();
+}
+
+#[test]
 fn only_sip_addresses_are_accounts() {
     let place = Place::with_accounts();
     for uri in ["sipx:carol@contoso.com", "carol@contoso.com", "sip:carol", "SIP:carol@contoso.com"] {
@@ -555,6 +565,18 @@ async fn try_sql(place: &Place, statement: &'static str, value: &str) -> Result<
         .await
         .map(drop)
         .map_err(|error| error.to_string())
+}
+
+/// Does something while another program has begun to write and does not end.
+#[tokio::main(flavor = "current_thread")]
+async fn while_locked(place: &Place, work: impl FnOnce() -> Outcome) -> Outcome {
+    use sqlx::{Connection, SqliteConnection};
+    let url = format!("sqlite://{}", place.path("ucwa-relay.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.unwrap();
+    let outcome = work();
+    sqlx::query("ROLLBACK").execute(&mut connection).await.unwrap();
+    outcome
 }
 
 #[tokio::main(flavor = "current_thread")]

@@ -114,7 +114,9 @@ pub(super) fn outbox_state(text: &str) -> Option<OutboxState> {
 /// Sorts a driver's error by what the caller can do about it.
 pub(super) fn failed(operation: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
     move |source| {
-        if is_passing(&source) {
+        if is_locked(&source) {
+            StoreError::Locked { operation, source }
+        } else if is_passing(&source) {
             StoreError::Unavailable { operation, source }
         } else {
             StoreError::Refused { operation, source }
@@ -122,16 +124,26 @@ pub(super) fn failed(operation: &'static str) -> impl Fn(sqlx::Error) -> StoreEr
     }
 }
 
+/// Primary result code of `sqlite3.h`.
+fn result_code(error: &sqlx::Error) -> Option<i64> {
+    let code = error.as_database_error()?.code()?.parse::<i64>().ok()?;
+    Some(code & 0xff)
+}
+
+/// Another program held a lock for longer than we wait.
+fn is_locked(error: &sqlx::Error) -> bool {
+    /// BUSY.
+    const BUSY: i64 = 5;
+    result_code(error) == Some(BUSY)
+}
+
 /// Trouble with the database and not with what was asked of it.
 fn is_passing(error: &sqlx::Error) -> bool {
-    /// Primary result codes of `sqlite3.h`: PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, CORRUPT, FULL, CANTOPEN,
-    /// PROTOCOL, NOTADB.
-    const PASSING: [i64; 11] = [3, 5, 6, 7, 8, 10, 11, 13, 14, 15, 26];
+    /// Primary result codes of `sqlite3.h`: PERM, LOCKED, NOMEM, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, PROTOCOL,
+    /// NOTADB.
+    const PASSING: [i64; 10] = [3, 6, 7, 8, 10, 11, 13, 14, 15, 26];
     match error {
-        sqlx::Error::Database(error) => error
-            .code()
-            .and_then(|code| code.parse::<i64>().ok())
-            .is_some_and(|code| PASSING.contains(&(code & 0xff))),
+        sqlx::Error::Database(_) => result_code(error).is_some_and(|code| PASSING.contains(&code)),
         sqlx::Error::Io(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed

@@ -171,7 +171,10 @@ fn lock(path: &Path) -> Result<File, StoreError> {
 }
 
 async fn open(location: &Location, readers: u32) -> Result<(SqlitePool, SqlitePool), StoreError> {
-    let unavailable = |source| StoreError::Unavailable { operation: "opening it", source };
+    let unavailable = |source| match column::failed("opening it")(source) {
+        StoreError::Refused { operation, source } => StoreError::Unavailable { operation, source },
+        other => other,
+    };
     let pool = |connections: u32| {
         SqlitePoolOptions::new()
             .min_connections(0)

@@ -301,15 +301,11 @@ impl WriterTask {
             }
             Err(error) => {
                 tracing::warn!(error = %error_text(&error), "the database did not take a transaction");
-                let again = || StoreError::Unavailable {
-                    operation: "committing",
-                    source: sqlx::Error::Protocol(error_text(&error)),
-                };
                 for (_, reply) in batch.commits {
-                    let _ = reply.send(Err(again()));
+                    let _ = reply.send(Err(same_trouble(&error)));
                 }
                 for job in batch.jobs {
-                    job.answer(Err(again()));
+                    job.answer(Err(same_trouble(&error)));
                 }
             }
         }
@@ -464,11 +460,8 @@ async fn release<T>(
 ) -> Result<(), StoreError> {
     match outcome {
         Ok(_) => {}
-        Err(StoreError::Unavailable { operation, source }) => {
-            return Err(StoreError::Unavailable {
-                operation,
-                source: sqlx::Error::Protocol(source.to_string()),
-            });
+        Err(error @ (StoreError::Unavailable { .. } | StoreError::Locked { .. })) => {
+            return Err(same_trouble(error));
         }
         Err(_) => {
             sqlx::query("ROLLBACK TO part").execute(&mut *connection).await.map_err(failed("committing"))?;
@@ -483,9 +476,21 @@ async fn discard(connection: PoolConnection<Sqlite>) {
     }
 }
 
+/// The trouble of a whole batch, told to one of those who were in it: nothing was stored.
+fn same_trouble(error: &StoreError) -> StoreError {
+    let source = sqlx::Error::Protocol(error_text(error));
+    match error {
+        StoreError::Locked { operation, .. } => StoreError::Locked { operation, source },
+        StoreError::Unavailable { operation, .. } => StoreError::Unavailable { operation, source },
+        _ => StoreError::Unavailable { operation: "committing", source },
+    }
+}
+
 fn error_text(error: &StoreError) -> String {
     match error {
-        StoreError::Unavailable { source, .. } | StoreError::Refused { source, .. } => source.to_string(),
+        StoreError::Unavailable { source, .. }
+        | StoreError::Locked { source, .. }
+        | StoreError::Refused { source, .. } => source.to_string(),
         other => other.to_string(),
     }
 }
