@@ -445,6 +445,46 @@ fn reading_an_empty_archive_is_no_error_and_is_noted() {
 }
 
 #[test]
+fn an_account_that_nobody_knows_has_no_history() {
+    let place = Place::with_accounts();
+    for more in [&[][..], &["--follow"]] {
+        place
+            .run(&[&["history", "--account", "nobody@contoso.com"], more].concat())
+            .failed(1, &["no account sip:nobody@contoso.com", "account list"]);
+    }
+    assert_eq!(access_log(&place).len(), 0, "nothing was read");
+}
+
+#[test]
+fn what_was_archived_of_a_removed_account_can_be_read() {
+    let place = Place::with_accounts();
+    write_rows(
+        &place,
+        "INSERT INTO conversations (account_id, direction, state, started_at) VALUES (1, 'incoming', 'connected', '2026-03-01T12:00:00.000Z');
+         INSERT INTO messages (account_id, conversation_id, direction, body, content_type, status, source, sent_at, archived_at)
+         VALUES (1, 1, 'incoming', 'still here', 'text/plain', 'delivered', 'event', '2026-03-01T12:00:00.000Z', '2026-03-01T12:00:00.000Z')",
+    );
+    place.run(&["account", "remove", "alice@contoso.com"]).succeeded();
+    let history = place.run(&["history", "--account", "alice@contoso.com", "--format", "json"]).succeeded();
+    assert_eq!(history.json()[0]["body"], "still here");
+}
+
+#[test]
+fn a_text_from_stdin_comes_without_the_end_of_its_last_line_and_otherwise_as_it_is() {
+    let place = Place::with_accounts();
+    for (number, (text, body)) in
+        [("hi\n", "hi"), ("hi\r\n", "hi"), ("hi", "hi"), ("hi\n\n", "hi\n"), ("\n hi \r", "\n hi \r")]
+            .into_iter()
+            .enumerate()
+    {
+        let send = ["send", "--from", "alice@contoso.com", "--to", "bob@contoso.com", "-"];
+        place.run_with(&send, text, &[]).succeeded();
+        let row = place.run(&["outbox", "show", &(number + 1).to_string(), "--format", "json"]).succeeded();
+        assert_eq!(row.json()["body"], body, "{text:?}");
+    }
+}
+
+#[test]
 fn a_locked_database_is_told_from_a_broken_one() {
     let place = Place::with_accounts();
     let outcome = while_locked(&place, || {
