@@ -314,6 +314,7 @@ CREATE UNIQUE INDEX outbox_idempotency ON outbox (
 CREATE INDEX outbox_new ON outbox (id) WHERE state = 'queued' AND destination IS NULL;
 CREATE INDEX outbox_queued ON outbox (account_id, destination, priority, id) WHERE state = 'queued' AND destination IS NOT NULL;
 CREATE INDEX outbox_sending ON outbox (account_id, destination) WHERE state = 'sending';
+CREATE INDEX outbox_unplaced ON outbox (account_id, operation_id) WHERE state = 'sent' AND message_id IS NULL;
 CREATE INDEX outbox_expiring ON outbox (expires_at) WHERE state = 'queued' AND expires_at IS NOT NULL;
 CREATE INDEX outbox_next_attempt ON outbox (next_attempt_at) WHERE state = 'queued' AND next_attempt_at IS NOT NULL;
 CREATE INDEX outbox_send_after ON outbox (send_after) WHERE state = 'queued' AND send_after IS NOT NULL;

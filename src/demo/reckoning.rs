@@ -102,7 +102,8 @@ impl Reckoning {
         }
         for (key, there) in &archived {
             // A message that the server refused is kept as failed; what it never heard of must not be there.
-            if key.1 == Direction::Incoming && !owed.contains_key(key) {
+            // An empty row stands for a message whose text went with its application before it could be fetched.
+            if key.1 == Direction::Incoming && !owed.contains_key(key) && !key.2.is_empty() {
                 for _ in 0..*there {
                     reckoning.duplicated.push(format!("{}: {:?} was never delivered", key.0, key.2));
                 }

@@ -10,16 +10,16 @@ use super::{
     SqliteStore,
     column::{failed, invitation_kind, optional_time, time, time_text, word},
     flush::flush,
-    load::{Waiting, waiting_messages},
+    load::{Waiting, waiting_messages, workspace},
 };
 use crate::{
     archive::{
-        PATIENCE,
-        fact::{ArchiveCommit, Fetch, FetchedResource},
+        Keys, PATIENCE,
+        fact::{ArchiveCommit, Fact, Fetch, FetchedResource, SendFact, SendOutcome},
         text::storable,
         workspace::RuleSettings,
     },
-    identifiers::{AccountId, ConversationId, SessionId},
+    identifiers::{AccountId, ConversationId, OperationId, OutboxId, SessionId},
     store::{ArchiveStore, CommitOutcome, OpenConversation, Session, StoreError},
 };
 
@@ -30,10 +30,81 @@ pub(super) async fn settle_overdue(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let failed = failed("settling messages");
+    archive_unplaced(connection, rules, Unplaced::SentBefore(now - PATIENCE), now).await?;
     let mut workspace = waiting_messages(connection, rules, Waiting::ArchivedBefore(now - PATIENCE))
         .await
         .map_err(&failed)?;
     workspace.settle_overdue(now);
+    flush(connection, &workspace.changes()).await.map_err(&failed)
+}
+
+/// Which accepted calls are waited for no longer.
+enum Unplaced {
+    SentBefore(Timestamp),
+    OfSession(SessionId),
+}
+
+/// The text of a call is archived in the conversation that the call's events name. Where the server accepted the call and
+/// its events never came (their application is gone, or they were in a response that nobody can read), the text is
+/// archived in a conversation of its own, which goes by the address of the call.
+async fn archive_unplaced(
+    connection: &mut SqliteConnection,
+    rules: RuleSettings,
+    which: Unplaced,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let failed = failed("archiving accepted calls");
+    let (session, before) = match which {
+        Unplaced::OfSession(session) => (Some(session.0), None),
+        Unplaced::SentBefore(before) => (None, Some(time_text(before))),
+    };
+    let rows = sqlx::query(
+        "SELECT o.id AS outbox, o.operation_id, o.account_id, i.session_id, i.href
+           FROM outbox o INDEXED BY outbox_unplaced
+           JOIN invitations i ON i.account_id = o.account_id AND i.operation_id = o.operation_id
+          WHERE o.state = 'sent' AND o.message_id IS NULL
+            AND i.conversation_id IS NULL AND i.href IS NOT NULL AND i.session_id IS NOT NULL
+            AND (?1 IS NULL OR i.session_id = ?1) AND (?2 IS NULL OR o.sent_at < ?2)
+          ORDER BY o.id",
+    )
+    .bind(session)
+    .bind(before)
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(&failed)?;
+    let commits: Vec<ArchiveCommit> = rows
+        .iter()
+        .map(|row| {
+            let href: String = row.try_get("href")?;
+            let accepted = SendOutcome::MessageAccepted {
+                conversation_href: href,
+                message_href: None,
+                as_plain: false,
+                not_reached: Vec::new(),
+            };
+            Ok(ArchiveCommit {
+                account: AccountId(row.try_get("account_id")?),
+                session: SessionId(row.try_get("session_id")?),
+                epoch: 0,
+                cursor: None,
+                received_at: now,
+                facts: vec![Fact::Send(SendFact {
+                    outbox: OutboxId(row.try_get("outbox")?),
+                    operation_id: OperationId(row.try_get("operation_id")?),
+                    outcome: accepted,
+                })],
+            })
+        })
+        .collect::<Result<_, sqlx::Error>>()
+        .map_err(&failed)?;
+    if commits.is_empty() {
+        return Ok(());
+    }
+    let keys = Keys::of(commits.iter());
+    let mut workspace = workspace(connection, &keys, rules).await.map_err(&failed)?;
+    for commit in &commits {
+        workspace.apply(commit, now);
+    }
     flush(connection, &workspace.changes()).await.map_err(&failed)
 }
 
@@ -46,6 +117,7 @@ async fn end(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let failed = failed("ending a session");
+    archive_unplaced(connection, rules, Unplaced::OfSession(session), now).await?;
     let mut workspace =
         waiting_messages(connection, rules, Waiting::OfSession(session)).await.map_err(&failed)?;
     workspace.settle_session(session);
