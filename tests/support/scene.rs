@@ -134,6 +134,18 @@ impl Scene {
         }
     }
 
+    /// These accounts went on with the life they had: none ended, and nobody signed in since the requests were reset.
+    pub(crate) async fn undisturbed_since_reset(&self, accounts: &[String]) {
+        for account in accounts {
+            let restarts: i64 = sqlx::query_scalar("SELECT restarts FROM account_overview WHERE account = ?")
+                .bind(account)
+                .fetch_one(&self.pool)
+                .await
+                .expect("account_overview can be read");
+            assert_eq!((restarts, self.requests(account, Operation::Token)), (0, 0), "{account}");
+        }
+    }
+
     /// Stops the traffic, switches all faults off, and waits until ledger and database agree and nothing is open.
     pub(crate) async fn agree(&self) -> Reckoning {
         self.simulator.stop_traffic();
