@@ -335,6 +335,10 @@ async fn every_step_of_signing_in_meets_every_fault() {
         scene.relay.server().kill();
         let mut faults = Vec::new();
         for (step, kind, account) in &cells {
+            // A 401 of the token service says that the password is wrong, which is for an operator.
+            if (*step, *kind) == (Operation::Token, &FaultKind::ExpiredToken) {
+                continue;
+            }
             // Only a new application is created and made available.
             if matches!(step, Operation::Applications | Operation::MakeMeAvailable) {
                 scene.simulator.forget_application(account).unwrap();
@@ -384,7 +388,7 @@ async fn what_only_an_operator_can_mend_stops_one_account_and_says_why() {
     }
     scene.relay.server().kill();
     for ((operation, kind, _), account) in table.iter().zip(&scene.accounts) {
-        if *operation == Operation::Applications {
+        if matches!(operation, Operation::Applications | Operation::MakeMeAvailable) {
             scene.simulator.forget_application(account).unwrap();
         }
         strike(&scene, account, *operation, kind);

@@ -112,8 +112,9 @@ async fn demonstrate(options: &DemoOptions) -> anyhow::Result<()> {
 
     let mut reckoning = Reckoning::compare(&ledger, &archive, &outbox);
     if !options.chaos {
-        // Nothing has destroyed their reports.
+        // Nothing has destroyed reports, or conversations with texts still to be fetched.
         reckoning.unsettled.append(&mut reckoning.unreported);
+        reckoning.lost.append(&mut reckoning.withdrawn);
     }
     print!("{}", table(&reckoning));
     if options.chaos {
@@ -409,6 +410,11 @@ fn table(reckoning: &Reckoning) -> String {
             "rows of outbox that were sent, and whose delivery report was lost",
         ),
         ("unsettled", reckoning.unsettled.len(), "rows of outbox that came to no end in time"),
+        (
+            "withdrawn",
+            reckoning.withdrawn.len(),
+            "messages whose text the server gave up before it was fetched",
+        ),
         ("lost", reckoning.lost.len(), ""),
         ("duplicated", reckoning.duplicated.len(), ""),
         (

@@ -38,6 +38,9 @@ pub struct Reckoning {
     /// What the server counts on and the database does not have, what it delivered although its row says that it failed,
     /// and what went to others than its row names (such lines begin with `misdelivered`), one line each.
     pub lost: Vec<String>,
+    /// Messages that stand in the archive without their text: an event only linked it, and the server gave it up with the
+    /// conversation before it could be fetched. One line each; their rows say why.
+    pub withdrawn: Vec<String>,
     /// What stands or was sent more often than it happened, one line each.
     pub duplicated: Vec<String>,
     /// Messages of one account to the same recipients that the server took in another order than that of the queue, one
@@ -86,13 +89,23 @@ impl Reckoning {
             *possible += 1;
             reckoning.accepted_from_accounts += 1;
         }
+        let mut without_text: BTreeMap<String, usize> = archived
+            .iter()
+            .filter(|((_, direction, text), _)| *direction == Direction::Incoming && text.is_empty())
+            .map(|((account, ..), count)| (account.clone(), *count))
+            .collect();
         for (key, (due, possible)) in &owed {
             let there = archived.get(key).copied().unwrap_or_default();
             let (account, direction, text) = key;
             for _ in there..*due {
-                reckoning
-                    .lost
-                    .push(format!("{account} {}: {text:?} is not in the archive", direction.as_str()));
+                let line = format!("{account} {}: {text:?} is not in the archive", direction.as_str());
+                match without_text.get_mut(account).filter(|left| **left > 0) {
+                    Some(left) if *direction == Direction::Incoming => {
+                        *left -= 1;
+                        reckoning.withdrawn.push(line);
+                    }
+                    _ => reckoning.lost.push(line),
+                }
             }
             for _ in *possible..there {
                 reckoning
@@ -406,6 +419,13 @@ mod tests {
         assert!(lost.lost[0].contains("\"Hi\" is not in the archive"));
         assert_eq!(numbers(&incoming(twice(), &["Hi", "Hi", "Hi"])), (0, 1));
         assert_eq!(numbers(&incoming(twice(), &["Hi", "Hi", "Ho"])), (0, 1), "nobody said so");
+    }
+
+    #[test]
+    fn a_row_without_text_stands_for_one_message_of_its_account() {
+        let two = || vec![delivered(Some("Hi"), None, IncomingState::Acknowledged); 2];
+        let reckoning = incoming(two(), &[""]);
+        assert_eq!((numbers(&reckoning), reckoning.withdrawn.len()), ((1, 0), 1));
     }
 
     #[test]

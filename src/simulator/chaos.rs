@@ -9,7 +9,7 @@
 //! again and again.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -103,8 +103,8 @@ impl Chaos {
 pub(crate) struct Plan {
     random: StdRng,
     accounts: Vec<String>,
-    /// Faults that an account survives only so many times.
-    rare: BTreeMap<(String, &'static str), u32>,
+    /// Faults that an account survives by itself, but not several times: who has had which.
+    rare: BTreeSet<(String, &'static str)>,
 }
 
 /// Requests that are made all the time, and those that need a fault more urgently because they are made seldom.
@@ -133,7 +133,7 @@ const OPERATIONS: [Operation; 20] = [
 
 impl Plan {
     pub(crate) fn new(seed: u64, accounts: Vec<String>) -> Self {
-        Self { random: StdRng::seed_from_u64(seed), accounts, rare: BTreeMap::new() }
+        Self { random: StdRng::seed_from_u64(seed), accounts, rare: BTreeSet::new() }
     }
 
     pub(crate) fn next_fault(&mut self) -> Fault {
@@ -145,25 +145,34 @@ impl Plan {
             } else {
                 self.any_fault(operation)
             };
-            let limit = match &kind {
+            let rare = match &kind {
                 // Whoever lost its GET three times to somebody else is right to ask an operator.
-                FaultKind::PgetReplaced => Some(("replaced", 1)),
-                FaultKind::Status(Refusal { status: 403, .. }) => Some(("forbidden", 1)),
+                FaultKind::PgetReplaced => Some("replaced"),
+                FaultKind::Status(Refusal { status: 403, .. }) => Some("forbidden"),
+                // A client is right to pass over a package that it cannot read twice in a row.
+                FaultKind::CutMidway
+                | FaultKind::TruncatedXml
+                | FaultKind::MalformedXml
+                | FaultKind::InvalidUtf8
+                | FaultKind::Doctype
+                | FaultKind::HugeBody { .. }
+                | FaultKind::EndlessBody
+                | FaultKind::WrongContentType { .. }
+                    if operation == Operation::Events =>
+                {
+                    Some("unreadable")
+                }
                 _ => None,
             };
-            if let Some((name, limit)) = limit {
-                let times = self.rare.entry((account.clone(), name)).or_default();
-                *times += 1;
-                if *times > limit {
-                    continue;
-                }
+            if rare.is_some_and(|name| !self.rare.insert((account.clone(), name))) {
+                continue;
             }
             // Nobody is known yet where discovery begins.
             if operation == Operation::Token && self.random.random_bool(0.3) {
                 return Fault::new(kind).on(Operation::Discovery);
             }
             let once = Fault::new(kind).on(operation).account(account);
-            return if self.random.random_bool(0.15) { once.times(2) } else { once };
+            return if rare.is_none() && self.random.random_bool(0.15) { once.times(2) } else { once };
         }
     }
 
@@ -229,8 +238,6 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     fn plan(seed: u64, length: usize) -> Vec<Fault> {
