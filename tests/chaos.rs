@@ -37,8 +37,10 @@ fn a_minute_of_chaos_over_fifty_accounts_loses_and_doubles_nothing() {
     assert!(output.status.success(), "{text}\n{log}");
     assert!(!log.contains("panicked"), "{log}");
     let number = |name: &str| -> usize {
-        let line =
-            text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
+        let line = text
+            .lines()
+            .rfind(|line| line.starts_with(name))
+            .unwrap_or_else(|| panic!("no {name} in {text}"));
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
     for name in ["lost", "duplicated", "unsettled", "disordered"] {
