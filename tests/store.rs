@@ -932,6 +932,37 @@ async fn a_text_that_is_not_repeated_is_settled_after_its_time() {
 }
 
 #[tokio::test]
+async fn the_text_of_a_call_whose_events_never_came_is_archived_all_the_same() {
+    let database = Database::new().await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    let called = |number: u32| SendOutcome::InvitationAccepted {
+        invitation_href: Some(format!("/invitations/{number}")),
+    };
+    let rows = "SELECT direction, body, source, outbox_id, chain_seq IS NOT NULL FROM messages ORDER BY id";
+    for (recipient, number) in [("bob@contoso.com", 1), ("carol@contoso.com", 2)] {
+        database.store.enqueue(&row(recipient)).await.unwrap();
+        let send = database.claim().await.remove(0);
+        alice.send_fact(&send, called(number)).await;
+        if number == 1 {
+            database.store.settle_overdue(Timestamp::now()).await.unwrap();
+            assert_eq!(outside.count("messages").await, 0, "its events may come");
+            for _ in 0..2 {
+                database.store.settle_overdue(Timestamp::now() + 61.seconds()).await.unwrap();
+            }
+            assert_eq!(outside.count("messages").await, 1);
+        }
+    }
+    database.store.end_session(alice.account, alice.session.id, "the application was gone").await.unwrap();
+    assert_eq!(
+        outside.rows(rows).await,
+        ["outgoing|Deploy finished|event|1|1", "outgoing|Deploy finished|event|2|1"]
+    );
+    assert_eq!(outside.rows("SELECT state FROM outbox").await, ["sent", "sent"], "nobody told more");
+    assert_eq!(outside.count("conversations WHERE ended_at IS NULL").await, 0);
+}
+
+#[tokio::test]
 async fn a_spoilt_account_leaves_the_others_messages_settled() {
     let database = Database::new().await;
     let mut outside = database.outside().await;

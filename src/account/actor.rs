@@ -56,6 +56,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(180);
 const MESSAGING_ATTEMPTS: u32 = 5;
 /// Messaging that is gone, or that could not be added, is looked at again after this.
 const MESSAGING_GRACE: Duration = Duration::from_secs(2);
+/// How long an invitation can be answered: the server lets it ring for about 30 s.
+const ANSWER_WITHIN: Duration = Duration::from_secs(25);
 /// How long a stopping account waits for sends that are out.
 const FINISH_SENDS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -1331,22 +1333,25 @@ async fn read_answer_link(client: &UcwaClient, href: &str, rel: &str) -> Option<
 async fn follow_answer(client: &UcwaClient, link: &str, action: InvitationAction) -> Result<(), UcwaError> {
     let url = client.resolve(link)?;
     let began = Instant::now();
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
     loop {
         let answer = match action {
             InvitationAction::Declined => client.decline(&url).await,
             _ => client.post_empty(&url).await,
         };
-        match answer {
-            // Repeating is harmless: the second is refused if the first arrived.
-            Err(error)
-                if began.elapsed() < Duration::from_secs(20)
-                    && error.status().is_none_or(|status| status >= 500 || status == 429) =>
-            {
-                tracing::debug!(error = %crate::error_chain(&error), "an invitation's answer is repeated");
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-            other => return other,
+        let Err(error) = answer else { return Ok(()) };
+        // Repeating is harmless: the second is refused if the first arrived.
+        let passes = error.status().is_none_or(|status| status >= 500 || status == 429);
+        let ours = backoff.next_delay();
+        let delay = match &error {
+            UcwaError::Status { retry_after: Some(asked), .. } => ours.max(*asked),
+            _ => ours,
+        };
+        if !passes || began.elapsed() + delay >= ANSWER_WITHIN {
+            return Err(error);
         }
+        tracing::debug!(error = %crate::error_chain(&error), "an invitation's answer is repeated");
+        tokio::time::sleep(delay).await;
     }
 }
 

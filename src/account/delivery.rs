@@ -791,11 +791,17 @@ fn reason_of(error: &UcwaError) -> FailureReason {
     })
 }
 
+/// The application is gone, whatever was asked of it.
+fn is_about_the_application(subcode: &str) -> bool {
+    matches!(subcode, "ApplicationNotFound" | "InactiveApplicationExpired" | "TooManyApplications")
+}
+
 /// `sendMessage` (protocol: answers of section "Send in a connected conversation").
 fn problem_of_message(error: &UcwaError) -> Problem {
     match (error.status(), error.subcode().unwrap_or("None")) {
         (Some(400 | 405 | 413 | 415), _) => Problem::Refused,
-        (Some(404), "ApplicationNotFound") | (Some(401 | 429 | 503), _) => Problem::NotAccepted,
+        (Some(404 | 410), subcode) if is_about_the_application(subcode) => Problem::NotAccepted,
+        (Some(401 | 429 | 503), _) => Problem::NotAccepted,
         (Some(403 | 404 | 409 | 410), _) => Problem::LinkGone,
         (Some(_), _) => Problem::Unknown,
         (None, _) if error.was_sent() => Problem::Unknown,
@@ -806,7 +812,10 @@ fn problem_of_message(error: &UcwaError) -> Problem {
 /// `startMessaging` and `addMessaging`.
 fn problem_of_invitation(error: &UcwaError) -> Problem {
     match (error.status(), error.subcode().unwrap_or("None")) {
-        (Some(404), "ApplicationNotFound") | (Some(401 | 409 | 410 | 429 | 503), _) => Problem::NotAccepted,
+        (Some(404), subcode) if is_about_the_application(subcode) => Problem::NotAccepted,
+        // Not UCWA's words: the web application is restarting, and knows nobody.
+        (Some(404), _) if error.reason().is_none() => Problem::NotAccepted,
+        (Some(401 | 409 | 410 | 429 | 503), _) => Problem::NotAccepted,
         (Some(500), "CallbackChannelError") => Problem::NotAccepted,
         (Some(400 | 403 | 404 | 405 | 413 | 415), _) => Problem::Refused,
         (Some(_), _) => Problem::Unknown,

@@ -85,10 +85,26 @@ pub(super) async fn history(config: &Config, options: HistoryOptions) -> anyhow:
         return Err(UsageError("--since is not before --until; no message can be in between".into()).into());
     }
     with_store(config, IfMissing::Refuse, async |store| {
+        if let Some(account) = &options.account {
+            archived(store, account).await?;
+        }
         store.record_access(&actor::name(), "history", options.account.as_ref(), &options.in_words()).await?;
         if options.follow { follow(store, &options).await } else { print(store, &options).await }
     })
     .await
+}
+
+/// Refuses an account that nothing is known of. One that was removed has an archive still.
+async fn archived(store: &dyn Store, account: &SipUri) -> anyhow::Result<()> {
+    if store.account(account).await?.is_some() {
+        return Ok(());
+    }
+    let filter = HistoryFilter { account: Some(account.clone()), limit: 1, ..HistoryFilter::default() };
+    anyhow::ensure!(
+        !store.history(&filter).await?.is_empty(),
+        "there is no account {account}, and nothing is archived of it; `ucwa-relay account list` shows all"
+    );
+    Ok(())
 }
 
 async fn print(store: &dyn Store, options: &HistoryOptions) -> anyhow::Result<()> {

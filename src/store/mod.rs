@@ -55,6 +55,17 @@ pub enum StoreError {
         #[source]
         source: sqlx::Error,
     },
+    /// Another program keeps the database to itself; the same call may succeed later.
+    #[error(
+        "the database is locked by another program, which has a transaction open ({operation}); end that, then try again"
+    )]
+    Locked {
+        /// Which call.
+        operation: &'static str,
+        /// What the driver said.
+        #[source]
+        source: sqlx::Error,
+    },
     /// The database answered and refused.
     #[error("the database refused {operation}")]
     Refused {

@@ -34,11 +34,11 @@ use super::trouble::failed;
 use crate::{
     archive::{
         Changes, Keys, PATIENCE, Workspace,
-        fact::{ArchiveCommit, Direction},
+        fact::{ArchiveCommit, Direction, Fact, SendFact, SendOutcome},
         row::MessageSource,
         workspace::RuleSettings,
     },
-    identifiers::SessionId,
+    identifiers::{AccountId, OperationId, OutboxId, SessionId},
     metrics,
     store::{CommitOutcome, StoreError},
 };
@@ -49,10 +49,25 @@ pub(super) type Connection<D> = <<D as Dialect>::Database as Database>::Connecti
 /// Which messages to settle.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Waiting {
-    /// Repetition or receipt did not come in time.
+    /// Repetition, receipt or any event did not come in time.
     ArchivedBefore(Timestamp),
     /// The session ends.
     OfSession(SessionId),
+}
+
+/// A call with text that was accepted, and of which no event told.
+#[derive(Debug)]
+pub(super) struct UnplacedCall {
+    /// The row.
+    pub(super) outbox: OutboxId,
+    /// Its attempt.
+    pub(super) operation_id: OperationId,
+    /// Whose.
+    pub(super) account: AccountId,
+    /// In which application.
+    pub(super) session: SessionId,
+    /// The invitation.
+    pub(super) href: String,
 }
 
 /// What the writer needs of a dialect: rows of a batch in and out, and how transactions begin and end.
@@ -94,6 +109,11 @@ pub(super) trait Dialect: Send + Sync + 'static {
         rules: RuleSettings,
         which: Waiting,
     ) -> impl Future<Output = Result<Workspace, sqlx::Error>> + Send;
+    /// Rows of the queue whose call the server accepted and whose events never came: no conversation is known of them.
+    fn load_unplaced(
+        connection: &mut Connection<Self>,
+        which: Waiting,
+    ) -> impl Future<Output = Result<Vec<UnplacedCall>, sqlx::Error>> + Send;
     /// Writes what a batch changed.
     fn flush(
         connection: &mut Connection<Self>,
@@ -113,10 +133,50 @@ pub(super) async fn settle_overdue<D: Dialect>(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let failed = failed("settling messages");
+    archive_unplaced::<D>(connection, rules, Waiting::ArchivedBefore(now - PATIENCE), now).await?;
     let mut workspace =
         D::load_waiting(connection, rules, Waiting::ArchivedBefore(now - PATIENCE)).await.map_err(&failed)?;
     workspace.settle_overdue(now);
     D::flush(connection, &workspace.changes()).await.map_err(&failed)
+}
+
+/// The text of a call is archived in the conversation that the call's events name. Where the server accepted the call and
+/// its events never came (their application is gone, or they were in a response that nobody can read), the text is
+/// archived in a conversation of its own, which goes by the address of the call.
+pub(super) async fn archive_unplaced<D: Dialect>(
+    connection: &mut Connection<D>,
+    rules: RuleSettings,
+    which: Waiting,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let failed = failed("archiving accepted calls");
+    let commits: Vec<ArchiveCommit> = D::load_unplaced(connection, which)
+        .await
+        .map_err(&failed)?
+        .into_iter()
+        .map(|call| ArchiveCommit {
+            account: call.account,
+            session: call.session,
+            epoch: 0,
+            cursor: None,
+            received_at: now,
+            facts: vec![Fact::Send(SendFact {
+                outbox: call.outbox,
+                operation_id: call.operation_id,
+                outcome: SendOutcome::MessageAccepted {
+                    conversation_href: call.href,
+                    message_href: None,
+                    as_plain: false,
+                    not_reached: Vec::new(),
+                },
+            })],
+        })
+        .collect();
+    if commits.is_empty() {
+        return Ok(());
+    }
+    let stored = store_facts::<D>(connection, rules, &commits.iter().collect::<Vec<_>>()).await?;
+    stored.outcomes.into_iter().try_for_each(|outcome| outcome.map(drop))
 }
 
 /// Requests that may wait; the next caller waits for room.
@@ -438,15 +498,11 @@ impl<D: Dialect> WriterTask<D> {
             }
             Err(error) => {
                 tracing::warn!(error = %error_text(&error), "the database did not take a transaction");
-                let again = || StoreError::Unavailable {
-                    operation: "committing",
-                    source: sqlx::Error::Protocol(error_text(&error)),
-                };
                 for (_, reply) in batch.commits {
-                    let _ = reply.send(Err(again()));
+                    let _ = reply.send(Err(same_trouble(&error)));
                 }
                 for job in batch.jobs {
-                    job.answer(Err(again()));
+                    job.answer(Err(same_trouble(&error)));
                 }
             }
         }
@@ -679,11 +735,8 @@ async fn release<D: Dialect, T>(
 ) -> Result<(), StoreError> {
     match outcome {
         Ok(_) => {}
-        Err(StoreError::Unavailable { operation, source }) => {
-            return Err(StoreError::Unavailable {
-                operation,
-                source: sqlx::Error::Protocol(source.to_string()),
-            });
+        Err(error @ (StoreError::Unavailable { .. } | StoreError::Locked { .. })) => {
+            return Err(same_trouble(error));
         }
         Err(_) => {
             D::execute(connection, "ROLLBACK TO SAVEPOINT part").await.map_err(failed("committing"))?;
@@ -711,9 +764,21 @@ async fn discard<DB: Database>(connection: PoolConnection<DB>) {
     }
 }
 
+/// The trouble of a whole batch, told to one of those who were in it: nothing was stored.
+fn same_trouble(error: &StoreError) -> StoreError {
+    let source = sqlx::Error::Protocol(error_text(error));
+    match error {
+        StoreError::Locked { operation, .. } => StoreError::Locked { operation, source },
+        StoreError::Unavailable { operation, .. } => StoreError::Unavailable { operation, source },
+        _ => StoreError::Unavailable { operation: "committing", source },
+    }
+}
+
 fn error_text(error: &StoreError) -> String {
     match error {
-        StoreError::Unavailable { source, .. } | StoreError::Refused { source, .. } => source.to_string(),
+        StoreError::Unavailable { source, .. }
+        | StoreError::Locked { source, .. }
+        | StoreError::Refused { source, .. } => source.to_string(),
         other => other.to_string(),
     }
 }

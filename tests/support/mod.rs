@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod scene;
+
 use std::{
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
@@ -196,13 +198,17 @@ pub(crate) struct Relay {
 impl Relay {
     /// Writes a configuration for a simulator; `more` is TOML appended to it.
     pub(crate) fn configure(simulator: &Simulate, more: &str) -> Self {
+        Self::configure_for(&simulator.discovery_url, more)
+    }
+
+    /// As [`Relay::configure`], for a simulator wherever it runs.
+    pub(crate) fn configure_for(discovery_url: &str, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         // Many servers run at once on the machine that tests.
         let admin = if more.contains("[admin]") { "" } else { "[admin]\nlisten = \"127.0.0.1:0\"\n" };
         let text = format!(
-            "[database]\nurl = \"sqlite://{}\"\n[server]\ndiscovery_url = \"{}\"\nallow_http = true\n{admin}{more}\n",
+            "[database]\nurl = \"sqlite://{}\"\n[server]\ndiscovery_url = \"{discovery_url}\"\nallow_http = true\n{admin}{more}\n",
             folder.path().join("archive.db").display(),
-            simulator.discovery_url
         );
         std::fs::write(folder.path().join("ucwa-relay.toml"), text).expect("the configuration is written");
         Self { folder, server: None }
@@ -277,6 +283,11 @@ impl Relay {
 
     /// Compares the simulator's ledger with the database.
     pub(crate) async fn reckon(&self, simulator: &Simulate) -> Reckoning {
+        self.reckon_with(&simulator.ledger().await).await
+    }
+
+    /// Compares a ledger with the database.
+    pub(crate) async fn reckon_with(&self, ledger: &LedgerSnapshot) -> Reckoning {
         let store =
             store::connect(&store_settings(&self.database()), Role::Tool).await.expect("the database opens");
         let archive = store
@@ -288,7 +299,7 @@ impl Relay {
             .await
             .expect("the queue can be read");
         store.close().await;
-        Reckoning::compare(&simulator.ledger().await, &archive, &outbox)
+        Reckoning::compare(ledger, &archive, &outbox)
     }
 }
 

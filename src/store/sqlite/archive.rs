@@ -20,7 +20,7 @@ use crate::{
         columns::Columns,
         rows,
         trouble::failed,
-        writer::{Brought, Waiting, count_archived, settle_overdue, store_facts},
+        writer::{Brought, Waiting, archive_unplaced, count_archived, settle_overdue, store_facts},
     },
 };
 
@@ -33,6 +33,7 @@ async fn end(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let failed = failed("ending a session");
+    archive_unplaced::<SqliteDialect>(connection, rules, Waiting::OfSession(session), now).await?;
     let mut workspace =
         waiting_messages(connection, rules, Waiting::OfSession(session)).await.map_err(&failed)?;
     workspace.settle_session(session);

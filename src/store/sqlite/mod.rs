@@ -37,7 +37,7 @@ use super::{
     Role, StoreError, StoreSettings,
     known_accounts::KnownAccounts,
     trouble::failed,
-    writer::{Dialect, Waiting, Writer},
+    writer::{Dialect, UnplacedCall, Waiting, Writer},
 };
 use crate::archive::{Changes, Keys, Workspace, workspace::RuleSettings};
 
@@ -118,6 +118,13 @@ impl Dialect for SqliteDialect {
         which: Waiting,
     ) -> Result<Workspace, sqlx::Error> {
         load::waiting_messages(connection, rules, which).await
+    }
+
+    async fn load_unplaced(
+        connection: &mut SqliteConnection,
+        which: Waiting,
+    ) -> Result<Vec<UnplacedCall>, sqlx::Error> {
+        load::unplaced_calls(connection, which).await
     }
 
     async fn flush(connection: &mut SqliteConnection, changes: &Changes<'_>) -> Result<(), sqlx::Error> {
@@ -231,7 +238,10 @@ fn lock(path: &Path) -> Result<File, StoreError> {
 }
 
 async fn open(location: &Location, readers: u32) -> Result<(SqlitePool, SqlitePool), StoreError> {
-    let unavailable = |source| StoreError::Unavailable { operation: "opening it", source };
+    let unavailable = |source| match failed("opening it")(source) {
+        StoreError::Refused { operation, source } => StoreError::Unavailable { operation, source },
+        other => other,
+    };
     let pool = |connections: u32| {
         SqlitePoolOptions::new()
             .min_connections(0)
