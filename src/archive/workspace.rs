@@ -15,8 +15,8 @@ use crate::{
         fact::{ArchiveCommit, Fact, Fetch, FetchedResource},
         retry::RetryPolicy,
         row::{
-            AttemptRow, ChainHead, ConversationRow, InvitationRow, MessageRow, OutboxSend, ParticipantRow,
-            QuarantineRow, SessionRow,
+            AttemptRow, Awaiting, ChainHead, ConversationRow, InvitationRow, MessageRow, OutboxSend,
+            ParticipantRow, QuarantineRow, SessionRow,
         },
         text::to_milliseconds,
     },
@@ -86,6 +86,8 @@ pub struct Changes<'a> {
     pub quarantine: &'a [QuarantineRow],
     /// Accounts whose event channel brought something, with when.
     pub last_events: Vec<(AccountId, Timestamp)>,
+    /// Messages whose text is here since this batch, for those who listen for them; they are in `messages`, too.
+    pub archived: Vec<(AccountId, MessageId)>,
 }
 
 impl Changes<'_> {
@@ -290,6 +292,19 @@ impl<R: Row> Table<R> {
             .collect();
         changed.sort_by_key(|row| row.id());
         changed
+    }
+
+    /// Rows for which `is` holds now and did not hold in the database.
+    fn became(&self, is: impl Fn(&R) -> bool) -> Vec<&R> {
+        let mut rows: Vec<&R> = self
+            .rows
+            .iter()
+            .filter(|tracked| !tracked.deleted && is(&tracked.current))
+            .filter(|tracked| tracked.original.as_ref().is_none_or(|original| !is(original)))
+            .map(|tracked| &tracked.current)
+            .collect();
+        rows.sort_by_key(|row| row.id());
+        rows
     }
 
     /// Whether the database has it.
@@ -642,7 +657,9 @@ impl Workspace {
     pub fn changes(&self) -> Changes<'_> {
         let mut last_events: Vec<_> = self.last_events.iter().map(|(&account, &at)| (account, at)).collect();
         last_events.sort_unstable();
+        let archived = self.messages.became(|message| message.awaiting != Some(Awaiting::Fetch));
         Changes {
+            archived: archived.into_iter().map(|row| (row.account, row.id)).collect(),
             sessions: self.sessions.changed(),
             chain_heads: self.chain_heads.changed(),
             conversations: self.conversations.changed(),

@@ -280,6 +280,11 @@ impl<D: Dialect> Writer<D> {
         self.due.notified().await;
     }
 
+    /// For whoever else learns that rows of the queue may be due.
+    pub(super) fn wakes(&self) -> Arc<Notify> {
+        Arc::clone(&self.due)
+    }
+
     /// Returns if the task has ended although nobody had asked it to.
     pub(super) async fn broken(&self) {
         self.broken.cancelled().await;
