@@ -107,12 +107,12 @@ fn value(row: &sqlx::postgres::PgRow, column: usize) -> String {
 /// URL of the shared server's maintenance database. The process holds its lock until it ends.
 fn shared_server() -> String {
     static URL: OnceLock<(String, Option<File>)> = OnceLock::new();
-    let (url, _) = URL.get_or_init(|| match std::env::var("TEST_POSTGRES_URL") {
-        Ok(url) => (url, None),
-        Err(_) => {
-            let (port, held) = start_or_join();
-            (admin_url(port), Some(held))
+    let (url, _) = URL.get_or_init(|| {
+        if let Ok(url) = std::env::var("TEST_POSTGRES_URL") {
+            return (url, None);
         }
+        let (port, held) = start_or_join();
+        (admin_url(port), Some(held))
     });
     url.clone()
 }
@@ -301,6 +301,7 @@ impl Installation {
     }
 
     /// Stops the shared server when nobody has used it for half a minute.
+    #[expect(clippy::zombie_processes, reason = "the watchdog outlives the test that starts it")]
     fn watch(&self, place: &Path) {
         let script = "idle=0
             while sleep 2; do
@@ -320,7 +321,6 @@ impl Installation {
             .arg(place)
             .arg(&self.programs);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // Nobody waits for it: it outlives the test.
         command.spawn().expect("the watchdog starts");
     }
 }

@@ -53,14 +53,14 @@ async fn end(
         sqlx::query(statement)
             .bind(account.0)
             .bind(session.0)
-            .bind(&at)
+            .bind(at)
             .execute(&mut *connection)
             .await
             .map_err(&failed)?;
     }
     sqlx::query("UPDATE sessions SET ended_at = $2, end_reason = $3 WHERE id = $1 AND ended_at IS NULL")
         .bind(session.0)
-        .bind(&at)
+        .bind(at)
         .bind(reason)
         .execute(connection)
         .await
@@ -100,7 +100,7 @@ pub(super) async fn insert_gap(
     .bind(Time(from))
     .bind(Time(to))
     .bind(reason)
-    .bind(&now)
+    .bind(now)
     .fetch_one(&mut *connection)
     .await
     .map_err(&failed)?;
@@ -177,7 +177,7 @@ impl ArchiveStore for PostgresStore {
                                                   WHERE account_id = $1 AND state = 'sending')",
                     )
                     .bind(account.0)
-                    .bind(&now)
+                    .bind(now)
                     .bind(&error)
                     .execute(&mut *connection)
                     .await
@@ -195,7 +195,7 @@ impl ArchiveStore for PostgresStore {
                           WHERE account_id = $1 AND state = 'sending'",
                     )
                     .bind(account.0)
-                    .bind(&now)
+                    .bind(now)
                     .bind(&error)
                     .bind(rules.retry_uncertain)
                     .bind(rules.max_attempts)

@@ -369,7 +369,7 @@ async fn quarantine(connection: &mut PgConnection, rows: &[QuarantineRow]) -> Re
     .bind(column(rows, |row| optional_text(row.cursor.as_deref())))
     .bind(column(rows, |row| row.payload_sha256.as_str()))
     .bind(column(rows, |row| row.occurrence))
-    .bind(column(rows, |row| sender(row)))
+    .bind(column(rows, sender))
     .execute(connection)
     .await
     .map(drop)
