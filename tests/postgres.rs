@@ -2,8 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
-#[path = "support/postgres.rs"]
-mod postgres;
+mod support;
 
 use std::{
     sync::{
@@ -15,8 +14,8 @@ use std::{
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use postgres::{OwnServer, PostgresDatabase, rows};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgListener};
+use support::postgres::{OwnServer, PostgresDatabase, rows};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -398,9 +397,10 @@ async fn a_statement_of_a_user_is_one_notice_and_the_services_are_none() {
 
 #[tokio::test]
 async fn a_listener_that_is_cut_off_listens_again() {
+    // The lock is the last thing that a listener asks for.
     const LISTENERS: &str = "SELECT pid::text FROM pg_stat_activity
                               WHERE application_name = 'ucwa-relay listener' AND datname = current_database()
-                                AND query LIKE 'LISTEN%'";
+                                AND query LIKE '%pg_try_advisory_lock%'";
     let database = PostgresDatabase::new().await;
     let store = serve(database.url()).await;
     let mut sql = database.connect().await;
@@ -627,4 +627,53 @@ async fn a_database_that_cannot_be_opened_says_what_to_do() {
         assert!(told.contains(words) && !told.contains("geheim"), "{told}");
         assert!(!format!("{error:?}").contains("geheim"));
     }
+}
+
+// ------------------------------------------------------------------------------------------------ commands
+
+#[tokio::test]
+async fn every_command_works_on_it() {
+    let database = PostgresDatabase::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ucwa-relay"));
+        let output = command.current_dir(folder.path()).args(arguments).output().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {words}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    run(&["init", "--database", database.url()]);
+    run(&["migrate"]);
+    std::fs::write(folder.path().join("password"), "geheim").unwrap();
+    run(&["account", "add", "alice@contoso.com", "--username", "alice", "--password-file", "password"]);
+    assert!(run(&["account", "list"]).contains("sip:alice@contoso.com"));
+    run(&["send", "--from", "alice@contoso.com", "--to", "bob@contoso.com", "Deploy finished"]);
+    assert!(run(&["outbox", "list"]).contains("queued"));
+    run(&["outbox", "cancel", "1"]);
+    assert!(run(&["outbox", "show", "1"]).contains("cancelled"));
+    run(&["history", "--account", "alice@contoso.com", "--with", "bob@contoso.com", "--since", "2026-01-01"]);
+    run(&["coverage"]);
+    run(&["quarantine", "list"]);
+    run(&["account", "remove", "alice@contoso.com"]);
+    let mut sql = database.connect().await;
+    let left = "SELECT count(*) FROM writers";
+    assert_eq!(rows(&mut sql, left).await, ["0"], "no command leaves its writer's row");
+    assert_eq!(rows(&mut sql, "SELECT count(*) FROM access_log").await, ["1"]);
+}
+
+#[tokio::test]
+async fn the_demo_finds_nothing_lost_or_doubled() {
+    let database = PostgresDatabase::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ucwa-relay"));
+    let output = command
+        .current_dir(folder.path())
+        .args(["demo", "--accounts", "4", "--for", "8s", "--rate", "30", "--database", database.url()])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("psql "), "{text}");
+    let stored = rows(&mut database.connect().await, "SELECT count(*) > 100 FROM messages").await;
+    assert_eq!(stored, ["1"]);
 }

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use jiff::{Timestamp, ToSpan};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqliteConnection};
-use tempfile::TempDir;
+use support::sql::{Kind, Place, Sql};
 use ucwa_relay::{
     archive::{
         chain,
@@ -29,9 +28,7 @@ use ucwa_relay::{
     },
 };
 
-#[path = "support/postgres.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part")]
-mod postgres;
+mod support;
 
 const NODE: &str = "node-1";
 const TALK: &str = "/conversations/7";
@@ -39,19 +36,6 @@ const TALK: &str = "/conversations/7";
 const LATIN_1: &str = "CAST(X'636166E9' AS TEXT)";
 
 // ------------------------------------------------------------------------------------------------ support
-
-/// Which database a test is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Sqlite,
-    Postgres,
-}
-
-/// Where a database is; it goes when this goes.
-enum Place {
-    Sqlite(TempDir),
-    Postgres(postgres::PostgresDatabase),
-}
 
 /// A database of its own, with a server on it.
 struct Database {
@@ -80,10 +64,7 @@ fn settings(url: String) -> StoreSettings {
 
 impl Database {
     async fn new(kind: Kind) -> Self {
-        let place = match kind {
-            Kind::Sqlite => Place::Sqlite(tempfile::tempdir().unwrap()),
-            Kind::Postgres => Place::Postgres(postgres::PostgresDatabase::new().await),
-        };
+        let place = Place::new(kind).await;
         let store = connect(&settings(place.url()), Role::Server).await.unwrap();
         Self { place, store }
     }
@@ -99,13 +80,8 @@ impl Database {
     }
 
     /// A connection as another program has it.
-    async fn outside(&self) -> Outside {
-        match &self.place {
-            Place::Sqlite(_) => {
-                Outside::Sqlite(Box::new(SqliteConnection::connect(&self.place.url()).await.unwrap()))
-            }
-            Place::Postgres(database) => Outside::Postgres(Box::new(database.connect().await)),
-        }
+    async fn outside(&self) -> Sql {
+        self.place.connect().await
     }
 
     /// An account that is online here, with a session.
@@ -131,15 +107,6 @@ impl Database {
     }
 }
 
-impl Place {
-    fn url(&self) -> String {
-        match self {
-            Self::Sqlite(directory) => format!("sqlite://{}", directory.path().join("relay.db").display()),
-            Self::Postgres(database) => database.url().to_owned(),
-        }
-    }
-}
-
 fn claim_settings() -> ClaimSettings {
     ClaimSettings { node: NODE.to_owned(), max_attempts: 3, max_body_bytes: 1000, limit: 100 }
 }
@@ -158,67 +125,20 @@ fn new_account(name: &str) -> NewAccount {
     }
 }
 
-/// What another program says to the database.
-enum Outside {
-    Sqlite(Box<SqliteConnection>),
-    Postgres(Box<PgConnection>),
-}
-
-impl Outside {
-    async fn run(&mut self, sql: &str) -> Result<u64, String> {
-        let query = AssertSqlSafe(sql.to_owned());
-        match self {
-            Self::Sqlite(connection) => {
-                sqlx::query(query).execute(connection.as_mut()).await.map(|done| done.rows_affected())
-            }
-            Self::Postgres(connection) => {
-                sqlx::query(query).execute(connection.as_mut()).await.map(|done| done.rows_affected())
-            }
-        }
-        .map_err(|error| error.to_string())
-    }
-
-    /// Rows as `a|b|c`, NULL as nothing.
-    async fn rows(&mut self, sql: &str) -> Vec<String> {
-        let connection = match self {
-            Self::Sqlite(connection) => connection,
-            Self::Postgres(connection) => return postgres::rows(connection, sql).await,
-        };
-        sqlx::query(AssertSqlSafe(sql.to_owned()))
-            .fetch_all(connection.as_mut())
-            .await
-            .unwrap()
-            .iter()
-            .map(|row| {
-                (0..row.len())
-                    .map(|column| {
-                        row.try_get_unchecked::<Option<String>, _>(column).unwrap().unwrap_or_default()
-                    })
-                    .collect::<Vec<_>>()
-                    .join("|")
-            })
-            .collect()
-    }
-
-    async fn count(&mut self, sql: &str) -> i64 {
-        self.rows(&format!("SELECT count(*) FROM {sql}")).await[0].parse().unwrap()
-    }
-
-    /// From now on the database refuses messages with this text.
-    async fn refuse_messages(&mut self, text: &str) {
-        let statements: &[&str] = match self {
-            Self::Sqlite(_) => &["CREATE TRIGGER poison BEFORE INSERT ON messages WHEN NEW.body = 'TEXT'
-                                  BEGIN SELECT RAISE(ABORT, 'poison'); END"],
-            Self::Postgres(_) => &[
-                "CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS
-                 $$ BEGIN RAISE EXCEPTION 'poison'; END $$",
-                "CREATE TRIGGER poison BEFORE INSERT ON messages FOR EACH ROW WHEN (NEW.body = 'TEXT')
-                 EXECUTE FUNCTION poison()",
-            ],
-        };
-        for statement in statements {
-            self.run(&statement.replace("TEXT", text)).await.unwrap();
-        }
+/// From now on the database refuses messages with this text.
+async fn refuse_messages(outside: &mut Sql, text: &str) {
+    let statements: &[&str] = match outside {
+        Sql::Sqlite(_) => &["CREATE TRIGGER poison BEFORE INSERT ON messages WHEN NEW.body = 'TEXT'
+                             BEGIN SELECT RAISE(ABORT, 'poison'); END"],
+        Sql::Postgres(_) => &[
+            "CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN RAISE EXCEPTION 'poison'; END $$",
+            "CREATE TRIGGER poison BEFORE INSERT ON messages FOR EACH ROW WHEN (NEW.body = 'TEXT')
+             EXECUTE FUNCTION poison()",
+        ],
+    };
+    for statement in statements {
+        outside.run(&statement.replace("TEXT", text)).await.unwrap();
     }
 }
 
@@ -774,7 +694,7 @@ async fn what_was_committed_and_not_acknowledged_comes_again_and_changes_nothing
 async fn many_accounts_commit_together_and_only_the_offender_fails(kind: Kind) {
     let database = Database::new(kind).await;
     let mut outside = database.outside().await;
-    outside.refuse_messages("poison").await;
+    refuse_messages(&mut outside, "poison").await;
     let mut accounts = Vec::new();
     for number in 0..20 {
         accounts.push(database.online(&format!("user{number}")).await);
@@ -1509,9 +1429,8 @@ async fn a_burst_is_admitted_in_parts(kind: Kind) {
 
 // ------------------------------------------------------------------------------------------------ the file
 
-#[tokio::test]
-async fn a_second_server_is_refused_and_a_tool_is_not() {
-    let database = Database::new(Kind::Sqlite).await;
+async fn a_second_server_is_refused_and_a_tool_is_not(kind: Kind) {
+    let database = Database::new(kind).await;
     let refused = connect(&database.settings(), Role::Server).await.err().unwrap();
     assert!(
         matches!(&refused, StoreError::InUse(words) if words.contains("another ucwa-relay server")),
@@ -1577,26 +1496,9 @@ async fn a_database_in_memory_serves_tests() {
 
 // ------------------------------------------------------------------------------------------------ on both databases
 
-/// Every promise above is kept by both dialects.
-macro_rules! on_both_databases {
-    ($($test:ident),* $(,)?) => {
-        mod on_sqlite {
-            $(#[tokio::test]
-            async fn $test() {
-                Box::pin(super::$test(super::Kind::Sqlite)).await;
-            })*
-        }
-
-        mod on_postgres {
-            $(#[tokio::test]
-            async fn $test() {
-                Box::pin(super::$test(super::Kind::Postgres)).await;
-            })*
-        }
-    };
-}
-
+// Every promise above is kept by both dialects.
 on_both_databases!(
+    "current_thread":
     an_account_lives_in_the_database,
     a_change_by_plain_sql_moves_updated_at,
     the_overview_tells_what_an_account_is_doing,
@@ -1630,5 +1532,6 @@ on_both_databases!(
     an_answer_goes_into_its_conversation_and_shares_the_order_of_its_party,
     the_201_and_the_event_lead_to_one_message_in_either_order,
     a_burst_is_admitted_in_parts,
+    a_second_server_is_refused_and_a_tool_is_not,
     a_newer_schema_is_refused_with_what_to_do,
 );

@@ -3,7 +3,7 @@
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
 //! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`]: the traits, one file each, SQL in full beside its method.
 //! - [`schema`], [`full_text`]: the schema, roles and rights. [`mod@column`]: how values stand in columns.
-//! - [`wake_up`]: `LISTEN ucwa_relay_outbox`.
+//! - [`wake_up`]: `LISTEN ucwa_relay_outbox`, and the lock of the one server.
 //!
 //! The database may restart, be out of reach, or take no writes for a while. A transaction that fails for such a reason is
 //! done again, soon by the writer itself, later by whoever asked for it; nothing is acknowledged before. Each transaction
@@ -39,7 +39,7 @@ use sqlx::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::column::Time;
+use self::{column::Time, wake_up::Notices};
 use super::{
     Role, StoreError, StoreSettings,
     known_accounts::KnownAccounts,
@@ -147,7 +147,9 @@ impl PostgresStore {
         let reached = |error| cannot_open(&shown, error);
         let mut first = PgConnection::connect_with(&options).await.map_err(reached)?;
         schema::bring_up_to_date(&mut first, &shown).await?;
+        let mut notices = None;
         if role == Role::Server {
+            notices = Some(Notices::of_only_server(&options, &shown).await?);
             full_text::arrange(&mut first, settings.full_text).await?;
             begin_service(&mut first, &settings.node).await?;
         }
@@ -183,8 +185,8 @@ impl PostgresStore {
         );
         let closed = CancellationToken::new();
         let node = (role == Role::Server).then(|| settings.node.clone());
-        if node.is_some() {
-            tokio::spawn(wake_up::listen(options, writer.wakes(), closed.clone()));
+        if let Some(notices) = notices {
+            tokio::spawn(wake_up::listen(notices, options, writer.wakes(), closed.clone()));
         }
         Ok(Self {
             writer,
