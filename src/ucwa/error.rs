@@ -147,12 +147,26 @@ pub enum UcwaError {
         address: String,
     },
     /// The server does not take the grant that the account uses.
-    #[error("the server offers {offered}, the account is configured for {configured}")]
+    #[error(
+        "the server offers {offered}, the account is configured for {configured}: set its auth to what the server \
+         offers, or allow it there"
+    )]
     GrantNotOffered {
         /// Grants the server takes.
         offered: String,
-        /// The account's grant.
+        /// The account's way to sign in, and its grant.
         configured: &'static str,
+    },
+    /// The token service takes the Windows grant, but not by NTLM. No proof of the password was sent.
+    #[error(
+        "the token service {host} takes the Windows grant by {offered}, not by NTLM: allow NTLM there, or set the \
+         account's auth to password"
+    )]
+    NtlmNotOffered {
+        /// Host and port.
+        host: String,
+        /// What it takes.
+        offered: String,
     },
     /// The token service could not or would not issue a token. The request for which it was wanted was not sent, or
     /// not executed.
@@ -314,6 +328,7 @@ impl UcwaError {
             | Self::CredentialsRefused { .. }
             | Self::PassiveSignInWanted { .. }
             | Self::GrantNotOffered { .. }
+            | Self::NtlmNotOffered { .. }
             | Self::SecondTokenRefused { .. }
             | Self::Setup { .. } => Action::StopAccount,
             Self::Network { .. }
