@@ -128,7 +128,7 @@ async fn an_inserted_row_becomes_a_delivered_message_and_the_next_one_uses_the_o
         ))
         .await[0]
         .parse()
-        .unwrap();
+        .expect("an id");
     outcome(&relay, html, &["delivered"]).await;
     assert_eq!(simulator.ledger().await.outgoing[2].content_type.split(';').next(), Some("text/html"));
 }
@@ -198,8 +198,14 @@ async fn a_wrong_password_stops_one_account_and_no_other(kind: Kind) {
     assert!(!relay.server().stderr().contains("cwt="), "no token in a log");
 
     let file = relay.folder.path().join("right");
-    std::fs::write(&file, PASSWORD).unwrap();
-    relay.tool_ok(&["account", "set-password", BOB, "--password-file", file.to_str().unwrap()]);
+    std::fs::write(&file, PASSWORD).expect("the password file is written");
+    relay.tool_ok(&[
+        "account",
+        "set-password",
+        BOB,
+        "--password-file",
+        file.to_str().expect("a path in UTF-8"),
+    ]);
     relay.account_state(BOB, "online").await;
 }
 

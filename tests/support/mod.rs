@@ -234,15 +234,12 @@ impl Relay {
 
     /// A plain connection to the database, whichever it is.
     pub(crate) async fn connect(&self) -> Sql {
-        match &self.postgres {
-            Some(database) => Sql::Postgres(Box::new(database.connect().await)),
-            None => {
-                let options = SqliteConnectOptions::new()
-                    .filename(self.database())
-                    .busy_timeout(Duration::from_secs(10));
-                Sql::Sqlite(Box::new(options.connect().await.expect("the database opens")))
-            }
+        if let Some(database) = &self.postgres {
+            return Sql::Postgres(Box::new(database.connect().await));
         }
+        let options =
+            SqliteConnectOptions::new().filename(self.database()).busy_timeout(Duration::from_secs(10));
+        Sql::Sqlite(Box::new(options.connect().await.expect("the database opens")))
     }
 
     /// The database file.

@@ -111,25 +111,23 @@ pub(super) async fn listen(
     let mut notices = Some(first);
     loop {
         let connected = async {
-            match notices.take() {
-                Some(notices) => Ok(notices),
-                None => {
-                    let mut notices = Notices::connect(&options).await?;
-                    if !notices.lock().await? {
-                        tracing::warn!(
-                            "the lock of this server is still held by its lost connection, or by another server"
-                        );
-                    }
-                    tracing::info!("notices of new rows arrive again");
-                    Ok(notices)
-                }
+            if let Some(first) = notices.take() {
+                return Ok(first);
             }
+            let mut again = Notices::connect(&options).await?;
+            if !again.lock().await? {
+                tracing::warn!(
+                    "the lock of this server is still held by its lost connection, or by another server"
+                );
+            }
+            tracing::info!("notices of new rows arrive again");
+            Ok(again)
         };
         let lost = async {
             match connected.await {
-                Ok(mut notices) => {
+                Ok(mut connection) => {
                     backoff.reset();
-                    notices.follow(&due).await
+                    connection.follow(&due).await
                 }
                 Err(error) => error,
             }
