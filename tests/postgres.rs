@@ -550,6 +550,31 @@ async fn a_database_that_takes_no_writes_holds_back_and_goes_on() {
     }
 }
 
+#[tokio::test]
+async fn a_users_open_transaction_holds_up_no_other_account() {
+    let database = PostgresDatabase::new().await;
+    let store = serve(database.url()).await;
+    let alice = Online::new(&store, "alice").await;
+    let carol = Online::new(&store, "carol").await;
+    store.enqueue(&to_bob()).await.unwrap();
+    assert_eq!(store.claim_due(Timestamp::now(), &claiming()).await.unwrap().len(), 1);
+    let mut sql = database.connect().await;
+    run(&mut sql, "BEGIN; UPDATE outbox SET correlation = 'mine'").await.unwrap();
+    // A message of her own may be what the queue is sending.
+    let Fact::Message(ours) = message(1, "Deploy finished") else { unreachable!("it is a message") };
+    let ours = Fact::Message(MessageFact { direction: Some(Direction::Outgoing), sender: None, ..ours });
+    let outcomes = join_all([
+        alice.commit(2, vec![conversation(), ours.clone()]),
+        carol.commit(2, vec![conversation(), message(1, "Hi")]),
+    ])
+    .await;
+    assert!(matches!(&outcomes[0], Err(StoreError::Unavailable { .. })), "{outcomes:?}");
+    assert!(outcomes[1].is_ok(), "{outcomes:?}");
+    run(&mut sql, "COMMIT").await.unwrap();
+    alice.commit(2, vec![conversation(), ours]).await.unwrap();
+    assert_eq!(rows(&mut sql, "SELECT count(*) FROM messages").await, ["2"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn crashes_of_the_server_under_load_lose_and_double_nothing() {
     const ACCOUNTS: u32 = 8;

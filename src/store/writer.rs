@@ -7,7 +7,8 @@
 //! the error. Other requests are jobs that run one after the other, each undone by itself if it fails.
 //!
 //! If the database itself is in trouble (busy, full, unreadable), the whole batch is undone and everybody gets
-//! [`StoreError::Unavailable`]: nothing was stored, and the same call may be made again.
+//! [`StoreError::Unavailable`]: nothing was stored, and the same call may be made again. If only some row can't be had,
+//! because another program's transaction holds it, only those whose parts need it get that error.
 //!
 //! A panic in a commit's rules or in a job is the end of that part and of nothing else: it is undone and its caller gets
 //! [`StoreError::Refused`]. Should the task end all the same without being asked to, [`Writer::broken`] tells.
@@ -30,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::trouble::failed;
+use super::trouble::{failed, is_of_single_rows};
 use crate::{
     archive::{Changes, Keys, PATIENCE, Workspace, fact::ArchiveCommit, workspace::RuleSettings},
     identifiers::SessionId,
@@ -628,7 +629,7 @@ async fn release<D: Dialect, T>(
 ) -> Result<(), StoreError> {
     match outcome {
         Ok(_) => {}
-        Err(StoreError::Unavailable { operation, source }) => {
+        Err(StoreError::Unavailable { operation, source }) if !is_of_single_rows(source) => {
             return Err(StoreError::Unavailable {
                 operation,
                 source: sqlx::Error::Protocol(source.to_string()),

@@ -161,13 +161,13 @@ impl PostgresStore {
                 .acquire_timeout(CONNECT_TIMEOUT)
                 .test_before_acquire(false)
         };
-        // It looks rows up by keys, whatever the statistics of a young table say; and whoever waits for a lock that it
-        // holds does not wait for a process that hangs.
+        // It looks rows up by keys, whatever the statistics of a young table say; it does not wait long for a user's open
+        // transaction, since everybody waits with it; and nobody waits long for a process that hangs.
         let writing = pool(1).connect_lazy_with(options.clone().options([
             ("enable_seqscan", "off"),
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
-            ("lock_timeout", "20s"),
+            ("lock_timeout", "2s"),
             ("idle_in_transaction_session_timeout", "60s"),
         ]));
         let reading = pool(settings.max_connections.max(1)).test_before_acquire(true).connect_lazy_with(
@@ -286,7 +286,7 @@ impl PostgresStore {
             return;
         }
         let writer_id = self.writer_id.clone();
-        let ended = self
+        let words = self
             .writer
             .run("stopping", false, move |connection| {
                 Box::pin(async move {
@@ -318,10 +318,12 @@ impl PostgresStore {
                     .map_err(failed)
                     .map(drop)
                 })
-            })
-            .await;
-        if let Err(error) = ended {
-            tracing::warn!(%error, "could not note the end of the server in the database");
+            });
+        // A database that is away does not keep the program from ending.
+        match tokio::time::timeout(CONNECT_TIMEOUT, words).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "could not note the end of the server in the database"),
+            Err(_) => tracing::warn!("could not note the end of the server in the database in time"),
         }
     }
 }
