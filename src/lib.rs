@@ -24,16 +24,19 @@
 //! What may import what is in `ARCHITECTURE.md`.
 
 pub mod account;
+pub mod admin;
 pub mod archive;
 pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod identifiers;
+pub mod metrics;
 pub mod outbox;
 pub mod relay;
 pub mod secrets;
 pub mod simulator;
 pub mod store;
+pub mod systemd;
 pub mod ucwa;
 
 /// An error with all its causes in one line, for logs and for columns that people read.

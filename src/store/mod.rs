@@ -309,6 +309,18 @@ pub enum AccountState {
 }
 
 impl AccountState {
+    /// Every state, in the order in which an account meets them.
+    pub const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Discovering,
+        Self::SigningIn,
+        Self::Online,
+        Self::Stalled,
+        Self::BackingOff,
+        Self::NeedsAttention,
+        Self::Stopped,
+    ];
+
     /// As the column `state` spells it.
     pub fn as_str(self) -> &'static str {
         match self {

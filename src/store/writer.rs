@@ -33,8 +33,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::trouble::{failed, is_of_single_rows};
 use crate::{
-    archive::{Changes, Keys, PATIENCE, Workspace, fact::ArchiveCommit, workspace::RuleSettings},
+    archive::{
+        Changes, Keys, PATIENCE, Workspace,
+        fact::{ArchiveCommit, Direction},
+        row::MessageSource,
+        workspace::RuleSettings,
+    },
     identifiers::SessionId,
+    metrics,
     store::{CommitOutcome, StoreError},
 };
 
@@ -327,10 +333,15 @@ struct Batch<D: Dialect> {
 }
 
 /// Outcomes of a batch, to be told after the commit.
+#[derive(Default)]
 struct Done {
     commits: Vec<Result<CommitOutcome, StoreError>>,
     jobs: Vec<Result<(), StoreError>>,
     wakes: bool,
+    /// Rows that the commits changed.
+    rows: usize,
+    /// What the commits brought into `messages`.
+    messages: Vec<(Direction, MessageSource)>,
 }
 
 /// How a transaction ended.
@@ -414,8 +425,15 @@ impl<D: Dialect> WriterTask<D> {
     }
 
     async fn commit(&mut self, mut batch: Batch<D>) {
+        let began = Instant::now();
         match self.with_patience(&mut batch).await {
             Ok(done) => {
+                if !done.commits.is_empty() {
+                    metrics::time_commit(began.elapsed(), done.rows);
+                }
+                for (direction, source) in &done.messages {
+                    metrics::count_archived(*direction, source.as_str());
+                }
                 if done.wakes {
                     self.due.notify_one();
                 }
@@ -504,7 +522,7 @@ impl<D: Dialect> WriterTask<D> {
         let parts = async {
             let mut transaction =
                 self.dialect.begin(connection, number).await.map_err(failed("committing"))?;
-            let mut done = Done { commits: Vec::new(), jobs: Vec::new(), wakes: false };
+            let mut done = Done::default();
             let commits: Vec<&ArchiveCommit> = batch.commits.iter().map(|(commit, _)| commit).collect();
             self.archive(&mut transaction, &commits, &mut done).await?;
             for job in &mut batch.jobs {
@@ -543,6 +561,7 @@ impl<D: Dialect> WriterTask<D> {
         }
         // Somebody's part was refused: each alone, so that only the offender fails.
         done.commits.clear();
+        (done.rows, done.messages) = (0, Vec::new());
         for commit in commits {
             savepoint::<D>(transaction).await?;
             let alone = contained("storing facts", self.archive_together(transaction, &[commit], done)).await;
@@ -577,6 +596,8 @@ impl<D: Dialect> WriterTask<D> {
         let changes = workspace.changes();
         D::flush(connection, &changes).await.map_err(&failed)?;
         done.wakes |= !changes.outbox.is_empty();
+        done.rows += changes.rows();
+        done.messages.extend(workspace.new_messages().map(|message| (message.direction, message.source)));
         done.commits.extend(outcomes);
         Ok(())
     }

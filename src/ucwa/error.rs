@@ -248,6 +248,16 @@ pub enum Action {
 }
 
 impl UcwaError {
+    /// What to count a request as that brought no HTTP status.
+    pub(super) fn without_status(&self) -> &'static str {
+        match self {
+            Self::Timeout { .. } => "timeout",
+            Self::Tls { .. } => "tls",
+            Self::TooLarge { .. } => "too_large",
+            _ => "network",
+        }
+    }
+
     /// HTTP status of the resource's answer. `None` if there was none, also when a token could not be had.
     pub fn status(&self) -> Option<u16> {
         match self {

@@ -12,7 +12,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use reqwest::{
@@ -32,6 +32,7 @@ use super::{
     trust::host_of,
     xml,
 };
+use crate::metrics;
 
 /// Sent with every request.
 const USER_AGENT: &str = concat!("ucwa-relay/", env!("CARGO_PKG_VERSION"));
@@ -151,6 +152,17 @@ impl HttpClients {
         call: &Call<'_>,
         bearer: Option<&HeaderValue>,
     ) -> Result<Reply, UcwaError> {
+        let began = Instant::now();
+        let exchanged = self.exchange(call, bearer).await;
+        let took = call.parked.is_none().then(|| began.elapsed());
+        match &exchanged {
+            Ok(reply) => metrics::count_request(call.resource, &reply.status.to_string(), took),
+            Err(error) => metrics::count_request(call.resource, error.without_status(), took),
+        }
+        exchanged
+    }
+
+    async fn exchange(&self, call: &Call<'_>, bearer: Option<&HeaderValue>) -> Result<Reply, UcwaError> {
         let (client, timeout) = match call.parked {
             Some((lease, timeout)) => (&lease.poll.client, timeout + self.shared.settings.poll_margin),
             None => (&self.shared.commands, self.shared.settings.request_timeout),

@@ -214,8 +214,10 @@ impl Relay {
     fn write(simulator: &Simulate, postgres: Option<PostgresDatabase>, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let relay = Self { folder, server: None, postgres };
+        // Many servers run at once on the machine that tests.
+        let admin = if more.contains("[admin]") { "" } else { "[admin]\nlisten = \"127.0.0.1:0\"\n" };
         let text = format!(
-            "[database]\nurl = \"{}\"\n[server]\ndiscovery_url = \"{}\"\nallow_http = true\n{more}\n",
+            "[database]\nurl = \"{}\"\n[server]\ndiscovery_url = \"{}\"\nallow_http = true\n{admin}{more}\n",
             relay.url(),
             simulator.discovery_url
         );
