@@ -262,19 +262,20 @@ async fn add_accounts(store: &dyn Store, config: &Config, accounts: &[String]) -
 }
 
 fn introduce(config: &Config, accounts: &[String], options: &DemoOptions, admin: Option<&str>, seed: u64) {
-    let database = config
-        .database
-        .sqlite_path()
-        .map_or_else(|| config.database.shown_url().clone(), |path| path.display().to_string());
+    let (database, shell) = match config.database.sqlite_path() {
+        Some(path) => (path.display().to_string(), format!("sqlite3 {}", path.display())),
+        // psql asks for a password where one is needed.
+        None => (config.database.shown_url(), format!("psql {} -c", config.database.url_without_password())),
+    };
     let account = accounts.first().map_or("sip:user0001@contoso.example", String::as_str);
     println!(
         "ucwa-relay demo: {} accounts at a simulated Skype for Business Server, about {} messages a second\n\
          database: {database}\n\
          {}\n\
          try, in another terminal, while it runs:\n\
-         \x20 sqlite3 {database} \"SELECT sent_at, account, direction, sender, body FROM message_history ORDER BY message_id DESC LIMIT 5\"\n\
-         \x20 sqlite3 {database} \"INSERT INTO outbox (account, recipients, body) VALUES ('{account}', 'sip:echo@fabrikam.example', 'Hello from SQL')\"\n\
-         \x20 sqlite3 {database} \"SELECT id, state, last_error FROM outbox ORDER BY id DESC LIMIT 5\"\n\
+         \x20 {shell} \"SELECT sent_at, account, direction, sender, body FROM message_history ORDER BY message_id DESC LIMIT 5\"\n\
+         \x20 {shell} \"INSERT INTO outbox (account, recipients, body) VALUES ('{account}', 'sip:echo@fabrikam.example', 'Hello from SQL')\"\n\
+         \x20 {shell} \"SELECT id, state, last_error FROM outbox ORDER BY id DESC LIMIT 5\"\n\
          {}{}",
         options.accounts,
         options.rate,

@@ -1,7 +1,7 @@
 //! The database, behind traits in the domain's words.
 //!
 //! Nothing outside this folder knows SQL or a dialect; nothing inside it knows HTTP, XML or actors. A dialect is one
-//! folder (`sqlite/`) that implements the traits of this file, of `coverage` and of `quarantine`; [`connect`] picks it by the URL.
+//! folder (`sqlite/`, `postgres/`) that implements the traits of this file, of `coverage` and of `quarantine`; [`connect`] picks it by the URL.
 //!
 //! Everything a running server writes goes through one writer that joins what many accounts bring within a few
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
@@ -10,6 +10,8 @@
 mod columns;
 mod coverage;
 mod known_accounts;
+mod migrations;
+mod postgres;
 mod quarantine;
 mod rows;
 mod sqlite;
@@ -45,6 +47,17 @@ pub enum StoreError {
         url: String,
         /// What is wrong and what would be right.
         problem: String,
+    },
+    /// The database could not be opened when the program began.
+    #[error("the database {database} can't be opened: {advice}")]
+    CannotOpen {
+        /// Which, without secrets.
+        database: String,
+        /// What to do.
+        advice: &'static str,
+        /// What the driver said.
+        #[source]
+        source: sqlx::Error,
     },
     /// The database cannot be reached or opened just now; the same call may succeed later.
     #[error("the database does not answer ({operation})")]
@@ -135,10 +148,32 @@ pub enum Role {
 /// schema up to date.
 ///
 /// # Errors
-/// [`StoreError::Url`] for a database this build does not speak, [`StoreError::Schema`] for one that a newer program has
-/// migrated, [`StoreError::InUse`] if another server runs on it, [`StoreError::Unavailable`] if it cannot be opened.
+/// [`StoreError::Url`] for a database that this program does not speak, [`StoreError::Schema`] for one that a newer program has
+/// migrated, [`StoreError::InUse`] if another server runs on it, [`StoreError::CannotOpen`] or [`StoreError::Unavailable`] if it cannot be opened.
 pub async fn connect(settings: &StoreSettings, role: Role) -> Result<SharedStore, StoreError> {
-    Ok(Arc::new(sqlite::SqliteStore::connect(settings, role).await?))
+    if settings.url.starts_with("postgres://") || settings.url.starts_with("postgresql://") {
+        Ok(Arc::new(postgres::PostgresStore::connect(settings, role).await?))
+    } else {
+        Ok(Arc::new(sqlite::SqliteStore::connect(settings, role).await?))
+    }
+}
+
+/// A URL for people.
+fn without_password(url: &str) -> String {
+    match url::Url::parse(url) {
+        Ok(mut parsed) => {
+            // Options may hold a password, too.
+            parsed.set_query(None);
+            // Fails only for URLs that cannot carry a password.
+            if parsed.password().is_some() && parsed.set_password(Some("***")).is_err() {
+                return "(a URL with a password)".to_owned();
+            }
+            parsed.to_string()
+        }
+        // Where it cannot be told apart, nothing is shown that might be one.
+        Err(_) if url.contains('@') => "(unreadable)".to_owned(),
+        Err(_) => url.to_owned(),
+    }
 }
 
 /// Brings the schema up to date and does nothing else; what `migrate` does.

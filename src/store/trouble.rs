@@ -39,6 +39,15 @@ pub(super) fn is_passing(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Passing trouble that lies with single rows: PostgreSQL did not give a lock in time that another program's transaction
+/// holds. What does not touch those rows can be done.
+pub(super) fn is_of_single_rows(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        .is_some_and(|error| error.code() == "55P03")
+}
+
 /// Another program held SQLite's lock for longer than we wait: `BUSY` of `sqlite3.h`.
 fn is_locked(error: &sqlx::Error) -> bool {
     const BUSY: i64 = 5;

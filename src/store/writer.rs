@@ -7,7 +7,8 @@
 //! the error. Other requests are jobs that run one after the other, each undone by itself if it fails.
 //!
 //! If the database itself is in trouble (busy, full, unreadable), the whole batch is undone and everybody gets
-//! [`StoreError::Unavailable`]: nothing was stored, and the same call may be made again.
+//! [`StoreError::Unavailable`]: nothing was stored, and the same call may be made again. If only some row can't be had,
+//! because another program's transaction holds it, only those whose parts need it get that error.
 //!
 //! A panic in a commit's rules or in a job is the end of that part and of nothing else: it is undone and its caller gets
 //! [`StoreError::Refused`]. Should the task end all the same without being asked to, [`Writer::broken`] tells.
@@ -30,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::trouble::failed;
+use super::trouble::{failed, is_of_single_rows};
 use crate::{
     archive::{
         Changes, Keys, PATIENCE, Workspace,
@@ -344,6 +345,11 @@ impl<D: Dialect> Writer<D> {
     /// Returns when rows of the queue may be due.
     pub(super) async fn due(&self) {
         self.due.notified().await;
+    }
+
+    /// For whoever else learns that rows of the queue may be due.
+    pub(super) fn wakes(&self) -> Arc<Notify> {
+        Arc::clone(&self.due)
     }
 
     /// Returns if the task has ended although nobody had asked it to.
@@ -735,6 +741,9 @@ async fn release<D: Dialect, T>(
 ) -> Result<(), StoreError> {
     match outcome {
         Ok(_) => {}
+        Err(StoreError::Unavailable { source, .. }) if is_of_single_rows(source) => {
+            D::execute(connection, "ROLLBACK TO SAVEPOINT part").await.map_err(failed("committing"))?;
+        }
         Err(error @ (StoreError::Unavailable { .. } | StoreError::Locked { .. })) => {
             return Err(same_trouble(error));
         }

@@ -3,7 +3,9 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod postgres;
 pub(crate) mod scene;
+pub(crate) mod sql;
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -14,7 +16,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use sqlx::{Row, SqlitePool, sqlite::SqliteConnectOptions};
+use sqlx::{ConnectOptions, SqlitePool, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use ucwa_relay::{
     demo::reckoning::Reckoning,
@@ -187,31 +189,71 @@ impl Simulate {
     }
 }
 
+use self::{
+    postgres::PostgresDatabase,
+    sql::{Kind, Sql},
+};
+
 /// A folder with a configuration and a database, and the server that may run in it.
 pub(crate) struct Relay {
     /// Everything lies in here.
     pub folder: TempDir,
     /// The running server.
     pub server: Option<Process>,
+    /// The database, if it is not a file in the folder.
+    postgres: Option<PostgresDatabase>,
 }
 
 impl Relay {
-    /// Writes a configuration for a simulator; `more` is TOML appended to it.
+    /// Writes a configuration for a simulator, with a SQLite file; `more` is TOML appended to it.
     pub(crate) fn configure(simulator: &Simulate, more: &str) -> Self {
         Self::configure_for(&simulator.discovery_url, more)
     }
 
     /// As [`Relay::configure`], for a simulator wherever it runs.
     pub(crate) fn configure_for(discovery_url: &str, more: &str) -> Self {
+        Self::write(discovery_url, None, more)
+    }
+
+    /// As [`Relay::configure`], with a database of this kind.
+    pub(crate) async fn configure_on(kind: Kind, simulator: &Simulate, more: &str) -> Self {
+        let postgres = match kind {
+            Kind::Sqlite => None,
+            Kind::Postgres => Some(PostgresDatabase::new().await),
+        };
+        Self::write(&simulator.discovery_url, postgres, more)
+    }
+
+    fn write(discovery_url: &str, postgres: Option<PostgresDatabase>, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        let relay = Self { folder, server: None, postgres };
         // Many servers run at once on the machine that tests.
         let admin = if more.contains("[admin]") { "" } else { "[admin]\nlisten = \"127.0.0.1:0\"\n" };
         let text = format!(
-            "[database]\nurl = \"sqlite://{}\"\n[server]\ndiscovery_url = \"{discovery_url}\"\nallow_http = true\n{admin}{more}\n",
-            folder.path().join("archive.db").display(),
+            "[database]\nurl = \"{}\"\n[server]\ndiscovery_url = \"{discovery_url}\"\nallow_http = true\n{admin}{more}\n",
+            relay.url(),
         );
-        std::fs::write(folder.path().join("ucwa-relay.toml"), text).expect("the configuration is written");
-        Self { folder, server: None }
+        std::fs::write(relay.folder.path().join("ucwa-relay.toml"), text)
+            .expect("the configuration is written");
+        relay
+    }
+
+    /// `database.url`.
+    pub(crate) fn url(&self) -> String {
+        match &self.postgres {
+            Some(database) => database.url().to_owned(),
+            None => format!("sqlite://{}", self.database().display()),
+        }
+    }
+
+    /// A plain connection to the database, whichever it is.
+    pub(crate) async fn connect(&self) -> Sql {
+        if let Some(database) = &self.postgres {
+            return Sql::Postgres(Box::new(database.connect().await));
+        }
+        let options =
+            SqliteConnectOptions::new().filename(self.database()).busy_timeout(Duration::from_secs(10));
+        Sql::Sqlite(Box::new(options.connect().await.expect("the database opens")))
     }
 
     /// The database file.
@@ -259,26 +301,18 @@ impl Relay {
         self.server.as_mut().expect("the server was started")
     }
 
-    /// A plain connection to the database, as any other program has.
+    /// A pool on the SQLite file, as any other program has.
     pub(crate) async fn sql(&self) -> SqlitePool {
         sqlite(&self.database()).await
     }
 
     /// Waits until an account is in a state; gives its detail.
     pub(crate) async fn account_state(&self, uri: &str, state: &str) -> String {
-        let pool = self.sql().await;
-        let detail = eventually(&format!("{uri} is {state}"), async || {
-            sqlx::query("SELECT coalesce(detail, '') FROM account_overview WHERE account = ? AND state = ?")
-                .bind(uri)
-                .bind(state)
-                .fetch_optional(&pool)
-                .await
-                .expect("account_overview can be read")
-                .map(|row| row.get::<String, _>(0))
-        })
-        .await;
-        pool.close().await;
-        detail
+        let mut sql = self.connect().await;
+        let query = format!(
+            "SELECT coalesce(detail, '') FROM account_overview WHERE account = '{uri}' AND state = '{state}'"
+        );
+        eventually(&format!("{uri} is {state}"), async || sql.rows(&query).await.pop()).await
     }
 
     /// Compares the simulator's ledger with the database.
@@ -289,7 +323,7 @@ impl Relay {
     /// Compares a ledger with the database.
     pub(crate) async fn reckon_with(&self, ledger: &LedgerSnapshot) -> Reckoning {
         let store =
-            store::connect(&store_settings(&self.database()), Role::Tool).await.expect("the database opens");
+            store::connect(&store_settings(&self.url()), Role::Tool).await.expect("the database opens");
         let archive = store
             .history(&HistoryFilter { limit: i64::MAX, ..HistoryFilter::default() })
             .await
@@ -304,9 +338,9 @@ impl Relay {
 }
 
 /// Settings for reading a database through the program's own store.
-pub(crate) fn store_settings(database: &Path) -> StoreSettings {
+pub(crate) fn store_settings(url: &str) -> StoreSettings {
     let mut config = ucwa_relay::config::Config::default();
-    config.database.url = format!("sqlite://{}", database.display());
+    url.clone_into(&mut config.database.url);
     config.store_settings()
 }
 
