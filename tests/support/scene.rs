@@ -16,7 +16,7 @@ use ucwa_relay::{
 use super::{Relay, eventually, sqlite};
 
 /// Lost answers are settled and rows are tried again as soon as the program allows.
-pub(crate) const QUICK: &str = "[outbox]\nsettle_after = \"2s\"\nretry_base = \"1s\"\nretry_max = \"2s\"\nmax_attempts = 9\n\
+pub(crate) const QUICK: &str = "[outbox]\nsettle_after = \"5s\"\nretry_base = \"1s\"\nretry_max = \"2s\"\nmax_attempts = 9\n\
      [relay]\nsign_in_rate = 200\naccounts_online_at_once = 50\n";
 
 /// See the module.
