@@ -482,7 +482,10 @@ async fn a_resume_ends_what_was_open_in_the_commit_that_moves_the_cursor(kind: K
     let now = Timestamp::now();
     let commit = alice.commit_of(Some("/events?ack=7"), vec![message(5, "with it")]);
     for _ in 0..2 {
-        store.resume(commit.clone(), now - 1.minute(), "the server said resume").await.unwrap();
+        store
+            .resume(commit.clone(), "/events?ack=2", now - 1.minute(), "the server said resume")
+            .await
+            .unwrap();
     }
     let mut outside = database.outside().await;
     assert_eq!(outside.rows("SELECT reason FROM coverage_gaps").await, ["the server said resume"]);

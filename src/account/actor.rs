@@ -127,6 +127,8 @@ struct Handed {
     send: ClaimedSend,
     /// When somebody began with it, or somewhat before.
     at: Timestamp,
+    /// What [`ChannelHealth::continuity`] was then.
+    continuity: u64,
     /// The conversation that has it; none while it is only being settled.
     conversation: Option<u64>,
     /// Tells whoever is busy with it that the event stream settled it.
@@ -377,7 +379,7 @@ impl AccountActor {
         }
         self.go_on_with(taken_up.open, ctx);
         for left_over in taken_up.unsettled {
-            self.settle_left_over(left_over.send, left_over.claimed_at, ctx);
+            self.settle_left_over(left_over.send, left_over.claimed_at, 0, ctx);
         }
         let Some(live) = &self.live else { return };
         self.environment.directory.enter(
@@ -398,7 +400,11 @@ impl AccountActor {
 
     /// The server lost track of what this application followed: whatever was open has ended. Each conversation's actor
     /// ends when what it has under way is answered; what it has not begun goes back to the queue.
-    fn forget_conversations(&mut self) {
+    fn forget_conversations(&mut self, ctx: &mut Context<Self>) {
+        // What nobody has begun never left.
+        for send in self.unbegun() {
+            self.give_back(send.outbox, send.operation_id, ctx);
+        }
         self.by_href.clear();
         self.by_destination.clear();
         self.operations.clear();
@@ -406,6 +412,11 @@ impl AccountActor {
         for conversation in self.conversations.values() {
             conversation.view.send_modify(|view| view.ended = true);
         }
+    }
+
+    /// Takes the claimed rows that wait for their turn.
+    fn unbegun(&mut self) -> Vec<ClaimedSend> {
+        self.delayed.drain(..).chain(self.held_back.drain(..)).collect()
     }
 
     /// Asks the server what is open, in the same application and without holding up its event channel.
@@ -502,18 +513,24 @@ impl AccountActor {
         self.hear_conferences(ctx);
     }
 
-    fn settle_left_over(&mut self, send: ClaimedSend, claimed_at: Timestamp, ctx: &mut Context<Self>) {
+    fn settle_left_over(
+        &mut self,
+        send: ClaimedSend,
+        claimed_at: Timestamp,
+        continuity: u64,
+        ctx: &mut Context<Self>,
+    ) {
         let Some(live) = &self.live else { return };
         let (tell, settled) = oneshot::channel();
         self.handed.insert(
             send.outbox,
-            Handed { send: send.clone(), at: claimed_at, conversation: None, tell: Some(tell) },
+            Handed { send: send.clone(), at: claimed_at, continuity, conversation: None, tell: Some(tell) },
         );
         let (outbox, context) = (send.outbox, Arc::clone(&live.context));
         let operation_id = send.operation_id.clone();
         ctx.spawn(
             tracing::Instrument::instrument(
-                settle_left_over(context, send, claimed_at, settled),
+                settle_left_over(context, send, claimed_at, continuity, settled),
                 self.span.clone(),
             )
             .into_actor(self)
@@ -1047,9 +1064,16 @@ impl AccountActor {
     /// Lets a conversation say a row.
     fn hand_over(&mut self, number: u64, send: ClaimedSend, ctx: &mut Context<Self>) {
         let (tell, settled) = oneshot::channel();
+        let continuity = self.live.as_ref().map_or(0, |live| live.health.continuity());
         self.handed.insert(
             send.outbox,
-            Handed { send: send.clone(), at: Timestamp::now(), conversation: Some(number), tell: Some(tell) },
+            Handed {
+                send: send.clone(),
+                at: Timestamp::now(),
+                continuity,
+                conversation: Some(number),
+                tell: Some(tell),
+            },
         );
         self.operations.insert(send.operation_id.clone(), number);
         self.operations.insert(call_operation_id(&send.operation_id), number);
@@ -1250,7 +1274,7 @@ impl AccountActor {
             live.channel.do_send(StopChannel);
             (live.client.clone(), live.application.clone(), live.session)
         });
-        let waiting: Vec<ClaimedSend> = self.delayed.drain(..).chain(self.held_back.drain(..)).collect();
+        let waiting = self.unbegun();
         let (store, account) = (Arc::clone(&self.environment.store), self.account.id);
         let signing_out = async move {
             for send in waiting {
@@ -1505,6 +1529,16 @@ impl Actor for AccountActor {
         for conversation in self.conversations.values() {
             conversation.address.do_send(StopConversation);
         }
+        let unbegun = self.unbegun();
+        if !unbegun.is_empty() && !std::thread::panicking() {
+            // Beyond this life: the next one finds them in the queue, or settles what was not given back in time.
+            let store = Arc::clone(&self.environment.store);
+            actix_rt::spawn(async move {
+                for send in unbegun {
+                    release_claim(&store, send.outbox, &send.operation_id).await;
+                }
+            });
+        }
         let reason = if std::thread::panicking() { ExitReason::Panicked } else { self.exit.clone() };
         let online_for = self.online_since.map_or(Duration::ZERO, |since| since.elapsed());
         self.supervisor.do_send(AccountExited {
@@ -1535,7 +1569,7 @@ impl Handler<EventsCommitted> for AccountActor {
 
     fn handle(&mut self, committed: EventsCommitted, ctx: &mut Self::Context) {
         if committed.continuity == Continuity::Resumed {
-            self.forget_conversations();
+            self.forget_conversations(ctx);
         }
         self.tell_settled(committed.outcome.settled);
         for sender in &committed.batch.senders {
@@ -1559,6 +1593,15 @@ impl Handler<Fetched> for AccountActor {
 
     fn handle(&mut self, fetched: Fetched, ctx: &mut Self::Context) {
         self.tell_settled(fetched.outcome.settled);
+        let has_text =
+            matches!(fetched.fetch.resource, FetchedResource::Message | FetchedResource::Invitation(_));
+        if fetched.resource.is_none()
+            && has_text
+            && let Some(live) = &self.live
+        {
+            // The server's log may still have what it did not tell us.
+            live.backfill.hint(Timestamp::now());
+        }
         if let Some(resource) = &fetched.resource {
             match fetched.fetch.resource {
                 FetchedResource::Invitation(InvitationKind::Participant) if !is_incoming(resource) => {
@@ -1661,7 +1704,7 @@ impl Handler<ConversationExited> for AccountActor {
         for outbox in had {
             let Some(handed) = self.handed.remove(&outbox) else { continue };
             if exited.in_flight == Some(outbox) && !exited.panicked {
-                self.settle_left_over(handed.send, handed.at, ctx);
+                self.settle_left_over(handed.send, handed.at, handed.continuity, ctx);
             } else if exited.in_flight != Some(outbox) {
                 self.give_back(outbox, handed.send.operation_id, ctx);
             }

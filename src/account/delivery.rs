@@ -692,14 +692,16 @@ pub(crate) async fn release_claim(store: &SharedStore, outbox: OutboxId, operati
     }
 }
 
-/// Settles a row that was `sending` when the last process or life ended.
+/// Settles a row that was `sending` when the last process or life, or its conversation, ended. `continuity` is that of
+/// the channel when the row was handed over: 0, the beginning, for a row of an earlier life.
 pub(super) async fn settle_left_over(
     context: Arc<DeliveryContext>,
     send: ClaimedSend,
     claimed_at: Timestamp,
+    continuity: u64,
     mut settled: oneshot::Receiver<SettledSend>,
 ) {
-    let before = Before { at: claimed_at, ..Before::now(&context, SaidIn::Unknown) };
+    let before = Before { continuity, at: claimed_at, said_in: SaidIn::Unknown };
     let wait = context.settings.settle_after;
     let why = "the program ended before the server's answer was stored";
     match settle(&context, &send, &mut settled, before, wait, why).await {
@@ -744,7 +746,10 @@ async fn settle(
         }
         // A GET that was begun since would have brought the event, or still waits for it.
         let asked_anew = context.channel.polls() > polls && asked_again_at.elapsed() >= SILENCE_COUNTS_AFTER;
-        if !context.channel.is_failing() && asked_anew && context.channel.has_read_all() {
+        let heard_all = !context.channel.is_failing()
+            && !context.channel.is_committing()
+            && context.channel.has_read_all();
+        if asked_anew && heard_all {
             // The channel missed nothing and tells of no such operation: the server did not take it, unless an event
             // without an id was of it.
             let silent = retry_or_fail(

@@ -511,10 +511,12 @@ pub trait ArchiveStore: Send + Sync {
     /// Stores a response with `resume`: the server lost track of what was followed, and its application lives on. One
     /// transaction records the stretch since `followed_until` as a gap, ends the session's open conversations and stays,
     /// stores facts and cursor as [`ArchiveStore::commit`] does, and gives up sends as [`ArchiveStore::abandon_sends`]
-    /// does. Storing the same response again changes nothing.
+    /// does. `asked` is the cursor to which this was the answer, by which a response that is stored again is told: that
+    /// changes nothing.
     async fn resume(
         &self,
         commit: ArchiveCommit,
+        asked: &str,
         followed_until: Timestamp,
         why: &str,
     ) -> Result<CommitOutcome, StoreError>;

@@ -121,6 +121,7 @@ async fn resume(
     connection: &mut PgConnection,
     rules: RuleSettings,
     commit: &ArchiveCommit,
+    asked: &str,
     followed_until: Timestamp,
     why: &str,
 ) -> Result<(CommitOutcome, Brought), StoreError> {
@@ -133,8 +134,8 @@ async fn resume(
             .fetch_one(&mut *connection)
             .await
             .map_err(&failed)?;
-    // The same response again: what it ended may be open anew.
-    let is_new = cursor != commit.cursor;
+    // The same response again: what it ended may be open anew. The server may resume where it was asked.
+    let is_new = cursor.as_deref() == Some(asked) || cursor != commit.cursor;
     if is_new {
         insert_gap(connection, account, session, followed_until, received_at, why).await?;
         // Before the facts, which tell what goes on.
@@ -281,14 +282,18 @@ impl ArchiveStore for PostgresStore {
     async fn resume(
         &self,
         commit: ArchiveCommit,
+        asked: &str,
         followed_until: Timestamp,
         why: &str,
     ) -> Result<CommitOutcome, StoreError> {
         let (rules, why) = (self.rules, text(why).into_owned());
+        let asked = asked.to_owned();
         let (outcome, brought) = self
             .writer
             .run("resuming a session", true, move |connection| {
-                Box::pin(async move { resume(connection, rules, &commit, followed_until, &why).await })
+                Box::pin(
+                    async move { resume(connection, rules, &commit, &asked, followed_until, &why).await },
+                )
             })
             .await?;
         count_archived(&brought);
