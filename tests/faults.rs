@@ -469,3 +469,79 @@ async fn a_redirect_to_a_foreign_host_is_refused_by_name_and_that_host_hears_not
     scene.agree().await;
     assert!(tokio::time::timeout(Duration::ZERO, foreign.accept()).await.is_err());
 }
+
+/// Each step of a sign-in under each fault that passes: the account comes online by itself and works, the others are
+/// online long before.
+async fn sign_ins_under_faults(operations: &[Operation]) {
+    let mut cells = Vec::new();
+    for &operation in operations {
+        for kind in faults() {
+            // A refused token is a refused password where tokens are issued, and where no token is asked for it is
+            // what always comes first.
+            let of_a_token = matches!(kind, FaultKind::ExpiredToken)
+                && matches!(operation, Operation::Token | Operation::Discovery);
+            // Before there is an application, nobody can say that it is gone.
+            let of_an_application =
+                matches!(
+                    kind,
+                    FaultKind::ApplicationNotFound { .. } | FaultKind::InactiveApplicationExpired { .. }
+                ) && !matches!(operation, Operation::Application | Operation::MakeMeAvailable);
+            if !of_a_token && !of_an_application {
+                cells.push((operation, kind));
+            }
+        }
+    }
+    let settings = SimulatorSettings { accounts: cells.len() + BYSTANDERS, ..SimulatorSettings::default() };
+    let simulator = ucwa_relay::simulator::Simulator::start(settings).await.unwrap();
+    let accounts = simulator.account_uris();
+    let struck: Vec<u64> = cells
+        .iter()
+        .zip(&accounts)
+        .map(|((operation, kind), account)| {
+            let fault = Fault::new(kind.clone()).on(*operation);
+            // A request to the root of discovery does not say whose it is: its faults strike whoever comes next.
+            let fault = if *operation == Operation::Discovery { fault } else { fault.account(account) };
+            simulator.inject(fault).unwrap()
+        })
+        .collect();
+    let scene = Scene::with(simulator, QUICK).await;
+    for (((operation, kind), account), fault) in cells.iter().zip(&accounts).zip(struck) {
+        eventually(&format!("{operation:?} under {kind:?} passes"), async || {
+            let (state, detail) = scene.state(account).await;
+            assert_ne!(state, "needs_attention", "{operation:?} under {kind:?}: {detail}");
+            (scene.simulator.struck(fault) > 0 && state == "online").then_some(())
+        })
+        .await;
+    }
+    let mut rows = Vec::new();
+    for account in &accounts {
+        rows.push(scene.queue(account, "silent.zoe@fabrikam.example", "in spite of it").await);
+    }
+    for row in rows {
+        assert_eq!(scene.outcome(row, "after the sign-in").await.0, "delivered");
+    }
+    assert_eq!(scene.agree().await.uncertain, 0);
+    if !operations.contains(&Operation::Discovery) {
+        scene.undisturbed(&accounts[cells.len()..]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn finding_the_server_meets_every_fault() {
+    sign_ins_under_faults(&[Operation::Discovery, Operation::User]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn getting_a_token_meets_every_fault() {
+    sign_ins_under_faults(&[Operation::Token]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn creating_an_application_meets_every_fault() {
+    sign_ins_under_faults(&[Operation::Applications]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn making_available_meets_every_fault() {
+    sign_ins_under_faults(&[Operation::Application, Operation::MakeMeAvailable]).await;
+}

@@ -196,12 +196,12 @@ async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T
 async fn nothing_stands_in_the_way_of_spreading_the_archive_by_account() {
     const SPREAD: &str =
         "('sessions', 'gaps', 'backfills', 'conversations', 'participants', 'messages', 'invitations',
-                           'chain_heads', 'event_quarantine')";
+                           'chain_heads', 'event_quarantine', 'typing')";
     let database = PostgresDatabase::new().await;
     serve(database.url()).await.close().await;
     let mut sql = database.connect().await;
     let tables = format!("SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relname IN {SPREAD}");
-    assert_eq!(rows(&mut sql, &tables).await, ["9"]);
+    assert_eq!(rows(&mut sql, &tables).await, ["10"]);
     let columns = |table: &str, numbers: &str| {
         format!(
             "ARRAY(SELECT a.attname::text FROM unnest({numbers}) WITH ORDINALITY AS n (number, place)

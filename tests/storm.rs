@@ -9,7 +9,7 @@ use ucwa_relay::simulator::{Fault, FaultKind, Operation, Refusal, RequestCount, 
 
 const ACCOUNTS: usize = 20;
 const AT_ONCE: usize = 3;
-const CONFIGURATION: &str = "[outbox]\nsettle_after = \"2s\"\nretry_base = \"1s\"\nretry_max = \"4s\"\nmax_attempts = 99\n\
+const CONFIGURATION: &str = "[outbox]\nsettle_after = \"5s\"\nretry_base = \"1s\"\nretry_max = \"4s\"\nmax_attempts = 99\n\
      [relay]\nsign_in_rate = 200\naccounts_online_at_once = 3\n";
 
 /// How many requests fit into a time: the first at once, then each after at least half of a step that doubles from

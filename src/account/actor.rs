@@ -58,6 +58,9 @@ const MESSAGING_ATTEMPTS: u32 = 5;
 const MESSAGING_GRACE: Duration = Duration::from_secs(2);
 /// How long an invitation can be answered: the server lets it ring for about 30 s.
 const ANSWER_WITHIN: Duration = Duration::from_secs(25);
+/// How long the answers of requests that are out are waited for when the application is gone: they say that nothing was
+/// accepted, which nobody could tell afterwards.
+const HEAR_ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 /// How long a stopping account waits for sends that are out.
 const FINISH_SENDS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -198,6 +201,8 @@ pub struct AccountActor {
     earliest_send: Instant,
     exit: ExitReason,
     stopping: Option<StopAccount>,
+    /// The application is gone; the life ends with the last answer.
+    leaving: bool,
     finishing: bool,
     online_since: Option<Instant>,
     span: tracing::Span,
@@ -238,6 +243,7 @@ impl AccountActor {
             earliest_send: Instant::now(),
             exit: ExitReason::Requested,
             stopping: None,
+            leaving: false,
             finishing: false,
             online_since: None,
             span,
@@ -957,7 +963,7 @@ impl AccountActor {
     // ------------------------------------------------------------------------------------------ sending
 
     fn relay(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
-        if self.live.is_none() || self.stopping.is_some() {
+        if self.live.is_none() || self.leaving || self.stopping.is_some() {
             self.give_back(send.outbox, send.operation_id, ctx);
             return;
         }
@@ -1162,8 +1168,12 @@ impl AccountActor {
             self.operations.remove(operation_id);
             self.operations.remove(&call_operation_id(operation_id));
         }
-        if self.stopping.is_some() && self.handed.is_empty() {
-            self.finish_stopping(ctx);
+        if self.handed.is_empty() {
+            if self.stopping.is_some() {
+                self.finish_stopping(ctx);
+            } else if self.leaving {
+                ctx.stop();
+            }
         }
     }
 
@@ -1593,6 +1603,13 @@ impl Handler<ChannelExited> for AccountActor {
             ChannelEnd::Fenced => ExitReason::Fenced,
             ChannelEnd::Attention(_, after) => ExitReason::NeedsAttention(sentence, after),
             ChannelEnd::Rediscover(_) => ExitReason::Temporary(sentence, None),
+            ChannelEnd::ApplicationLost(_) | ChannelEnd::Requested if !self.handed.is_empty() => {
+                self.environment.directory.leave(self.account.id);
+                self.leaving = true;
+                self.exit = ExitReason::SessionLost(sentence);
+                ctx.run_later(HEAR_ANSWERS_WITHIN, |_, ctx| ctx.stop());
+                return;
+            }
             ChannelEnd::ApplicationLost(_) | ChannelEnd::Requested => ExitReason::SessionLost(sentence),
         };
         self.end(reason, ctx);

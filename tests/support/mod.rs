@@ -241,7 +241,7 @@ impl Relay {
         // Many servers run at once on the machine that tests.
         let admin = if more.contains("[admin]") { "" } else { "[admin]\nlisten = \"127.0.0.1:0\"\n" };
         let text = format!(
-            "[database]\nurl = \"{}\"\n[server]\ndiscovery_url = \"{discovery_url}\"\nallow_http = true\n{admin}{more}\n",
+            "{admin}[database]\nurl = \"{}\"\n[server]\ndiscovery_url = \"{discovery_url}\"\nallow_http = true\n{more}\n",
             relay.url(),
         );
         std::fs::write(relay.folder.path().join("ucwa-relay.toml"), text)

@@ -16,7 +16,7 @@ use ucwa_relay::{
 use super::{Relay, eventually, sqlite};
 
 /// Lost answers are settled and rows are tried again as soon as the program allows.
-pub(crate) const QUICK: &str = "[outbox]\nsettle_after = \"2s\"\nretry_base = \"1s\"\nretry_max = \"2s\"\nmax_attempts = 9\n\
+pub(crate) const QUICK: &str = "[outbox]\nsettle_after = \"5s\"\nretry_base = \"1s\"\nretry_max = \"2s\"\nmax_attempts = 9\n\
      [relay]\nsign_in_rate = 200\naccounts_online_at_once = 50\n";
 
 /// See the module.
@@ -35,6 +35,17 @@ impl Scene {
     /// Starts both, and waits until every account is online. `rate` is the incoming messages per second.
     pub(crate) async fn begin(settings: SimulatorSettings, rate: f64, configuration: &str) -> Self {
         let simulator = Simulator::start(settings).await.expect("loopback has free ports");
+        let scene = Self::with(simulator, configuration).await;
+        scene.all_online().await;
+        if rate > 0.0 {
+            let traffic = TrafficSettings { messages_per_second: rate, ..TrafficSettings::default() };
+            scene.simulator.start_traffic(Some(traffic));
+        }
+        scene
+    }
+
+    /// Starts the program for every account of a simulator, and does not wait for their sign-ins.
+    pub(crate) async fn with(simulator: Simulator, configuration: &str) -> Self {
         let accounts = simulator.account_uris();
         let mut configuration = configuration.to_owned();
         for account in &accounts {
@@ -49,11 +60,14 @@ impl Scene {
         let pool = sqlite(&relay.database()).await;
         relay.start();
         let scene = Self { simulator, relay, pool, accounts };
-        scene.all_online().await;
-        if rate > 0.0 {
-            let traffic = TrafficSettings { messages_per_second: rate, ..TrafficSettings::default() };
-            scene.simulator.start_traffic(Some(traffic));
-        }
+        eventually("every account is known", async || {
+            let known: i64 = sqlx::query_scalar("SELECT count(*) FROM account_overview")
+                .fetch_one(&scene.pool)
+                .await
+                .expect("account_overview can be read");
+            (usize::try_from(known) == Ok(scene.accounts.len())).then_some(())
+        })
+        .await;
         scene
     }
 
