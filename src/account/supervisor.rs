@@ -128,6 +128,12 @@ impl AccountSupervisor {
         for id in gone {
             self.sign_out(id, "the account was removed", ctx);
         }
+        // No life ever began of a row that can't be read, or that was removed at once.
+        for id in self.leases.leaving() {
+            if !self.accounts.contains_key(&id) {
+                self.hand_over(id);
+            }
+        }
     }
 
     /// Lets go of accounts whose lease is over, and stops those that are to go to another node.
@@ -207,7 +213,7 @@ impl AccountSupervisor {
                 self.leases.release(id, "the account is disabled");
             }
             // Before its life here began.
-            None if self.leases.is_leaving(id) => self.hand_over(id),
+            None if self.leases.is_leaving(id) => {}
             None => {
                 self.accounts.insert(
                     id,

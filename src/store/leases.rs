@@ -121,6 +121,14 @@ impl Leases {
         })
     }
 
+    /// All accounts that are to be stopped for other nodes' sake.
+    pub fn leaving(&self) -> Vec<AccountId> {
+        let Some(shared) = &self.0 else { return Vec::new() };
+        let leases = shared.read();
+        let leaving = leases.iter().filter(|(_, lease)| lease.stage == Stage::Leaving);
+        leaving.map(|(account, _)| *account).collect()
+    }
+
     /// How many accounts are held and stay, and how many are being handed over.
     pub fn count(&self) -> (usize, usize) {
         let Some(shared) = &self.0 else { return (0, 0) };
