@@ -260,7 +260,6 @@ impl UcwaError {
             Self::Timeout { .. } => "timeout",
             Self::Tls { .. } => "tls",
             Self::TooLarge { .. } => "too_large",
-            Self::NotPermitted { .. } => "not_permitted",
             _ => "network",
         }
     }

@@ -31,6 +31,9 @@ const NODE_LOCK: i64 = 6_076_142_301_170_133;
 /// How long a server that died without a word may be remembered by the database.
 const PREDECESSOR_GOES_WITHIN: Duration = Duration::from_secs(3);
 
+/// No statement takes longer, or a third of a lease's time if that is less: then there is time to try another connection.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
 /// Raised when leases were released or a node comes or goes.
 pub(super) const CHANNEL: &str = "ucwa_relay_leases";
 
@@ -120,7 +123,8 @@ impl LeaseKeeper {
         work: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
     ) -> Result<T, StoreError> {
         let mut kept = self.connection.lock().await;
-        let done = timeout(self.ttl / 3, async {
+        let limit = ANSWERS_WITHIN.min(self.ttl / 3);
+        let done = timeout(limit, async {
             let mut connection = match kept.take() {
                 Some(connection) => connection,
                 None => self.connect().await?,
@@ -129,7 +133,7 @@ impl LeaseKeeper {
             Ok((connection, done))
         });
         let (connection, done) = done.await.unwrap_or_else(|_| {
-            let words = format!("no answer within {} ms", (self.ttl / 3).as_millis());
+            let words = format!("no answer within {} ms", limit.as_millis());
             Err(failed(operation)(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, words))))
         })?;
         *kept = Some(connection);
