@@ -317,10 +317,10 @@ async fn what_only_an_operator_can_mend_stops_one_account_and_says_why() {
     // Whoever has to create the application anew meets its fault there; the others when they are read.
     scene.simulator.stop_traffic();
     let bystanders = scene.accounts[table.len()..].to_vec();
+    scene.relay.server().kill();
     for account in &scene.accounts {
         scene.queue(account, "silent.waiting@fabrikam.example", "sent sooner or later").await;
     }
-    scene.relay.server().kill();
     for ((operation, kind, _), account) in table.iter().zip(&scene.accounts) {
         if matches!(operation, Operation::Applications | Operation::MakeMeAvailable) {
             scene.simulator.forget_application(account).unwrap();
