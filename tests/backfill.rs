@@ -19,7 +19,10 @@ use hyper::{Request, Response, body::Incoming, server::conn::http1, service::ser
 use hyper_util::rt::TokioIo;
 use jiff::{Timestamp, ToSpan};
 use secrecy::SecretString;
-use support::sql::{Kind, Place};
+use support::{
+    sql::{Kind, Place},
+    take_leases,
+};
 use tokio::net::TcpListener;
 use ucwa_relay::{
     account::{
@@ -159,6 +162,7 @@ async fn signed_in(root: Url, kind: Kind) -> Account {
         commit_interval: Duration::from_millis(2),
         full_text: false,
         node: "node".to_owned(),
+        lease_ttl: Duration::from_secs(3600),
         rules: RuleSettings {
             retry_uncertain: false,
             typing: false,
@@ -177,6 +181,7 @@ async fn signed_in(root: Url, kind: Kind) -> Account {
         invitations: None,
     };
     let account = store.add_account(&account).await.unwrap();
+    take_leases(&store).await;
     let session = store.begin_session(account, "/applications/1", "/events?ack=1", "").await.unwrap();
     let http = HttpSettings {
         extra_ca_pem: None,
@@ -222,12 +227,13 @@ async fn signed_in(root: Url, kind: Kind) -> Account {
         per_account_rate: 1.0,
         node: "node".to_owned(),
     };
+    let epoch = store.leases().epoch(account).unwrap();
     let context = Arc::new(DeliveryContext {
         store,
         client,
         account,
         session: session.id,
-        epoch: 0,
+        epoch,
         start_messaging: None,
         channel: Arc::new(ChannelHealth::default()),
         settings: Arc::new(settings),

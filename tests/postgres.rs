@@ -15,7 +15,10 @@ use std::{
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgListener};
-use support::postgres::{OwnServer, PostgresDatabase, rows};
+use support::{
+    postgres::{OwnServer, PostgresDatabase, rows},
+    take_leases,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -50,6 +53,7 @@ fn settings(url: &str) -> StoreSettings {
         commit_interval: Duration::from_millis(2),
         full_text: true,
         node: NODE.to_owned(),
+        lease_ttl: Duration::from_secs(3600),
         rules: RuleSettings {
             plain_from_html: str::to_owned,
             retry: RetryPolicy { base: Duration::from_secs(30), cap: Duration::from_secs(600) },
@@ -84,6 +88,7 @@ impl Online {
             invitations: None,
         };
         let account = store.add_account(&account).await.unwrap();
+        take_leases(store).await;
         let session = store.begin_session(account, "/applications/1", "/e?ack=1", "").await.unwrap();
         store.record_state(account, AccountState::Online, None, NODE).await.unwrap();
         Self { store: store.clone(), account, session }
@@ -93,7 +98,7 @@ impl Online {
         ArchiveCommit {
             account: self.account,
             session: self.session.id,
-            epoch: 0,
+            epoch: self.store.leases().epoch(self.account).unwrap(),
             cursor: Some(format!("/e?ack={ack}")),
             received_at: Timestamp::now(),
             facts,
@@ -351,6 +356,7 @@ async fn an_account_that_cannot_be_read_stops_no_other() {
     )
     .await
     .unwrap();
+    take_leases(&store).await;
     assert_eq!(store.accounts().await.unwrap().len(), 1);
     let shown = "SELECT state, detail LIKE 'sip_uri %correct%' FROM account_status ORDER BY account_id";
     assert_eq!(rows(&mut sql, shown).await[1..], ["needs_attention|1", "needs_attention|1"]);
@@ -400,10 +406,9 @@ async fn a_statement_of_a_user_is_one_notice_and_the_services_are_none() {
 
 #[tokio::test]
 async fn a_listener_that_is_cut_off_listens_again() {
-    // The lock is the last thing that a listener asks for.
     const LISTENERS: &str = "SELECT pid::text FROM pg_stat_activity
                               WHERE application_name = 'ucwa-relay listener' AND datname = current_database()
-                                AND query LIKE '%pg_try_advisory_lock%'";
+                                AND query LIKE 'LISTEN %'";
     let database = PostgresDatabase::new().await;
     let store = serve(database.url()).await;
     let mut sql = database.connect().await;

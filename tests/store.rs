@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use jiff::{Timestamp, ToSpan};
-use support::sql::{Kind, Place, Sql};
+use support::{
+    sql::{Kind, Place, Sql},
+    take_leases,
+};
 use ucwa_relay::{
     archive::{
         chain,
@@ -50,6 +53,7 @@ fn settings(url: String) -> StoreSettings {
         commit_interval: Duration::from_millis(2),
         full_text: true,
         node: NODE.to_owned(),
+        lease_ttl: Duration::from_secs(3600),
         rules: RuleSettings {
             plain_from_html: |html| {
                 assert!(!html.contains("<bomb>"), "an HTML parser's bug");
@@ -78,6 +82,12 @@ impl Database {
     async fn reopen(&mut self) {
         self.store.close().await;
         self.store = connect(&self.settings(), Role::Server).await.unwrap();
+        take_leases(&self.store).await;
+    }
+
+    /// The same commit by the server that runs now.
+    fn anew(&self, commit: ArchiveCommit) -> ArchiveCommit {
+        ArchiveCommit { epoch: self.store.leases().epoch(commit.account).unwrap(), ..commit }
     }
 
     /// A connection as another program has it.
@@ -88,6 +98,7 @@ impl Database {
     /// An account that is online here, with a session.
     async fn online(&self, name: &str) -> Online {
         let account = self.store.add_account(&new_account(name)).await.unwrap();
+        take_leases(&self.store).await;
         let session =
             self.store.begin_session(account, "/applications/1", "/events?ack=1", "").await.unwrap();
         self.store.record_state(account, AccountState::Online, None, NODE).await.unwrap();
@@ -159,7 +170,7 @@ impl Online {
         ArchiveCommit {
             account: self.account,
             session: self.session.id,
-            epoch: 0,
+            epoch: self.store.leases().epoch(self.account).unwrap(),
             cursor: cursor.map(ToOwned::to_owned),
             received_at: Timestamp::now(),
             facts,
@@ -309,6 +320,7 @@ async fn an_account_lives_in_the_database(kind: Kind) {
     let database = Database::new(kind).await;
     let store = &database.store;
     let id = store.add_account(&new_account("alice")).await.unwrap();
+    take_leases(store).await;
     let again = store.add_account(&new_account("alice")).await.unwrap_err();
     assert!(matches!(&again, StoreError::AlreadyExists(words) if words.contains("sip:alice@contoso.com")));
 
@@ -716,7 +728,7 @@ async fn who_typed_and_where_a_talk_went_on_is_stored_once(kind: Kind) {
     let commit = alice.commit_of(Some("/events?ack=2"), facts);
     alice.store.commit(commit.clone()).await.unwrap();
     database.reopen().await;
-    database.store.commit(commit).await.unwrap();
+    database.store.commit(database.anew(commit)).await.unwrap();
     let mut outside = database.outside().await;
     assert_eq!(
         outside
@@ -770,7 +782,7 @@ async fn what_was_committed_and_not_acknowledged_comes_again_and_changes_nothing
 
     // The process died before it could acknowledge.
     database.reopen().await;
-    let again = database.store.commit(commit).await.unwrap();
+    let again = database.store.commit(database.anew(commit)).await.unwrap();
     assert_eq!(dump(&database).await, before);
     assert_eq!(again.fetches, first.fetches);
     assert_eq!(again.fetches.len(), 1);

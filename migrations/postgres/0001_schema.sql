@@ -65,9 +65,12 @@ CREATE TABLE nodes (
 
 CREATE TABLE account_leases (
     account_id bigint      PRIMARY KEY REFERENCES accounts (id),
-    node_id    text        NOT NULL,
-    epoch      bigint      NOT NULL,
-    expires_at timestamptz NOT NULL
+    node_id    text,                                        -- NULL: nobody holds it
+    epoch      bigint      NOT NULL,                        -- rises whenever somebody takes it or gives it up
+    expires_at timestamptz NOT NULL,
+    -- Makes epoch part of a key: taking or giving up a lease waits for whoever has locked it FOR KEY SHARE, renewing it
+    -- does not.
+    UNIQUE (account_id, epoch)
 );
 
 -- Own: the number of each writer's latest transaction. A writer that lost the answer to a COMMIT asks it here.

@@ -104,6 +104,12 @@ pub struct StopAccount {
     pub sign_out: Option<String>,
 }
 
+/// Sent by the supervisor: the account is not this node's any more. End at once and touch nothing: whoever holds the
+/// account now goes on with its application, and settles what was being sent.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct AbandonAccount;
+
 /// Sent by the dispatcher: send this claimed row. If the account is gone, the dispatcher gives the row back.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -205,7 +211,7 @@ pub struct AccountActor {
 }
 
 impl AccountActor {
-    /// A life of an account, number `life`.
+    /// A life of an account, number `life`, under the lease with this epoch.
     pub fn new(
         environment: AccountEnvironment,
         account: Account,
@@ -1512,7 +1518,8 @@ impl Actor for AccountActor {
         self.publish(AccountState::Starting, None);
         let (environment, account, address) = (self.environment.clone(), self.account.clone(), ctx.address());
         let progress = Arc::new(move |step| address.do_send(SignInProgressed(step)));
-        let signing_in = async move { sign_in(&environment, &account, progress).await };
+        let epoch = self.epoch;
+        let signing_in = async move { sign_in(&environment, &account, epoch, progress).await };
         ctx.spawn(
             tracing::Instrument::instrument(signing_in, self.span.clone())
                 .into_actor(self)
@@ -1736,6 +1743,14 @@ impl Handler<StopAccount> for AccountActor {
         } else {
             ctx.run_later(FINISH_SENDS_WITHIN, Self::finish_stopping);
         }
+    }
+}
+
+impl Handler<AbandonAccount> for AccountActor {
+    type Result = ();
+
+    fn handle(&mut self, AbandonAccount: AbandonAccount, ctx: &mut Self::Context) {
+        self.end(ExitReason::Fenced, ctx);
     }
 }
 

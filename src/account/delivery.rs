@@ -138,6 +138,8 @@ enum Problem {
     LinkGone,
     /// Nobody knows.
     Unknown,
+    /// The account is not this node's any more: nothing was sent.
+    NotOurs,
 }
 
 impl Delivery {
@@ -397,6 +399,7 @@ impl Delivery {
                     return Err(Attempt::ThreadTaken);
                 }
                 match problem {
+                    Problem::NotOurs => Err(Attempt::Release),
                     Problem::Refused => Err(Self::refused_by(None, &error)),
                     Problem::NotAccepted | Problem::LinkGone => Err(self.not_accepted(&error)),
                     // Without the text nothing can be doubled: the row waits for the call's events like any other.
@@ -487,6 +490,7 @@ impl Delivery {
                 not_reached: view.not_reached.clone(),
             })),
             Err(error) => match problem_of_message(&error) {
+                Problem::NotOurs => Ok(Attempt::Release),
                 Problem::NotAccepted => Ok(self.not_accepted(&error)),
                 Problem::Refused => Ok(Self::refused_by(conversation_href, &error)),
                 Problem::LinkGone => Err(error),
@@ -679,11 +683,12 @@ pub(super) async fn commit_send(context: &DeliveryContext, fact: SendFact) {
     }
 }
 
-/// Gives a row back that was claimed and not begun, however long the database takes.
+/// Gives a row back that was claimed and not begun, however long the database takes. If another node holds the account
+/// by now, it finds out what became of the row.
 pub(crate) async fn release_claim(store: &SharedStore, outbox: OutboxId, operation_id: &OperationId) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     while let Err(error) = store.release_claim(outbox, operation_id).await {
-        if matches!(error, StoreError::Closing | StoreError::Refused { .. }) {
+        if matches!(error, StoreError::Closing | StoreError::Refused { .. } | StoreError::Fenced(_)) {
             tracing::warn!(outbox.id = outbox.0, error = %crate::error_chain(&error), "a row stays claimed");
             return;
         }
@@ -810,6 +815,7 @@ fn problem_of_message(error: &UcwaError) -> Problem {
         (Some(403 | 404 | 409 | 410), _) => Problem::LinkGone,
         (Some(_), _) => Problem::Unknown,
         (None, _) if error.was_sent() => Problem::Unknown,
+        (None, _) if matches!(error, UcwaError::NotPermitted { .. }) => Problem::NotOurs,
         (None, _) => Problem::NotAccepted,
     }
 }
@@ -825,6 +831,7 @@ fn problem_of_invitation(error: &UcwaError) -> Problem {
         (Some(400 | 403 | 404 | 405 | 413 | 415), _) => Problem::Refused,
         (Some(_), _) => Problem::Unknown,
         (None, _) if error.was_sent() => Problem::Unknown,
+        (None, _) if matches!(error, UcwaError::NotPermitted { .. }) => Problem::NotOurs,
         (None, _) => Problem::NotAccepted,
     }
 }

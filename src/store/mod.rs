@@ -10,6 +10,7 @@
 mod columns;
 mod coverage;
 mod known_accounts;
+mod leases;
 mod migrations;
 mod postgres;
 mod quarantine;
@@ -34,6 +35,7 @@ use crate::{
 
 pub use self::{
     coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap},
+    leases::{Cluster, ClusterStore, LeaseStore, Leases},
     quarantine::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload},
 };
 
@@ -94,7 +96,7 @@ pub enum StoreError {
         /// What and what to do.
         problem: String,
     },
-    /// Another server runs on this SQLite file.
+    /// Another server runs on this SQLite file, or goes by this node's name on this PostgreSQL.
     #[error("{0}")]
     InUse(String),
     /// There is such a row already.
@@ -110,11 +112,17 @@ pub enum StoreError {
 
 /// All that a dialect implements.
 pub trait Store:
-    AccountStore + ArchiveStore + CoverageStore + QuarantineStore + OutboxStore + HistoryStore
+    AccountStore + ArchiveStore + CoverageStore + QuarantineStore + OutboxStore + HistoryStore + LeaseStore
 {
 }
 impl<T> Store for T where
-    T: AccountStore + ArchiveStore + CoverageStore + QuarantineStore + OutboxStore + HistoryStore
+    T: AccountStore
+        + ArchiveStore
+        + CoverageStore
+        + QuarantineStore
+        + OutboxStore
+        + HistoryStore
+        + LeaseStore
 {
 }
 
@@ -131,6 +139,8 @@ pub struct StoreSettings {
     pub full_text: bool,
     /// `cluster.node_id`: the server's name in `nodes`.
     pub node: String,
+    /// `cluster.lease_ttl_s`.
+    pub lease_ttl: Duration,
     /// What the archive's rules depend on.
     pub rules: RuleSettings,
 }
@@ -149,7 +159,7 @@ pub enum Role {
 ///
 /// # Errors
 /// [`StoreError::Url`] for a database that this program does not speak, [`StoreError::Schema`] for one that a newer program has
-/// migrated, [`StoreError::InUse`] if another server runs on it, [`StoreError::CannotOpen`] or [`StoreError::Unavailable`] if it cannot be opened.
+/// migrated, [`StoreError::InUse`] if another server runs on it (PostgreSQL: one of the same name), [`StoreError::CannotOpen`] or [`StoreError::Unavailable`] if it cannot be opened.
 pub async fn connect(settings: &StoreSettings, role: Role) -> Result<SharedStore, StoreError> {
     if settings.url.starts_with("postgres://") || settings.url.starts_with("postgresql://") {
         Ok(Arc::new(postgres::PostgresStore::connect(settings, role).await?))

@@ -10,6 +10,9 @@
 //! [`StoreError::Unavailable`]: nothing was stored, and the same call may be made again. If only some row can't be had,
 //! because another program's transaction holds it, only those whose parts need it get that error.
 //!
+//! Where several servers share the database, commits about accounts that this one does not hold any more get
+//! [`StoreError::Fenced`], judged in the transaction itself; the other commits of the batch are not touched by that.
+//!
 //! A panic in a commit's rules or in a job is the end of that part and of nothing else: it is undone and its caller gets
 //! [`StoreError::Refused`]. Should the task end all the same without being asked to, [`Writer::broken`] tells.
 //!
@@ -20,7 +23,7 @@
 //! Between batches the writer looks for changes by other processes where only it can ([`Dialect::changed`]), and settles
 //! messages that have waited long enough.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{any::Any, collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
@@ -49,9 +52,9 @@ pub(super) type Connection<D> = <<D as Dialect>::Database as Database>::Connecti
 
 /// Which messages to settle.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Waiting {
-    /// Repetition, receipt or any event did not come in time.
-    ArchivedBefore(Timestamp),
+pub(super) enum Waiting<'a> {
+    /// Repetition, receipt or any event did not come in time; of these accounts, or of all.
+    ArchivedBefore(Timestamp, Option<&'a [AccountId]>),
     /// The session ends.
     OfSession(SessionId),
 }
@@ -80,6 +83,23 @@ pub(super) trait Dialect: Send + Sync + 'static {
     /// No transaction takes longer, unless the database is out of reach and nobody says so.
     const TRANSACTION_LIMIT: Duration;
 
+    /// Knows which accounts this process may write about, where several share the database.
+    type Fence: Clone + Send + Sync + 'static;
+
+    /// See [`Dialect::Fence`].
+    fn fence(&self) -> Self::Fence;
+    /// Which of these accounts this process does not hold under the epoch given. The others stay its own until the
+    /// transaction ends.
+    fn refused(
+        fence: &Self::Fence,
+        connection: &mut Connection<Self>,
+        presented: &BTreeSet<(AccountId, i64)>,
+    ) -> impl Future<Output = Result<BTreeSet<(AccountId, i64)>, sqlx::Error>> + Send;
+    /// The accounts that this process holds, which stay its own until the transaction ends; `None`: all there are.
+    fn held(
+        fence: &Self::Fence,
+        connection: &mut Connection<Self>,
+    ) -> impl Future<Output = Result<Option<Vec<AccountId>>, sqlx::Error>> + Send;
     /// Begins a transaction that writes. `number` is never used again by this writer.
     fn begin<'c>(
         &self,
@@ -108,12 +128,12 @@ pub(super) trait Dialect: Send + Sync + 'static {
     fn load_waiting(
         connection: &mut Connection<Self>,
         rules: RuleSettings,
-        which: Waiting,
+        which: Waiting<'_>,
     ) -> impl Future<Output = Result<Workspace, sqlx::Error>> + Send;
     /// Rows of the queue whose call the server accepted and whose events never came: no conversation is known of them.
     fn load_unplaced(
         connection: &mut Connection<Self>,
-        which: Waiting,
+        which: Waiting<'_>,
     ) -> impl Future<Output = Result<Vec<UnplacedCall>, sqlx::Error>> + Send;
     /// Writes what a batch changed.
     fn flush(
@@ -127,16 +147,18 @@ pub(super) trait Dialect: Send + Sync + 'static {
     ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
 }
 
-/// Settles what has waited long enough.
+/// Settles what has waited long enough, of the accounts that this process holds.
 pub(super) async fn settle_overdue<D: Dialect>(
     connection: &mut Connection<D>,
+    fence: &D::Fence,
     rules: RuleSettings,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let failed = failed("settling messages");
-    archive_unplaced::<D>(connection, rules, Waiting::ArchivedBefore(now - PATIENCE), now).await?;
-    let mut workspace =
-        D::load_waiting(connection, rules, Waiting::ArchivedBefore(now - PATIENCE)).await.map_err(&failed)?;
+    let held = D::held(fence, connection).await.map_err(&failed)?;
+    let overdue = Waiting::ArchivedBefore(now - PATIENCE, held.as_deref());
+    archive_unplaced::<D>(connection, rules, overdue, now).await?;
+    let mut workspace = D::load_waiting(connection, rules, overdue).await.map_err(&failed)?;
     workspace.settle_overdue(now);
     D::flush(connection, &workspace.changes()).await.map_err(&failed)
 }
@@ -147,7 +169,7 @@ pub(super) async fn settle_overdue<D: Dialect>(
 pub(super) async fn archive_unplaced<D: Dialect>(
     connection: &mut Connection<D>,
     rules: RuleSettings,
-    which: Waiting,
+    which: Waiting<'_>,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let failed = failed("archiving accepted calls");
@@ -248,13 +270,14 @@ where
 }
 
 /// The writer's own job.
-struct Settling {
+struct Settling<D: Dialect> {
     rules: RuleSettings,
+    fence: D::Fence,
 }
 
-impl<D: Dialect> Job<D> for Settling {
+impl<D: Dialect> Job<D> for Settling<D> {
     fn run<'a>(&'a mut self, connection: &'a mut Connection<D>) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(settle_overdue::<D>(connection, self.rules, Timestamp::now()))
+        Box::pin(settle_overdue::<D>(connection, &self.fence, self.rules, Timestamp::now()))
     }
 
     fn answer(self: Box<Self>, _: Result<(), StoreError>) {}
@@ -604,6 +627,31 @@ impl<D: Dialect> WriterTask<D> {
         commits: &[&ArchiveCommit],
         done: &mut Done,
     ) -> Result<(), StoreError> {
+        let presented = commits.iter().map(|commit| (commit.account, commit.epoch)).collect();
+        let refused = D::refused(&self.dialect.fence(), transaction, &presented)
+            .await
+            .map_err(failed("looking at the accounts' leases"))?;
+        let is_refused = |commit: &ArchiveCommit| refused.contains(&(commit.account, commit.epoch));
+        let admitted: Vec<&ArchiveCommit> =
+            commits.iter().copied().filter(|commit| !is_refused(commit)).collect();
+        self.archive_admitted(transaction, &admitted, done).await?;
+        let mut outcomes = std::mem::take(&mut done.commits).into_iter();
+        for commit in commits {
+            done.commits.extend(if is_refused(commit) {
+                Some(Err(StoreError::Fenced(commit.account)))
+            } else {
+                outcomes.next()
+            });
+        }
+        Ok(())
+    }
+
+    async fn archive_admitted(
+        &self,
+        transaction: &mut Transaction<'_, D::Database>,
+        commits: &[&ArchiveCommit],
+        done: &mut Done,
+    ) -> Result<(), StoreError> {
         if commits.is_empty() {
             return Ok(());
         }
@@ -651,8 +699,8 @@ impl<D: Dialect> WriterTask<D> {
     }
 
     async fn settle(&mut self) -> Result<(), StoreError> {
-        let mut batch =
-            Batch::<D> { commits: Vec::new(), jobs: vec![Box::new(Settling { rules: self.rules })] };
+        let settling = Settling::<D> { rules: self.rules, fence: self.dialect.fence() };
+        let mut batch = Batch::<D> { commits: Vec::new(), jobs: vec![Box::new(settling)] };
         self.with_patience(&mut batch).await?.jobs.pop().unwrap_or(Ok(()))
     }
 }

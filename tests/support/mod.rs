@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use ucwa_relay::{
     demo::reckoning::Reckoning,
     simulator::LedgerSnapshot,
-    store::{self, HistoryFilter, OutboxFilter, Role, StoreSettings},
+    store::{self, HistoryFilter, OutboxFilter, Role, SharedStore, StoreSettings},
 };
 
 /// Longest time that anything may take; a healthy run needs a fraction of it.
@@ -83,6 +83,17 @@ impl Process {
     pub(crate) fn terminate(&mut self) -> bool {
         let killed = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
         assert!(killed.success());
+        self.child.wait().expect("the process can be waited for").success()
+    }
+
+    /// Sends it a signal: `STOP`, `CONT`, `TERM`.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
+    /// Waits for its end; gives whether its exit code was 0.
+    pub(crate) fn wait(&mut self) -> bool {
         self.child.wait().expect("the process can be waited for").success()
     }
 
@@ -296,6 +307,16 @@ impl Relay {
         self.server = Some(Process::start(command));
     }
 
+    /// Starts `run` as one of several nodes. The database knows its connections by the node's name.
+    pub(crate) fn start_node(&self, node: &str) -> Process {
+        let mut url: url::Url = self.url().parse().expect("a URL");
+        url.query_pairs_mut().append_pair("application_name", node);
+        let mut command = self.command(&["run"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).env("RUST_BACKTRACE", "1");
+        command.env("UCWA_RELAY__CLUSTER__NODE_ID", node).env("UCWA_RELAY__DATABASE__URL", url.as_str());
+        Process::start(command)
+    }
+
     /// The running server.
     pub(crate) fn server(&mut self) -> &mut Process {
         self.server.as_mut().expect("the server was started")
@@ -334,6 +355,14 @@ impl Relay {
             .expect("the queue can be read");
         store.close().await;
         Reckoning::compare(ledger, &archive, &outbox)
+    }
+}
+
+/// A server's store takes all accounts that are free, as the server itself does again and again.
+pub(crate) async fn take_leases(store: &SharedStore) {
+    if let Some(cluster) = store.cluster() {
+        cluster.renew_leases().await.expect("leases can be renewed");
+        cluster.acquire_leases(usize::MAX).await.expect("leases can be taken");
     }
 }
 

@@ -65,8 +65,12 @@ impl AccountStore for PostgresStore {
             for (id, problem) in &reading.unreadable {
                 // Nobody else would: no life of the account begins.
                 let state = AccountState::NeedsAttention;
-                if let Err(error) = self.record_state(*id, state, Some(problem), node).await {
-                    tracing::warn!(account.id = id.0, %error, "an account's state was not recorded");
+                match self.record_state(*id, state, Some(problem), node).await {
+                    // Another node holds it and says so.
+                    Ok(()) | Err(StoreError::Fenced(_)) => {}
+                    Err(error) => {
+                        tracing::warn!(account.id = id.0, %error, "an account's state was not recorded");
+                    }
                 }
             }
         }
@@ -199,8 +203,7 @@ impl AccountStore for PostgresStore {
 
     async fn set_display_name(&self, account: AccountId, name: &str) -> Result<(), StoreError> {
         let name = text(name).into_owned();
-        self.writer
-            .run("noting an account's name", false, move |connection| {
+        self.run_for(account, "noting an account's name", false, move |connection| {
                 Box::pin(async move {
                     // Not a change by a person: updated_at stays, so that the server does not take it for one.
                     sqlx::query(
@@ -225,8 +228,7 @@ impl AccountStore for PostgresStore {
         node: &str,
     ) -> Result<(), StoreError> {
         let (detail, node) = (detail.map(|detail| text(detail).into_owned()), node.to_owned());
-        self.writer
-            .run("recording an account's state", state == AccountState::Online, move |connection| {
+        self.run_for(account, "recording an account's state", state == AccountState::Online, move |connection| {
                 Box::pin(async move {
                     sqlx::query(
                         "INSERT INTO account_status (account_id, state, detail, since, node_id)
@@ -251,8 +253,7 @@ impl AccountStore for PostgresStore {
     }
 
     async fn record_restart(&self, account: AccountId) -> Result<(), StoreError> {
-        self.writer
-            .run("counting a restart", false, move |connection| {
+        self.run_for(account, "counting a restart", false, move |connection| {
                 Box::pin(async move {
                     sqlx::query(
                         "INSERT INTO account_status (account_id, state, since, restarts) VALUES ($1, 'starting', $2, 1)

@@ -248,11 +248,10 @@ impl ArchiveStore for PostgresStore {
         if let Some(Some(known)) = known {
             return Ok(known);
         }
-        self.writer
-            .run("giving an account its endpoint id", false, move |connection| {
-                Box::pin(endpoint_id(connection, account))
-            })
-            .await
+        self.run_for(account, "giving an account its endpoint id", false, move |connection| {
+            Box::pin(endpoint_id(connection, account))
+        })
+        .await
     }
 
     async fn open_session(&self, account: AccountId) -> Result<Option<Session>, StoreError> {
@@ -272,11 +271,10 @@ impl ArchiveStore for PostgresStore {
 
     async fn abandon_sends(&self, account: AccountId, why: &str) -> Result<u64, StoreError> {
         let (rules, why) = (self.rules, text(why).into_owned());
-        self.writer
-            .run("giving up unsettled sends", true, move |connection| {
-                Box::pin(async move { abandon_sends(connection, rules, account, &why, None).await })
-            })
-            .await
+        self.run_for(account, "giving up unsettled sends", true, move |connection| {
+            Box::pin(async move { abandon_sends(connection, rules, account, &why, None).await })
+        })
+        .await
     }
 
     async fn resume(
@@ -288,12 +286,14 @@ impl ArchiveStore for PostgresStore {
     ) -> Result<CommitOutcome, StoreError> {
         let (rules, why) = (self.rules, text(why).into_owned());
         let asked = asked.to_owned();
+        let (fence, epoch) = (self.fence.clone(), self.fence.epoch(commit.account)?.map(|_| commit.epoch));
         let (outcome, brought) = self
             .writer
             .run("resuming a session", true, move |connection| {
-                Box::pin(
-                    async move { resume(connection, rules, &commit, &asked, followed_until, &why).await },
-                )
+                Box::pin(async move {
+                    fence.judge(connection, commit.account, epoch).await?;
+                    resume(connection, rules, &commit, &asked, followed_until, &why).await
+                })
             })
             .await?;
         count_archived(&brought);
@@ -311,8 +311,7 @@ impl ArchiveStore for PostgresStore {
             (text(application_href).into_owned(), text(event_cursor).into_owned());
         let reason = text(reason_for_previous).into_owned();
         let rules = self.rules;
-        self.writer
-            .run("beginning a session", false, move |connection| {
+        self.run_for(account, "beginning a session", false, move |connection| {
                 Box::pin(async move {
                     let failed = failed("beginning a session");
                     let now = Timestamp::now();
@@ -368,40 +367,56 @@ impl ArchiveStore for PostgresStore {
 
     async fn end_session(
         &self,
-        _account: AccountId,
+        account: AccountId,
         session: SessionId,
         reason: &str,
     ) -> Result<(), StoreError> {
         let reason = text(reason).into_owned();
         let rules = self.rules;
-        self.writer
-            .run("ending a session", false, move |connection| {
-                Box::pin(async move { end(connection, rules, session, &reason, Timestamp::now()).await })
-            })
-            .await
+        self.run_for(account, "ending a session", false, move |connection| {
+            Box::pin(async move { end(connection, rules, session, &reason, Timestamp::now()).await })
+        })
+        .await
     }
 
     async fn record_followed(&self, sessions: &[SessionId], at: Timestamp) -> Result<(), StoreError> {
         if sessions.is_empty() {
             return Ok(());
         }
-        let ids: Vec<i64> = sessions.iter().map(|id| id.0).collect();
-        self.writer
+        let (fence, ids) = (self.fence.clone(), sessions.iter().map(|id| id.0).collect::<Vec<_>>());
+        let fenced = self
+            .writer
             .run("noting followed sessions", false, move |connection| {
                 Box::pin(async move {
+                    let failed = failed("noting followed sessions");
+                    let held = fence.held(connection).await.map_err(&failed)?;
+                    let held = held.map(|held| held.iter().map(|account| account.0).collect::<Vec<_>>());
                     sqlx::query(
                         "UPDATE sessions SET last_ack_at = $2
-                          WHERE id = ANY ($1::bigint[]) AND (last_ack_at IS NULL OR last_ack_at < $2)",
+                          WHERE id = ANY ($1::bigint[]) AND (last_ack_at IS NULL OR last_ack_at < $2)
+                            AND ($3::bigint[] IS NULL OR account_id = ANY ($3))",
                     )
-                    .bind(ids)
+                    .bind(&ids)
                     .bind(Time(at))
-                    .execute(connection)
+                    .bind(&held)
+                    .execute(&mut *connection)
                     .await
-                    .map_err(failed("noting followed sessions"))
-                    .map(drop)
+                    .map_err(&failed)?;
+                    sqlx::query_scalar::<_, i64>(
+                        "SELECT account_id FROM sessions
+                          WHERE id = ANY ($1::bigint[]) AND account_id <> ALL ($2::bigint[])
+                          LIMIT 1",
+                    )
+                    .bind(&ids)
+                    .bind(&held)
+                    .fetch_optional(connection)
+                    .await
+                    .map_err(&failed)
                 })
             })
-            .await
+            .await?;
+        // The others' are noted.
+        fenced.map_or(Ok(()), |account| Err(StoreError::Fenced(AccountId(account))))
     }
 
     async fn record_gap(
@@ -412,34 +427,33 @@ impl ArchiveStore for PostgresStore {
         reason: &str,
     ) -> Result<(), StoreError> {
         let reason = text(reason).into_owned();
-        self.writer
-            .run("recording a gap", false, move |connection| {
-                Box::pin(async move {
-                    let failed = failed("recording a gap");
-                    let row = sqlx::query(
-                        "SELECT started_at, last_ack_at FROM sessions WHERE id = $1 AND account_id = $2",
-                    )
+        self.run_for(account, "recording a gap", false, move |connection| {
+            Box::pin(async move {
+                let failed = failed("recording a gap");
+                let row = sqlx::query(
+                    "SELECT started_at, last_ack_at FROM sessions WHERE id = $1 AND account_id = $2",
+                )
+                .bind(session.0)
+                .bind(account.0)
+                .fetch_one(&mut *connection)
+                .await
+                .map_err(&failed)?;
+                let from = row
+                    .optional_time("last_ack_at")
+                    .map_err(&failed)?
+                    .unwrap_or(row.time("started_at").map_err(&failed)?);
+                insert_gap(connection, account, session, from, to, &reason).await?;
+                // What is recorded once is not recorded again.
+                sqlx::query("UPDATE sessions SET last_ack_at = greatest(last_ack_at, $2) WHERE id = $1")
                     .bind(session.0)
-                    .bind(account.0)
-                    .fetch_one(&mut *connection)
+                    .bind(Time(to))
+                    .execute(connection)
                     .await
-                    .map_err(&failed)?;
-                    let from = row
-                        .optional_time("last_ack_at")
-                        .map_err(&failed)?
-                        .unwrap_or(row.time("started_at").map_err(&failed)?);
-                    insert_gap(connection, account, session, from, to, &reason).await?;
-                    // What is recorded once is not recorded again.
-                    sqlx::query("UPDATE sessions SET last_ack_at = greatest(last_ack_at, $2) WHERE id = $1")
-                        .bind(session.0)
-                        .bind(Time(to))
-                        .execute(connection)
-                        .await
-                        .map_err(&failed)
-                        .map(drop)
-                })
+                    .map_err(&failed)
+                    .map(drop)
             })
-            .await
+        })
+        .await
     }
 
     async fn commit(&self, commit: ArchiveCommit) -> Result<CommitOutcome, StoreError> {
@@ -535,10 +549,12 @@ impl ArchiveStore for PostgresStore {
     }
 
     async fn settle_overdue(&self, now: Timestamp) -> Result<(), StoreError> {
-        let rules = self.rules;
+        let (fence, rules) = (self.fence.clone(), self.rules);
         self.writer
             .run("settling messages", false, move |connection| {
-                Box::pin(settle_overdue::<PostgresDialect>(connection, rules, now))
+                Box::pin(
+                    async move { settle_overdue::<PostgresDialect>(connection, &fence, rules, now).await },
+                )
             })
             .await
     }
@@ -552,26 +568,25 @@ impl ArchiveStore for PostgresStore {
     ) -> Result<(), StoreError> {
         let digest = hex::encode(Sha256::digest(payload));
         let (reason, payload) = (text(reason).into_owned(), text(payload).into_owned());
-        self.writer
-            .run("quarantining a payload", false, move |connection| {
-                Box::pin(async move {
-                    sqlx::query(
-                        "INSERT INTO event_quarantine (account_id, session_id, received_at, reason, payload,
+        self.run_for(account, "quarantining a payload", false, move |connection| {
+            Box::pin(async move {
+                sqlx::query(
+                    "INSERT INTO event_quarantine (account_id, session_id, received_at, reason, payload,
                                                        payload_sha256)
                          VALUES ($1, $2, $3, $4, $5, $6)",
-                    )
-                    .bind(account.0)
-                    .bind(session.map(|id| id.0))
-                    .bind(Time(Timestamp::now()))
-                    .bind(reason)
-                    .bind(payload)
-                    .bind(digest)
-                    .execute(connection)
-                    .await
-                    .map_err(failed("quarantining a payload"))
-                    .map(drop)
-                })
+                )
+                .bind(account.0)
+                .bind(session.map(|id| id.0))
+                .bind(Time(Timestamp::now()))
+                .bind(reason)
+                .bind(payload)
+                .bind(digest)
+                .execute(connection)
+                .await
+                .map_err(failed("quarantining a payload"))
+                .map(drop)
             })
-            .await
+        })
+        .await
     }
 }

@@ -30,11 +30,10 @@ impl CoverageStore for PostgresStore {
         reason: &str,
     ) -> Result<(), StoreError> {
         let reason = text(reason).into_owned();
-        self.writer
-            .run("recording a gap", false, move |connection| {
-                Box::pin(async move { insert_gap(connection, account, session, from, to, &reason).await })
-            })
-            .await
+        self.run_for(account, "recording a gap", false, move |connection| {
+            Box::pin(async move { insert_gap(connection, account, session, from, to, &reason).await })
+        })
+        .await
     }
 
     async fn backfills(&self, account: AccountId) -> Result<Vec<Backfill>, StoreError> {
@@ -60,8 +59,7 @@ impl CoverageStore for PostgresStore {
         from: Timestamp,
         due_at: Timestamp,
     ) -> Result<(), StoreError> {
-        self.writer
-            .run("asking for a backfill", false, move |connection| {
+        self.run_for(account, "asking for a backfill", false, move |connection| {
                 Box::pin(async move {
                     sqlx::query(
                         "INSERT INTO backfills (account_id, from_at, due_at) VALUES ($1, $2, $3)
@@ -88,10 +86,19 @@ impl CoverageStore for PostgresStore {
         at: Timestamp,
         next: Option<Timestamp>,
     ) -> Result<(), StoreError> {
+        let fence = self.fence.clone();
         self.writer
             .run("noting a backfill", false, move |connection| {
                 Box::pin(async move {
                     let failed = failed("noting a backfill");
+                    let account: Option<i64> = sqlx::query_scalar("SELECT account_id FROM backfills WHERE id = $1")
+                        .bind(backfill)
+                        .fetch_optional(&mut *connection)
+                        .await
+                        .map_err(&failed)?;
+                    if let Some(account) = account.map(AccountId) {
+                        fence.judge(connection, account, fence.epoch(account)?).await?;
+                    }
                     sqlx::query(
                         "UPDATE gaps SET backfilled = true, detail = NULL
                            FROM backfills b
@@ -129,22 +136,21 @@ impl CoverageStore for PostgresStore {
 
     async fn backfill_impossible(&self, account: AccountId, detail: &str) -> Result<(), StoreError> {
         let detail = text(detail).into_owned();
-        self.writer
-            .run("noting that a gap stays", false, move |connection| {
-                Box::pin(async move {
-                    sqlx::query(
-                        "UPDATE gaps SET detail = $2
+        self.run_for(account, "noting that a gap stays", false, move |connection| {
+            Box::pin(async move {
+                sqlx::query(
+                    "UPDATE gaps SET detail = $2
                           WHERE account_id = $1 AND NOT backfilled AND detail IS DISTINCT FROM $2",
-                    )
-                    .bind(account.0)
-                    .bind(detail)
-                    .execute(connection)
-                    .await
-                    .map_err(failed("noting that a gap stays"))
-                    .map(drop)
-                })
+                )
+                .bind(account.0)
+                .bind(detail)
+                .execute(connection)
+                .await
+                .map_err(failed("noting that a gap stays"))
+                .map(drop)
             })
-            .await
+        })
+        .await
     }
 
     async fn coverage(&self, account: Option<&SipUri>) -> Result<Vec<AccountCoverage>, StoreError> {

@@ -9,9 +9,22 @@ use sqlx::{PgConnection, Row};
 
 use crate::store::{StoreError, trouble::failed};
 
-/// Makes or drops the index, as the configuration says; an archive that is there already is indexed while others write.
+/// Advisory lock of the one server that arranges the index.
+const LOCK: i64 = 6_076_142_301_170_134;
+
+/// Makes or drops the index, as the configuration says; an archive that is there already is indexed while others write. Of
+/// nodes that start together one does it, the others go on: whoever waited would be waited for by the index. The lock goes
+/// with the connection.
 pub(super) async fn arrange(connection: &mut PgConnection, wanted: bool) -> Result<(), StoreError> {
     let failed = failed("arranging the full-text index");
+    let is_ours: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
+        .bind(LOCK)
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(&failed)?;
+    if !is_ours {
+        return Ok(());
+    }
     let index = sqlx::query(
         "SELECT i.indisvalid AS is_valid FROM pg_index i WHERE i.indexrelid = to_regclass('messages_fts')",
     )

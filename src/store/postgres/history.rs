@@ -99,6 +99,9 @@ impl HistoryStore for PostgresStore {
     }
 
     async fn close(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.end().await;
+        }
         self.end_service().await;
         self.writer.close().await;
         self.closed.cancel();

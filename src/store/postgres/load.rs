@@ -491,21 +491,23 @@ async fn messages(
 pub(super) async fn waiting_messages(
     connection: &mut PgConnection,
     rules: RuleSettings,
-    which: Waiting,
+    which: Waiting<'_>,
 ) -> Result<Workspace, sqlx::Error> {
     let mut workspace = Workspace::new(rules, counters(connection).await?);
     let found = match which {
-        Waiting::ArchivedBefore(until) => {
+        Waiting::ArchivedBefore(until, accounts) => {
             sqlx::query(
                 "SELECT m.*, a.sip_uri, h.seq AS head_seq, h.hash AS head_hash
                    FROM messages m
                    JOIN accounts a ON a.id = m.account_id
                    LEFT JOIN chain_heads h ON h.account_id = m.account_id
                   WHERE m.awaiting IN ('copy', 'receipt') AND m.archived_at <= $1
+                    AND ($2::bigint[] IS NULL OR m.account_id = ANY ($2))
                   ORDER BY m.id
                   LIMIT 1000",
             )
             .bind(Time(until))
+            .bind(ids(accounts))
             .fetch_all(&mut *connection)
             .await?
         }
@@ -534,14 +536,18 @@ pub(super) async fn waiting_messages(
     Ok(workspace)
 }
 
+fn ids(accounts: Option<&[AccountId]>) -> Option<Vec<i64>> {
+    accounts.map(|accounts| accounts.iter().map(|account| account.0).collect())
+}
+
 /// See [`Dialect::load_unplaced`](crate::store::writer::Dialect::load_unplaced).
 pub(super) async fn unplaced_calls(
     connection: &mut PgConnection,
-    which: Waiting,
+    which: Waiting<'_>,
 ) -> Result<Vec<UnplacedCall>, sqlx::Error> {
-    let (session, before) = match which {
-        Waiting::OfSession(session) => (Some(session.0), None),
-        Waiting::ArchivedBefore(before) => (None, Some(Time(before))),
+    let (session, before, accounts) = match which {
+        Waiting::OfSession(session) => (Some(session.0), None, None),
+        Waiting::ArchivedBefore(before, accounts) => (None, Some(Time(before)), accounts),
     };
     let rows = sqlx::query(
         "SELECT o.id AS outbox_id, o.operation_id, o.account_id, i.session_id, i.href
@@ -550,10 +556,12 @@ pub(super) async fn unplaced_calls(
           WHERE o.state = 'sent' AND o.message_id IS NULL
             AND i.conversation_id IS NULL AND i.href IS NOT NULL AND i.session_id IS NOT NULL
             AND ($1::bigint IS NULL OR i.session_id = $1) AND ($2::timestamptz IS NULL OR o.sent_at < $2)
+            AND ($3::bigint[] IS NULL OR o.account_id = ANY ($3))
           ORDER BY o.id",
     )
     .bind(session)
     .bind(before)
+    .bind(ids(accounts))
     .fetch_all(connection)
     .await?;
     rows.iter().map(rows::unplaced_call).collect()

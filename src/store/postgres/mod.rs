@@ -3,7 +3,8 @@
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
 //! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`]: the traits, one file each, SQL in full beside its method.
 //! - [`schema`], [`full_text`]: the schema, roles and rights. [`mod@column`]: how values stand in columns.
-//! - [`wake_up`]: `LISTEN ucwa_relay_outbox`, and the lock of the one server.
+//! - [`wake_up`]: `LISTEN`, for new rows of the queue and for leases.
+//! - [`leases`], [`fence`]: which node holds which account, and that it alone writes about it.
 //!
 //! The database may restart, be out of reach, or take no writes for a while. A transaction that fails for such a reason is
 //! done again, soon by the writer itself, later by whoever asked for it; nothing is acknowledged before. Each transaction
@@ -14,9 +15,11 @@ mod accounts;
 mod archive;
 mod column;
 mod coverage;
+mod fence;
 mod flush;
 mod full_text;
 mod history;
+mod leases;
 mod load;
 mod outbox;
 mod quarantine;
@@ -24,6 +27,7 @@ mod schema;
 mod wake_up;
 
 use std::{
+    collections::BTreeSet,
     str::FromStr,
     sync::{
         Arc,
@@ -32,6 +36,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use sqlx::{
     AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres, Transaction,
@@ -39,14 +44,17 @@ use sqlx::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{column::Time, wake_up::Notices};
+use self::{column::Time, fence::Fence, leases::LeaseKeeper, wake_up::Notices};
 use super::{
-    Role, StoreError, StoreSettings,
+    Leases, Role, StoreError, StoreSettings,
     known_accounts::KnownAccounts,
     trouble::failed,
     writer::{Dialect, UnplacedCall, Waiting, Writer},
 };
-use crate::archive::{Changes, Keys, Workspace, workspace::RuleSettings};
+use crate::{
+    archive::{Changes, Keys, Workspace, workspace::RuleSettings},
+    identifiers::AccountId,
+};
 
 /// How long a connection may take to come about, and how long a reader waits for its turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,6 +70,9 @@ pub(super) struct PostgresStore {
     known_accounts: KnownAccounts,
     /// `cluster.node_id` of a server; a tool leaves no trace.
     node: Option<String>,
+    fence: Fence,
+    /// A server's leases.
+    keeper: Option<LeaseKeeper>,
     /// See [`PostgresDialect`].
     writer_id: String,
     has_written: Arc<AtomicBool>,
@@ -76,6 +87,7 @@ pub(super) struct PostgresDialect {
     writer: String,
     /// There may be such a row.
     has_written: Arc<AtomicBool>,
+    fence: Fence,
 }
 
 impl Dialect for PostgresDialect {
@@ -83,6 +95,27 @@ impl Dialect for PostgresDialect {
     // Serialization failures and connections that died while they were idle; longer outages are for the callers.
     const RETRY_AFTER: &'static [Duration] = &[Duration::ZERO, Duration::from_millis(200)];
     const TRANSACTION_LIMIT: Duration = Duration::from_mins(1);
+
+    type Fence = Fence;
+
+    fn fence(&self) -> Fence {
+        self.fence.clone()
+    }
+
+    async fn refused(
+        fence: &Fence,
+        connection: &mut PgConnection,
+        presented: &BTreeSet<(AccountId, i64)>,
+    ) -> Result<BTreeSet<(AccountId, i64)>, sqlx::Error> {
+        fence.refused(connection, presented).await
+    }
+
+    async fn held(
+        fence: &Fence,
+        connection: &mut PgConnection,
+    ) -> Result<Option<Vec<AccountId>>, sqlx::Error> {
+        fence.held(connection).await
+    }
 
     async fn begin<'c>(
         &self,
@@ -125,14 +158,14 @@ impl Dialect for PostgresDialect {
     async fn load_waiting(
         connection: &mut PgConnection,
         rules: RuleSettings,
-        which: Waiting,
+        which: Waiting<'_>,
     ) -> Result<Workspace, sqlx::Error> {
         load::waiting_messages(connection, rules, which).await
     }
 
     async fn load_unplaced(
         connection: &mut PgConnection,
-        which: Waiting,
+        which: Waiting<'_>,
     ) -> Result<Vec<UnplacedCall>, sqlx::Error> {
         load::unplaced_calls(connection, which).await
     }
@@ -154,9 +187,10 @@ impl PostgresStore {
         let reached = |error| cannot_open(&shown, error);
         let mut first = PgConnection::connect_with(&options).await.map_err(reached)?;
         schema::bring_up_to_date(&mut first, &shown).await?;
-        let mut notices = None;
+        let (mut notices, mut keeper) = (None, None);
         if role == Role::Server {
-            notices = Some(Notices::of_only_server(&options, &shown).await?);
+            keeper = Some(LeaseKeeper::begin(&options, &shown, &settings.node, settings.lease_ttl).await?);
+            notices = Some(Notices::connect(&options).await.map_err(failed("starting"))?);
             full_text::arrange(&mut first, settings.full_text).await?;
             begin_service(&mut first, &settings.node).await?;
         }
@@ -168,6 +202,9 @@ impl PostgresStore {
                 .acquire_timeout(CONNECT_TIMEOUT)
                 .test_before_acquire(false)
         };
+        // A process that hangs, or is stopped, in a transaction keeps its locks until then: all writers wait for some of
+        // them, and another node for its leases.
+        let patience = format!("{}ms", (settings.lease_ttl / 2).min(Duration::from_secs(60)).as_millis());
         // It looks rows up by keys, whatever the statistics of a young table say; it does not wait long for a user's open
         // transaction, since everybody waits with it; and nobody waits long for a process that hangs.
         let writing = pool(1).connect_lazy_with(options.clone().options([
@@ -175,15 +212,22 @@ impl PostgresStore {
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
             ("lock_timeout", "2s"),
-            ("idle_in_transaction_session_timeout", "60s"),
+            ("idle_in_transaction_session_timeout", patience.as_str()),
         ]));
         let reading = pool(settings.max_connections.max(1)).test_before_acquire(true).connect_lazy_with(
             options.clone().options([("default_transaction_read_only", "on"), ("statement_timeout", "5min")]),
         );
         let writer_id = uuid::Uuid::new_v4().to_string();
+        let node = (role == Role::Server).then(|| settings.node.clone());
+        let leases = keeper.as_ref().map_or_else(Leases::of_everything, LeaseKeeper::leases);
+        let fence = Fence { node: node.clone(), leases };
         let has_written = Arc::default();
         let writer = Writer::start(
-            PostgresDialect { writer: writer_id.clone(), has_written: Arc::clone(&has_written) },
+            PostgresDialect {
+                writer: writer_id.clone(),
+                has_written: Arc::clone(&has_written),
+                fence: fence.clone(),
+            },
             writing,
             settings.commit_interval,
             settings.rules,
@@ -191,9 +235,9 @@ impl PostgresStore {
             role == Role::Server,
         );
         let closed = CancellationToken::new();
-        let node = (role == Role::Server).then(|| settings.node.clone());
-        if let Some(notices) = notices {
-            tokio::spawn(wake_up::listen(notices, options, writer.wakes(), closed.clone()));
+        if let (Some(notices), Some(keeper)) = (notices, &keeper) {
+            let wakes = wake_up::Wakes { due: writer.wakes(), leases: keeper.changed() };
+            tokio::spawn(wake_up::listen(notices, options, wakes, closed.clone()));
         }
         Ok(Self {
             writer,
@@ -201,6 +245,8 @@ impl PostgresStore {
             rules: settings.rules,
             known_accounts: KnownAccounts::default(),
             node,
+            fence,
+            keeper,
             writer_id,
             has_written,
             closed,
@@ -257,17 +303,23 @@ async fn begin_service(connection: &mut PgConnection, node: &str) -> Result<(), 
     let failed = failed("starting");
     let mut transaction = connection.begin().await.map_err(&failed)?;
     let now = Time(Timestamp::now());
+    // Heartbeats are compared with the database's clock.
     sqlx::query(
-        "INSERT INTO nodes (node_id, version, started_at, heartbeat_at, stopped_at) VALUES ($1, $2, $3, $3, NULL)
+        "INSERT INTO nodes (node_id, version, started_at, heartbeat_at, stopped_at) VALUES ($1, $2, now(), now(), NULL)
          ON CONFLICT (node_id) DO UPDATE SET version = excluded.version, started_at = excluded.started_at,
                                              heartbeat_at = excluded.heartbeat_at, stopped_at = NULL",
     )
     .bind(node)
     .bind(env!("CARGO_PKG_VERSION"))
-    .bind(now)
     .execute(&mut *transaction)
     .await
     .map_err(&failed)?;
+    sqlx::query("SELECT pg_notify($1, $2)")
+        .bind(leases::CHANNEL)
+        .bind(node)
+        .execute(&mut *transaction)
+        .await
+        .map_err(&failed)?;
     sqlx::query(
         "UPDATE account_status SET state = 'stopped', detail = 'the server was not running', since = $1, node_id = NULL
           WHERE state <> 'stopped' AND (node_id IS NULL OR node_id = $2)",
@@ -286,6 +338,35 @@ async fn begin_service(connection: &mut PgConnection, node: &str) -> Result<(), 
 }
 
 impl PostgresStore {
+    /// Does `work` about an account in the next transaction, if this node holds the account.
+    ///
+    /// # Errors
+    /// [`StoreError::Fenced`] if it does not.
+    async fn run_for<T, F>(
+        &self,
+        account: AccountId,
+        operation: &'static str,
+        wakes: bool,
+        work: F,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, StoreError>>
+            + Clone
+            + Send
+            + 'static,
+    {
+        let (fence, epoch) = (self.fence.clone(), self.fence.epoch(account)?);
+        self.writer
+            .run(operation, wakes, move |connection| {
+                Box::pin(async move {
+                    fence.judge(connection, account, epoch).await?;
+                    work(connection).await
+                })
+            })
+            .await
+    }
+
     /// An orderly end: what a server says of its accounts, and the writer's row.
     async fn end_service(&self) {
         let node = self.node.clone();
@@ -307,9 +388,8 @@ impl PostgresStore {
                     let Some(node) = node else {
                         return Ok(());
                     };
-                    sqlx::query("UPDATE nodes SET heartbeat_at = $2, stopped_at = $2 WHERE node_id = $1")
+                    sqlx::query("UPDATE nodes SET heartbeat_at = now(), stopped_at = now() WHERE node_id = $1")
                         .bind(&node)
-                        .bind(now)
                         .execute(&mut *connection)
                         .await
                         .map_err(&failed)?;

@@ -244,7 +244,8 @@ async fn expire(connection: &mut PgConnection, now: Timestamp) -> Result<(), sql
     .map(drop)
 }
 
-/// Claims the first due row of every free destination of every account that is online here, and begins its attempt.
+/// Claims the first due row of every free destination of every account that is online here and held by this node ($4), and
+/// begins its attempt.
 /// Destinations are found by jumping from one to the next in the index, so the cost grows with the number of destinations
 /// and not with the queue. Accounts take turns when there are more rows than `limit`. A destination whose first row is
 /// being changed by its user is passed over.
@@ -264,7 +265,7 @@ const CLAIM: &str = "
                  WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = w.account_id)
           FROM waiting w
           JOIN account_status s ON s.account_id = w.account_id
-         WHERE s.state = 'online' AND s.node_id = $1
+         WHERE s.state = 'online' AND s.node_id = $1 AND ($4::bigint[] IS NULL OR w.account_id = ANY ($4))
         UNION ALL
         SELECT d.account_id,
                (SELECT min(o.destination) FROM outbox o
@@ -332,7 +333,7 @@ impl OutboxStore for PostgresStore {
         now: Timestamp,
         settings: &ClaimSettings,
     ) -> Result<Vec<ClaimedSend>, StoreError> {
-        let settings = settings.clone();
+        let (fence, settings) = (self.fence.clone(), settings.clone());
         let (claimed, more) = self
             .writer
             .run("claiming rows of the outbox", false, move |connection| {
@@ -340,12 +341,14 @@ impl OutboxStore for PostgresStore {
                     let failed = failed("claiming rows of the outbox");
                     let more = admit_new_rows(connection, now, &settings).await.map_err(&failed)?;
                     expire(connection, now).await.map_err(&failed)?;
+                    let held = fence.held_of_waiting(connection).await.map_err(&failed)?;
                     let sends = sqlx::query(AssertSqlSafe(format!(
                         "{CLAIM} SELECT {CLAIMED} FROM claimed o {GIVEN_CONVERSATION} ORDER BY o.place"
                     )))
                     .bind(&settings.node)
                     .bind(Time(now))
                     .bind(settings.limit)
+                    .bind(held)
                     .fetch_all(connection)
                     .await
                     .map_err(&failed)?
@@ -399,11 +402,20 @@ impl OutboxStore for PostgresStore {
     }
 
     async fn release_claim(&self, outbox: OutboxId, operation_id: &OperationId) -> Result<(), StoreError> {
-        let operation_id = operation_id.0.clone();
+        let (fence, operation_id) = (self.fence.clone(), operation_id.0.clone());
         self.writer
             .run("giving a claim back", false, move |connection| {
                 Box::pin(async move {
                     let failed = failed("giving a claim back");
+                    let account: Option<Option<i64>> =
+                        sqlx::query_scalar("SELECT account_id FROM outbox WHERE id = $1")
+                            .bind(outbox.0)
+                            .fetch_optional(&mut *connection)
+                            .await
+                            .map_err(&failed)?;
+                    if let Some(account) = account.flatten().map(AccountId) {
+                        fence.judge(connection, account, fence.epoch(account)?).await?;
+                    }
                     let released = sqlx::query(
                         "UPDATE outbox
                             SET state = 'queued', attempts = attempts - 1, operation_id = NULL, claimed_by = NULL,

@@ -1,7 +1,7 @@
-//! Notices of new rows in the queue: `LISTEN ucwa_relay_outbox` on a connection of its own.
+//! Notices of new rows in the queue and of leases: `LISTEN ucwa_relay_outbox`, `ucwa_relay_leases` on a connection of its
+//! own.
 //!
-//! A notice that is lost costs one poll of the queue and nothing else. So a lost connection is made again and the queue is
-//! looked at once; and a connection over which nothing comes is asked now and then, because a peer that vanished does not
+//! A notice that is lost costs one poll and nothing else. So a lost connection is made again and everybody looks at once; and a connection over which nothing comes is asked now and then, because a peer that vanished does not
 //! say so.
 
 use std::{sync::Arc, time::Duration};
@@ -9,14 +9,12 @@ use std::{sync::Arc, time::Duration};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    account::backoff::Backoff,
-    store::{StoreError, trouble::failed},
-};
+use super::leases;
+use crate::account::backoff::Backoff;
 
 const CHANNEL: &str = "ucwa_relay_outbox";
 
@@ -24,37 +22,26 @@ const CHANNEL: &str = "ucwa_relay_outbox";
 const ASK_AFTER: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// Advisory lock of the one server of a database.
-const SERVER_LOCK: i64 = 6_076_142_301_170_133;
+/// Whom notices wake.
+pub(super) struct Wakes {
+    /// Rows of the queue may be due.
+    pub(super) due: Arc<Notify>,
+    /// Leases may be free, or nodes come or gone.
+    pub(super) leases: Arc<Notify>,
+}
 
-/// How long a server that died without a word may be remembered by the database.
-const PREDECESSOR_GOES_WITHIN: Duration = Duration::from_secs(3);
+impl Wakes {
+    fn all(&self) {
+        self.due.notify_one();
+        self.leases.notify_one();
+    }
+}
 
-/// The listener's connection. It also holds the lock that keeps a second server from being started by mistake.
+/// The listener's connection.
 pub(super) struct Notices(PgListener);
 
 impl Notices {
-    /// Connects for a server that starts.
-    ///
-    /// # Errors
-    /// [`StoreError::InUse`] if another server is there.
-    pub(super) async fn of_only_server(options: &PgConnectOptions, shown: &str) -> Result<Self, StoreError> {
-        let failed = failed("starting");
-        let mut notices = Self::connect(options).await.map_err(&failed)?;
-        let deadline = Instant::now() + PREDECESSOR_GOES_WITHIN;
-        while !notices.lock().await.map_err(&failed)? {
-            if Instant::now() >= deadline {
-                return Err(StoreError::InUse(format!(
-                    "the database {shown} cannot be served: another ucwa-relay server is running on it; stop that one, \
-                     or give this one a database of its own"
-                )));
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
-        Ok(notices)
-    }
-
-    async fn connect(options: &PgConnectOptions) -> Result<Self, sqlx::Error> {
+    pub(super) async fn connect(options: &PgConnectOptions) -> Result<Self, sqlx::Error> {
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .idle_timeout(None)
@@ -64,21 +51,18 @@ impl Notices {
             .await?;
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
-        listener.listen(CHANNEL).await?;
+        listener.listen_all([CHANNEL, leases::CHANNEL]).await?;
         Ok(Self(listener))
     }
 
-    async fn lock(&mut self) -> Result<bool, sqlx::Error> {
-        sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(SERVER_LOCK).fetch_one(&mut self.0).await
-    }
-
     /// Follows the connection until it is lost.
-    async fn follow(&mut self, due: &Notify) -> sqlx::Error {
+    async fn follow(&mut self, wakes: &Wakes) -> sqlx::Error {
         // What came while nobody listened.
-        due.notify_one();
+        wakes.all();
         loop {
             match timeout(ASK_AFTER, self.0.try_recv()).await {
-                Ok(Ok(Some(_))) => due.notify_one(),
+                Ok(Ok(Some(notice))) if notice.channel() == leases::CHANNEL => wakes.leases.notify_one(),
+                Ok(Ok(Some(_))) => wakes.due.notify_one(),
                 Ok(Ok(None)) => {
                     let words = "the connection was lost";
                     return sqlx::Error::Io(std::io::Error::new(
@@ -100,11 +84,11 @@ impl Notices {
     }
 }
 
-/// Wakes `due` at every notice until `closed`.
+/// Wakes whoever waits for notices until `closed`.
 pub(super) async fn listen(
     first: Notices,
     options: PgConnectOptions,
-    due: Arc<Notify>,
+    wakes: Wakes,
     closed: CancellationToken,
 ) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
@@ -114,12 +98,7 @@ pub(super) async fn listen(
             if let Some(first) = notices.take() {
                 return Ok(first);
             }
-            let mut again = Notices::connect(&options).await?;
-            if !again.lock().await? {
-                tracing::warn!(
-                    "the lock of this server is still held by its lost connection, or by another server"
-                );
-            }
+            let again = Notices::connect(&options).await?;
             tracing::info!("notices of new rows arrive again");
             Ok(again)
         };
@@ -127,7 +106,7 @@ pub(super) async fn listen(
             match connected.await {
                 Ok(mut connection) => {
                     backoff.reset();
-                    connection.follow(&due).await
+                    connection.follow(&wakes).await
                 }
                 Err(error) => error,
             }

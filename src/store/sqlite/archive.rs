@@ -532,7 +532,7 @@ impl ArchiveStore for SqliteStore {
         let rules = self.rules;
         self.writer
             .run("settling messages", false, move |connection| {
-                Box::pin(settle_overdue::<SqliteDialect>(connection, rules, now))
+                Box::pin(settle_overdue::<SqliteDialect>(connection, &(), rules, now))
             })
             .await
     }

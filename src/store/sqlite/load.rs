@@ -478,11 +478,11 @@ async fn messages(
 pub(super) async fn waiting_messages(
     connection: &mut SqliteConnection,
     rules: RuleSettings,
-    which: Waiting,
+    which: Waiting<'_>,
 ) -> Result<Workspace, sqlx::Error> {
     let mut workspace = Workspace::new(rules, counters(connection).await?);
     let rows = match which {
-        Waiting::ArchivedBefore(until) => {
+        Waiting::ArchivedBefore(until, _) => {
             sqlx::query(
                 "SELECT m.*, a.sip_uri, h.seq AS head_seq, h.hash AS head_hash
                    FROM messages m
@@ -523,11 +523,11 @@ pub(super) async fn waiting_messages(
 /// See [`Dialect::load_unplaced`](crate::store::writer::Dialect::load_unplaced).
 pub(super) async fn unplaced_calls(
     connection: &mut SqliteConnection,
-    which: Waiting,
+    which: Waiting<'_>,
 ) -> Result<Vec<UnplacedCall>, sqlx::Error> {
     let (session, before) = match which {
         Waiting::OfSession(session) => (Some(session.0), None),
-        Waiting::ArchivedBefore(before) => (None, Some(time_text(before))),
+        Waiting::ArchivedBefore(before, _) => (None, Some(time_text(before))),
     };
     let rows = sqlx::query(
         "SELECT o.id AS outbox_id, o.operation_id, o.account_id, i.session_id, i.href

@@ -21,6 +21,7 @@ mod outbox;
 mod quarantine;
 
 use std::{
+    collections::BTreeSet,
     fs::{File, TryLockError},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -34,12 +35,15 @@ use sqlx::{
 };
 
 use super::{
-    Role, StoreError, StoreSettings,
+    ClusterStore, LeaseStore, Leases, Role, StoreError, StoreSettings,
     known_accounts::KnownAccounts,
     trouble::failed,
     writer::{Dialect, UnplacedCall, Waiting, Writer},
 };
-use crate::archive::{Changes, Keys, Workspace, workspace::RuleSettings};
+use crate::{
+    archive::{Changes, Keys, Workspace, workspace::RuleSettings},
+    identifiers::AccountId,
+};
 
 /// How long a statement waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -82,10 +86,26 @@ pub(super) struct SqliteDialect {
 
 impl Dialect for SqliteDialect {
     type Database = Sqlite;
+    // There is one server: the lock on the file sees to that.
+    type Fence = ();
     // The driver has waited for locks; a full disk is not emptied within moments.
     const RETRY_AFTER: &'static [Duration] = &[];
     // A file answers or fails.
     const TRANSACTION_LIMIT: Duration = Duration::from_hours(1);
+
+    fn fence(&self) {}
+
+    async fn refused(
+        (): &(),
+        _: &mut SqliteConnection,
+        _: &BTreeSet<(AccountId, i64)>,
+    ) -> Result<BTreeSet<(AccountId, i64)>, sqlx::Error> {
+        Ok(BTreeSet::new())
+    }
+
+    async fn held((): &(), _: &mut SqliteConnection) -> Result<Option<Vec<AccountId>>, sqlx::Error> {
+        Ok(None)
+    }
 
     async fn begin<'c>(
         &self,
@@ -115,14 +135,14 @@ impl Dialect for SqliteDialect {
     async fn load_waiting(
         connection: &mut SqliteConnection,
         rules: RuleSettings,
-        which: Waiting,
+        which: Waiting<'_>,
     ) -> Result<Workspace, sqlx::Error> {
         load::waiting_messages(connection, rules, which).await
     }
 
     async fn load_unplaced(
         connection: &mut SqliteConnection,
-        which: Waiting,
+        which: Waiting<'_>,
     ) -> Result<Vec<UnplacedCall>, sqlx::Error> {
         load::unplaced_calls(connection, which).await
     }
@@ -287,6 +307,17 @@ async fn begin_service(pool: &SqlitePool, node: &str) -> Result<(), StoreError> 
     .await
     .map_err(failed("starting"))?;
     transaction.commit().await.map_err(failed("starting"))
+}
+
+/// One server has the file to itself and holds all accounts: there is nothing to share and nobody to be fenced from.
+impl LeaseStore for SqliteStore {
+    fn leases(&self) -> Leases {
+        Leases::of_everything()
+    }
+
+    fn cluster(&self) -> Option<&dyn ClusterStore> {
+        None
+    }
 }
 
 impl SqliteStore {
