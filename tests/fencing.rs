@@ -162,7 +162,7 @@ async fn every_kind_of_write_about_a_lost_account_is_refused_and_the_neighbours_
     let (account, session) = (alice.account, alice.session.id);
     let writes: Vec<(&str, Write<'_>)> = vec![
         ("commit", one.commit(stale).map(|done| done.map(drop)).boxed()),
-        ("resume", one.resume(resumed, now, "a test").map(|done| done.map(drop)).boxed()),
+        ("resume", one.resume(resumed, "/events?ack=1", now, "a test").map(|done| done.map(drop)).boxed()),
         ("begin_session", one.begin_session(account, "/a", "/e", "").map(|done| done.map(drop)).boxed()),
         ("end_session", one.end_session(account, session, "a test")),
         ("abandon_sends", one.abandon_sends(account, "a test").map(|done| done.map(drop)).boxed()),
@@ -223,7 +223,7 @@ async fn the_database_judges_writes_of_a_process_that_believes_itself_the_holder
     let followed = [session(6), neighbour.session.id];
     let writes: Vec<Write<'_>> = vec![
         one.commit(held[0].commit(2)).map(|done| done.map(drop)).boxed(),
-        one.resume(held[1].commit(2), now, "a test").map(|done| done.map(drop)).boxed(),
+        one.resume(held[1].commit(2), "/events?ack=1", now, "a test").map(|done| done.map(drop)).boxed(),
         one.begin_session(id(2), "/a", "/e", "").map(|done| done.map(drop)).boxed(),
         one.end_session(id(3), session(3), "a test"),
         one.abandon_sends(id(4), "a test").map(|done| done.map(drop)).boxed(),

@@ -562,25 +562,32 @@ async fn a_database_that_takes_no_writes_holds_back_and_goes_on() {
 async fn a_users_open_transaction_holds_up_no_other_account() {
     let database = PostgresDatabase::new().await;
     let store = serve(database.url()).await;
-    let alice = Online::new(&store, "alice").await;
+    // So many that nobody's transaction would end in time if each of them waited for the user by itself.
+    let mut held_up = Vec::new();
+    for number in 0..40 {
+        let name = format!("sender{number}");
+        held_up.push(Online::new(&store, &name).await);
+        store.enqueue(&NewOutboxRow { account: uri(&name).to_string(), ..to_bob() }).await.unwrap();
+    }
     let carol = Online::new(&store, "carol").await;
-    store.enqueue(&to_bob()).await.unwrap();
-    assert_eq!(store.claim_due(Timestamp::now(), &claiming()).await.unwrap().len(), 1);
+    assert_eq!(store.claim_due(Timestamp::now(), &claiming()).await.unwrap().len(), held_up.len());
     let mut sql = database.connect().await;
     run(&mut sql, "BEGIN; UPDATE outbox SET correlation = 'mine'").await.unwrap();
-    // A message of her own may be what the queue is sending.
+    // A message of their own may be what the queue is sending.
     let Fact::Message(ours) = message(1, "Deploy finished") else { unreachable!("it is a message") };
     let ours = Fact::Message(MessageFact { direction: Some(Direction::Outgoing), sender: None, ..ours });
-    let outcomes = join_all([
-        alice.commit(2, vec![conversation(), ours.clone()]),
-        carol.commit(2, vec![conversation(), message(1, "Hi")]),
-    ])
-    .await;
-    assert!(matches!(&outcomes[0], Err(StoreError::Unavailable { .. })), "{outcomes:?}");
-    assert!(outcomes[1].is_ok(), "{outcomes:?}");
+    let sending = held_up.iter().map(|account| account.commit(2, vec![conversation(), ours.clone()]));
+    let (outcomes, bystander) =
+        futures_util::join!(join_all(sending), carol.commit(2, vec![conversation(), message(1, "Hi")]));
+    for outcome in &outcomes {
+        assert!(matches!(outcome, Err(StoreError::Unavailable { .. })), "{outcome:?}");
+    }
+    assert!(bystander.is_ok(), "{bystander:?}");
     run(&mut sql, "COMMIT").await.unwrap();
-    alice.commit(2, vec![conversation(), ours]).await.unwrap();
-    assert_eq!(rows(&mut sql, "SELECT count(*) FROM messages").await, ["2"]);
+    for account in &held_up {
+        account.commit(2, vec![conversation(), ours.clone()]).await.unwrap();
+    }
+    assert_eq!(rows(&mut sql, "SELECT count(*) FROM messages").await, ["41"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

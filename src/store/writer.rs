@@ -80,6 +80,9 @@ pub(super) trait Dialect: Send + Sync + 'static {
     type Database: Database;
     /// After passing trouble a batch is done again so many times, each time after such a while, before its callers are told.
     const RETRY_AFTER: &'static [Duration];
+    /// Said within a transaction once a part of it has waited in vain for a row: the others do not wait as long, since
+    /// everybody waits with them.
+    const HURRY: Option<&'static str>;
     /// No transaction takes longer, unless the database is out of reach and nobody says so.
     const TRANSACTION_LIMIT: Duration;
 
@@ -443,7 +446,7 @@ impl<D: Dialect> WriterTask<D> {
         watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut settle = interval(SETTLE_EVERY);
         settle.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut looked_at = Instant::now();
+        let (mut looked_at, mut settled_at) = (Instant::now(), Instant::now());
         loop {
             tokio::select! {
                 biased;
@@ -459,15 +462,18 @@ impl<D: Dialect> WriterTask<D> {
                         self.look_for_changes().await;
                         looked_at = Instant::now();
                     }
+                    if settles && settled_at.elapsed() >= SETTLE_EVERY {
+                        self.settle().await;
+                        settled_at = Instant::now();
+                    }
                 }
                 _ = watch.tick(), if watches => {
                     self.look_for_changes().await;
                     looked_at = Instant::now();
                 }
                 _ = settle.tick(), if settles => {
-                    if let Err(error) = self.settle().await {
-                        tracing::warn!(error = %error_text(&error), "could not settle overdue messages");
-                    }
+                    self.settle().await;
+                    settled_at = Instant::now();
                 }
             }
         }
@@ -698,10 +704,16 @@ impl<D: Dialect> WriterTask<D> {
         }
     }
 
-    async fn settle(&mut self) -> Result<(), StoreError> {
+    async fn settle(&mut self) {
         let settling = Settling::<D> { rules: self.rules, fence: self.dialect.fence() };
         let mut batch = Batch::<D> { commits: Vec::new(), jobs: vec![Box::new(settling)] };
-        self.with_patience(&mut batch).await?.jobs.pop().unwrap_or(Ok(()))
+        let settled = match self.with_patience(&mut batch).await {
+            Ok(mut done) => done.jobs.pop().unwrap_or(Ok(())),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = settled {
+            tracing::warn!(error = %error_text(&error), "could not settle overdue messages");
+        }
     }
 }
 
@@ -791,6 +803,9 @@ async fn release<D: Dialect, T>(
         Ok(_) => {}
         Err(StoreError::Unavailable { source, .. }) if is_of_single_rows(source) => {
             D::execute(connection, "ROLLBACK TO SAVEPOINT part").await.map_err(failed("committing"))?;
+            if let Some(hurry) = D::HURRY {
+                D::execute(connection, hurry).await.map_err(failed("committing"))?;
+            }
         }
         Err(error @ (StoreError::Unavailable { .. } | StoreError::Locked { .. })) => {
             return Err(same_trouble(error));

@@ -94,6 +94,7 @@ impl Dialect for PostgresDialect {
     type Database = Postgres;
     // Serialization failures and connections that died while they were idle; longer outages are for the callers.
     const RETRY_AFTER: &'static [Duration] = &[Duration::ZERO, Duration::from_millis(200)];
+    const HURRY: Option<&'static str> = Some("SET LOCAL lock_timeout = '10ms'");
     const TRANSACTION_LIMIT: Duration = Duration::from_mins(1);
 
     type Fence = Fence;
@@ -137,14 +138,18 @@ impl Dialect for PostgresDialect {
         sqlx::raw_sql(statement).execute(connection).await.map(drop)
     }
 
-    /// The row is locked until the transaction in question has ended, so the answer is final.
+    /// The row is locked until the transaction in question has ended, so the answer is final. The first transaction of a
+    /// writer inserts it, which nobody sees and only another insert waits for.
     async fn was_stored(&self, pool: &PgPool, number: i64) -> Result<bool, sqlx::Error> {
-        let stored: Option<i64> =
-            sqlx::query_scalar("SELECT number FROM writers WHERE writer = $1 FOR UPDATE")
-                .bind(&self.writer)
-                .fetch_optional(pool)
-                .await?;
-        Ok(stored == Some(number))
+        let stored: i64 = sqlx::query_scalar(
+            "INSERT INTO writers (writer, number) VALUES ($1, 0)
+             ON CONFLICT (writer) DO UPDATE SET number = writers.number
+             RETURNING number",
+        )
+        .bind(&self.writer)
+        .fetch_one(pool)
+        .await?;
+        Ok(stored == number)
     }
 
     async fn load(

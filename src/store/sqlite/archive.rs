@@ -97,7 +97,8 @@ async fn abandon_sends(
                 next_attempt_at = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN ?6 END,
                 finished_at = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN NULL ELSE ?2 END,
                 last_code = NULL, last_subcode = NULL,
-                last_error = CASE WHEN ?4 THEN ?3 || '; sent again, so the recipient may get it twice' ELSE ?3 END,
+                last_error = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5)
+                                  THEN ?3 || '; sent again, so the recipient may get it twice' ELSE ?3 END,
                 updated_at = ?2, revision = revision + 1
           WHERE account_id = ?1 AND state = 'sending'",
     )
