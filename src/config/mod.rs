@@ -133,11 +133,6 @@ impl Config {
     pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
         let default = Self::default();
         [
-            (
-                "archive.typing",
-                "the archive of typing notifications",
-                self.archive.typing != default.archive.typing,
-            ),
             ("archive.raw", "the raw event stream", self.archive.raw != default.archive.raw),
             ("retention.default_days", "the retention scheduler", self.retention != default.retention),
             ("telemetry.otlp_endpoint", "traces by OpenTelemetry", self.telemetry.otlp_endpoint.is_some()),
