@@ -80,6 +80,9 @@ pub(super) trait Dialect: Send + Sync + 'static {
     type Database: Database;
     /// After passing trouble a batch is done again so many times, each time after such a while, before its callers are told.
     const RETRY_AFTER: &'static [Duration];
+    /// Said before facts are stored: takes what all writers of the database take turns for. A part that is undone does not
+    /// give it back, and whoever has to wait for it too long does so with the whole batch.
+    const TAKE_TURN: Option<&'static str>;
     /// Said within a transaction once a part of it has waited in vain for a row: the others do not wait as long, since
     /// everybody waits with them.
     const HURRY: Option<&'static str>;
@@ -660,6 +663,9 @@ impl<D: Dialect> WriterTask<D> {
     ) -> Result<(), StoreError> {
         if commits.is_empty() {
             return Ok(());
+        }
+        if let Some(take_turn) = D::TAKE_TURN {
+            D::execute(transaction, take_turn).await.map_err(failed("storing facts"))?;
         }
         savepoint::<D>(transaction).await?;
         let together = contained("storing facts", self.archive_together(transaction, commits, done)).await;

@@ -94,6 +94,7 @@ impl Dialect for PostgresDialect {
     type Database = Postgres;
     // Serialization failures and connections that died while they were idle; longer outages are for the callers.
     const RETRY_AFTER: &'static [Duration] = &[Duration::ZERO, Duration::from_millis(200)];
+    const TAKE_TURN: Option<&'static str> = Some("SELECT ucwa_relay_last_ids()");
     const HURRY: Option<&'static str> = Some("SET LOCAL lock_timeout = '10ms'");
     const TRANSACTION_LIMIT: Duration = Duration::from_mins(1);
 

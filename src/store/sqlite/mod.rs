@@ -90,6 +90,8 @@ impl Dialect for SqliteDialect {
     type Fence = ();
     // The driver has waited for locks; a full disk is not emptied within moments.
     const RETRY_AFTER: &'static [Duration] = &[];
+    // Beginning has taken it.
+    const TAKE_TURN: Option<&'static str> = None;
     const HURRY: Option<&'static str> = None;
     // A file answers or fails.
     const TRANSACTION_LIMIT: Duration = Duration::from_hours(1);
