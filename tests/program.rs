@@ -250,7 +250,7 @@ async fn a_kill_in_mid_traffic_loses_and_doubles_nothing_and_resumes_the_applica
             insert(&relay, account, &recipient, &format!("row {number}")).await;
         }
         let mut sql = relay.connect().await;
-        eventually("traffic flows both ways", async || {
+        eventually_within(Duration::from_secs(150), "traffic flows both ways", async || {
             let arrived = sql.count("messages WHERE direction = 'incoming'").await;
             let sending = sql.count("outbox WHERE state IN ('sending', 'sent', 'delivered')").await;
             (arrived >= 40 * round && sending >= 20 * round - 15).then_some(())
