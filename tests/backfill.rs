@@ -45,7 +45,7 @@ use ucwa_relay::{
 
 const NAMESPACE: &str = "http://schemas.microsoft.com/rtc/2012/03/ucwa";
 /// A condition that has not come true by then never will.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 // ------------------------------------------------------------------------------------------------ the server
 

@@ -20,7 +20,7 @@ const SHORT: u32 = 5;
 /// Longer than any test: what happens within it does not happen because a lease ran out.
 const LONG: u32 = 3600;
 /// For whole clusters under load on a busy machine.
-const LONG_PATIENCE: Duration = Duration::from_secs(120);
+const LONG_PATIENCE: Duration = Duration::from_secs(240);
 
 /// Notes every row about an account that is written by a node which does not hold the account at that moment. Connections
 /// go by their node's name.

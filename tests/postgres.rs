@@ -42,7 +42,7 @@ use ucwa_relay::{
 const NODE: &str = "node-1";
 const TALK: &str = "/conversations/7";
 /// Longest time that anything may take; a healthy run needs a fraction of it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 // ------------------------------------------------------------------------------------------------ support
 

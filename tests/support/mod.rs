@@ -12,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Arc, Mutex},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -25,7 +26,7 @@ use ucwa_relay::{
 };
 
 /// Longest time that anything may take; a healthy run needs a fraction of it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 const BINARY: &str = env!("CARGO_BIN_EXE_ucwa-relay");
 
@@ -54,6 +55,8 @@ pub(crate) async fn eventually_within<T>(
 pub(crate) struct Process {
     child: Child,
     stderr: Arc<Mutex<String>>,
+    /// Done when the process has closed its stderr.
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Process {
@@ -62,7 +65,7 @@ impl Process {
         let stderr = Arc::new(Mutex::new(String::new()));
         let mut pipe = child.stderr.take().expect("stderr is piped");
         let sink = Arc::clone(&stderr);
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = pipe.read(&mut buffer) {
                 sink.lock()
@@ -70,20 +73,20 @@ impl Process {
                     .push_str(&String::from_utf8_lossy(&buffer[..count]));
             }
         });
-        Self { child, stderr }
+        Self { child, stderr, reader: Some(reader) }
     }
 
     /// `kill -9`.
     pub(crate) fn kill(&mut self) {
         self.child.kill().expect("the process can be killed");
-        self.child.wait().expect("the process can be waited for");
+        self.wait();
     }
 
     /// SIGTERM, then waits; gives whether it ended with exit code 0.
     pub(crate) fn terminate(&mut self) -> bool {
         let killed = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
         assert!(killed.success());
-        self.child.wait().expect("the process can be waited for").success()
+        self.wait()
     }
 
     /// Sends it a signal: `STOP`, `CONT`, `TERM`.
@@ -92,9 +95,13 @@ impl Process {
         assert!(sent.expect("kill runs").success());
     }
 
-    /// Waits for its end; gives whether its exit code was 0.
+    /// Waits for its end, and until all that it wrote to stderr is read; gives whether its exit code was 0.
     pub(crate) fn wait(&mut self) -> bool {
-        self.child.wait().expect("the process can be waited for").success()
+        let status = self.child.wait().expect("the process can be waited for");
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the reader of stderr doesn't panic");
+        }
+        status.success()
     }
 
     /// What it has written to stderr so far.
@@ -113,6 +120,7 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
+            self.reader.take().map(JoinHandle::join);
             eprintln!("--- stderr of the process\n{}", self.stderr());
         }
     }
