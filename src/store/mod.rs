@@ -34,7 +34,7 @@ use crate::{
 };
 
 pub use self::{
-    coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap},
+    coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap, Stretch},
     leases::{Cluster, ClusterStore, LeaseStore, Leases},
     quarantine::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload},
 };
