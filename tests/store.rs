@@ -1461,7 +1461,12 @@ async fn an_idempotency_key_counts_per_account(kind: Kind) {
     let refused = database.store.enqueue(&key("SIP:Alice@contoso.com")).await.unwrap_err();
     assert!(matches!(refused, StoreError::AlreadyExists(_)), "{refused}");
     database.store.enqueue(&key("carol@contoso.com")).await.unwrap();
-    let filter = OutboxFilter { account: Some(uri("alice")), state: Some(OutboxState::Queued), limit: 10 };
+    let filter = OutboxFilter {
+        account: Some(uri("alice")),
+        state: Some(OutboxState::Queued),
+        limit: 10,
+        ..OutboxFilter::default()
+    };
     assert_eq!(database.store.outbox_rows(&filter).await.unwrap().len(), 1);
 }
 

@@ -155,7 +155,7 @@ async fn list(store: &dyn Store, options: ListOptions) -> anyhow::Result<()> {
         // Only this form shows what was written; the table does not.
         store.record_access(&actor::name(), "outbox list", account.as_ref(), "").await?;
     }
-    let rows = store.outbox_rows(&OutboxFilter { account, state, limit }).await?;
+    let rows = store.outbox_rows(&OutboxFilter { account, state, limit, before: None }).await?;
     if format == Format::Json {
         return output::json_array(&rows);
     }

@@ -1,12 +1,13 @@
 //! The database, behind traits in the domain's words.
 //!
 //! Nothing outside this folder knows SQL or a dialect; nothing inside it knows HTTP, XML or actors. A dialect is one
-//! folder (`sqlite/`, `postgres/`) that implements the traits of this file, of `coverage` and of `quarantine`; [`connect`] picks it by the URL.
+//! folder (`sqlite/`, `postgres/`) that implements the traits of this file, of `browse`, of `coverage` and of `quarantine`; [`connect`] picks it by the URL.
 //!
 //! Everything a running server writes goes through one writer that joins what many accounts bring within a few
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
 //! A failure of one caller's part never undoes another's. Readers use connections of their own.
 
+mod browse;
 mod columns;
 mod coverage;
 mod known_accounts;
@@ -34,6 +35,10 @@ use crate::{
 };
 
 pub use self::{
+    browse::{
+        AccountsFilter, BrowseStore, ConversationSummary, ConversationsFilter, FailedSend, MinuteCount,
+        OpenGap, ParticipantStay, SearchFilter, TranscriptMessage, TranscriptPage, TroubledAccount,
+    },
     coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap, Stretch},
     leases::{Cluster, ClusterStore, LeaseStore, Leases},
     quarantine::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload},
@@ -112,12 +117,20 @@ pub enum StoreError {
 
 /// All that a dialect implements.
 pub trait Store:
-    AccountStore + ArchiveStore + CoverageStore + QuarantineStore + OutboxStore + HistoryStore + LeaseStore
+    AccountStore
+    + ArchiveStore
+    + BrowseStore
+    + CoverageStore
+    + QuarantineStore
+    + OutboxStore
+    + HistoryStore
+    + LeaseStore
 {
 }
 impl<T> Store for T where
     T: AccountStore
         + ArchiveStore
+        + BrowseStore
         + CoverageStore
         + QuarantineStore
         + OutboxStore
@@ -775,6 +788,8 @@ pub struct OutboxFilter {
     pub account: Option<SipUri>,
     /// Only in this state.
     pub state: Option<OutboxState>,
+    /// Only older ones.
+    pub before: Option<OutboxId>,
     /// At most so many, newest first.
     pub limit: i64,
 }

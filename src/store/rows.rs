@@ -23,7 +23,7 @@ use super::{
 
 // ------------------------------------------------------------------------------------------------ words
 
-fn direction(text: &str) -> Option<Direction> {
+pub(super) fn direction(text: &str) -> Option<Direction> {
     [Direction::Incoming, Direction::Outgoing].into_iter().find(|known| known.as_str() == text)
 }
 
@@ -39,7 +39,7 @@ fn invitation_action(text: &str) -> Option<InvitationAction> {
         .find(|known| known.as_str() == text)
 }
 
-fn outbox_state(text: &str) -> Option<OutboxState> {
+pub(super) fn outbox_state(text: &str) -> Option<OutboxState> {
     OutboxState::ALL.into_iter().find(|known| known.as_str() == text)
 }
 

@@ -1,7 +1,7 @@
 //! PostgreSQL: one database for any number of programs.
 //!
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
-//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`]: the traits, one file each, SQL in full beside its method.
+//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in full beside its method.
 //! - [`schema`], [`full_text`]: the schema, roles and rights. [`mod@column`]: how values stand in columns.
 //! - [`wake_up`]: `LISTEN`, for new rows of the queue and for leases.
 //! - [`leases`], [`fence`]: which node holds which account, and that it alone writes about it.
@@ -13,6 +13,7 @@
 
 mod accounts;
 mod archive;
+mod browse;
 mod column;
 mod coverage;
 mod fence;

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-const COLUMNS: &str =
+pub(super) const COLUMNS: &str =
     "id, sip_uri, username, auth, secret_sealed, secret_ref, display_name, enabled, invitations,
                        retention_days, updated_at";
 

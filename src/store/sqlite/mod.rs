@@ -1,7 +1,7 @@
 //! SQLite: one file, one server at a time.
 //!
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
-//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`]: the traits, one file each, SQL in full beside its method.
+//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in full beside its method.
 //! - [`migrations`], [`full_text`]: the schema. [`mod@column`]: how values stand in columns.
 //!
 //! The file is in WAL mode with `synchronous=FULL`: readers never wait for the writer, and what was answered is on disk.
@@ -10,6 +10,7 @@
 
 mod accounts;
 mod archive;
+mod browse;
 mod column;
 mod coverage;
 mod flush;

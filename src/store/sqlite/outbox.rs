@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     SqliteStore,
@@ -539,24 +539,28 @@ impl OutboxStore for SqliteStore {
 
     async fn outbox_rows(&self, filter: &OutboxFilter) -> Result<Vec<OutboxRow>, StoreError> {
         let failed = failed("listing the outbox");
-        let rows = sqlx::query(
-            "SELECT o.*
-               FROM outbox o
-              WHERE (?1 IS NULL
-                     OR o.account_id = (SELECT a.id FROM accounts a WHERE a.sip_uri = ?1)
-                     OR (o.account_id IS NULL
-                         AND CASE WHEN instr(o.account, ':') > 0 THEN lower(trim(o.account))
-                                  ELSE 'sip:' || lower(trim(o.account)) END = ?1))
-                AND (?2 IS NULL OR o.state = ?2)
-              ORDER BY o.id DESC
-              LIMIT ?3",
-        )
-        .bind(filter.account.as_ref().map(SipUri::as_str))
-        .bind(filter.state.map(OutboxState::as_str))
-        .bind(filter.limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(&failed)?;
+        // Only the conditions that are given, so that each has its index.
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT o.* FROM outbox o WHERE 1");
+        if let Some(account) = &filter.account {
+            query
+                .push(" AND (o.account_id = (SELECT a.id FROM accounts a WHERE a.sip_uri = ")
+                .push_bind(account.as_str())
+                .push(
+                    ") OR (o.account_id IS NULL
+                           AND CASE WHEN instr(o.account, ':') > 0 THEN lower(trim(o.account))
+                                    ELSE 'sip:' || lower(trim(o.account)) END = ",
+                )
+                .push_bind(account.as_str())
+                .push("))");
+        }
+        if let Some(state) = filter.state {
+            query.push(" AND o.state = ").push_bind(state.as_str());
+        }
+        if let Some(before) = filter.before {
+            query.push(" AND o.id < ").push_bind(before.0);
+        }
+        query.push(" ORDER BY o.id DESC LIMIT ").push_bind(filter.limit);
+        let rows = query.build().fetch_all(&self.readers).await.map_err(&failed)?;
         rows.iter().map(|row| rows::outbox_row(row).map_err(&failed)).collect()
     }
 
