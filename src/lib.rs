@@ -36,6 +36,7 @@ pub mod relay;
 pub mod secrets;
 pub mod simulator;
 pub mod store;
+mod system_user;
 pub mod systemd;
 pub mod ucwa;
 
