@@ -3,8 +3,10 @@
 CARGO ?= cargo
 # Warnings are for reading while one writes; here they fail.
 export RUSTDOCFLAGS = -D warnings
+# Checks pages for people who can't see them well. Its licence is MPL-2.0; it is used by tests and never shipped.
+AXE = target/tools/axe
 
-.PHONY: help test tools postgresql fmt clippy unit doc deny bench demo
+.PHONY: help test tools postgresql browser fmt clippy unit doc deny bench demo
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +18,9 @@ tools: ## Install what the checks need, if it is missing
 	@$(CARGO) fmt --version >/dev/null 2>&1 || rustup component add rustfmt
 	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
 	@[ -n "$$TEST_POSTGRES_URL" ] || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || $(MAKE) --no-print-directory postgresql
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || $(MAKE) --no-print-directory browser
+	@[ -e $(AXE)/node_modules/axe-core/axe.min.js ] || { command -v npm >/dev/null || { echo "npm is missing (the tests of the admin page check with axe-core whether everybody can use it): apt-get install npm" >&2; exit 1; }; \
+	 npm install --silent --no-audit --no-fund --prefix $(AXE) axe-core@4.14.1; }
 	@command -v cc >/dev/null || { echo "a C compiler is missing (SQLite and ring are built with it): apt-get install gcc libc6-dev" >&2; exit 1; }
 
 # The tests start servers of their own; the package shall not start one beside them.
@@ -26,6 +31,12 @@ postgresql: # Debian's server programs, for the tests
 	 $$sudo mkdir -p /etc/postgresql-common && \
 	 { [ -e /etc/postgresql-common/createcluster.conf ] || echo "create_main_cluster = false" | $$sudo tee /etc/postgresql-common/createcluster.conf >/dev/null; } && \
 	 { $$sudo apt-get install -y --no-install-recommends postgresql || { $$sudo apt-get update && $$sudo apt-get install -y --no-install-recommends postgresql; }; }
+
+browser: # Debian's browser and its driver, for the tests of the admin page
+	@command -v apt-get >/dev/null || { echo "chromium and chromedriver are missing: the tests of the admin page need them" >&2; exit 1; }
+	@echo "installing Chromium for the tests of the admin page"
+	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	 $$sudo apt-get install -y --no-install-recommends chromium chromium-driver fonts-dejavu-core || { $$sudo apt-get update && $$sudo apt-get install -y --no-install-recommends chromium chromium-driver fonts-dejavu-core; }
 
 fmt:
 	$(CARGO) fmt --all --check

@@ -25,12 +25,13 @@ const SHORTEST_TOKEN: usize = 16;
 const HEADERS: [(HeaderName, &str); 5] = [
     (
         header::CONTENT_SECURITY_POLICY,
-        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; \
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; \
          form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     ),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::X_FRAME_OPTIONS, "DENY"),
-    (header::REFERRER_POLICY, "no-referrer"),
+    // Not "no-referrer": with it browsers hide from us, too, where a form came from (Fetch, "append a request Origin header").
+    (header::REFERRER_POLICY, "same-origin"),
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
@@ -79,6 +80,16 @@ impl Guard {
         }
     }
 
+    /// Whether a token is asked for.
+    pub(super) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// Whether this is the token.
+    pub(super) fn is_right(&self, given: &str) -> bool {
+        self.token.as_ref().is_some_and(|token| same(given.trim(), token))
+    }
+
     /// Whether a request may see more than health: it carries the token, or none is needed.
     pub(super) fn admits(&self, headers: &HeaderMap) -> bool {
         let Some(token) = &self.token else { return true };
@@ -87,13 +98,13 @@ impl Guard {
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .is_some_and(|(_, given)| self.is_token(given.trim(), token))
+            .is_some_and(|(_, given)| same(given.trim(), token))
     }
+}
 
-    #[expect(clippy::unused_self, reason = "a token is only compared by who holds one")]
-    fn is_token(&self, given: &str, token: &SecretString) -> bool {
-        given.as_bytes().ct_eq(token.expose_secret().as_bytes()).into()
-    }
+/// Takes as long for a token that is almost right as for one that is not at all.
+fn same(given: &str, token: &SecretString) -> bool {
+    given.as_bytes().ct_eq(token.expose_secret().as_bytes()).into()
 }
 
 /// `Host` without its port.

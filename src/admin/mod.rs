@@ -1,11 +1,15 @@
-//! The admin listener: health, metrics, and what people look at, over HTTP on `admin.listen`.
+//! The admin listener: health, metrics, and the page that people look at, over HTTP on `admin.listen`.
 //!
 //! It reads the database through the same traits as the commands and never writes the archive. Every request passes the
 //! `guard` first: a foreign `Host` is refused (DNS rebinding), and every answer carries headers that keep a browser
-//! from doing anything with it but show it. Trouble here ends no account: the listener is a task of its own.
+//! from doing anything with it but show it. What people look at passes `viewer`, too, which knows who they are. Trouble
+//! here ends no account: the listener is a task of its own, and takes few readers of the database.
 
 mod guard;
 mod health;
+mod local_user;
+mod page;
+mod viewer;
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -15,10 +19,17 @@ use std::{
 };
 
 use anyhow::Context as _;
-use axum::{Router, middleware, routing::get};
+use axum::{
+    Router, middleware,
+    response::IntoResponse,
+    routing::{get, post},
+};
 use axum_server::{Handle, tls_rustls::RustlsConfig};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::task::JoinHandle;
+use tokio::{
+    sync::{Mutex, Semaphore},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{account::state_board::CurrentStates, config::AdminSection, metrics, store::SharedStore};
@@ -30,13 +41,23 @@ const BIND_AGAIN_EVERY: Duration = Duration::from_secs(5);
 /// How long answers that are under way may take at the end.
 const END_WITHIN: Duration = Duration::from_secs(2);
 
-/// What the pages show.
+/// Readers of the database that pages take at once, of those that the relay has.
+const READERS: usize = 2;
+
+/// What the pages show, and who looks at them.
 #[derive(Clone)]
 struct AdminState {
     store: SharedStore,
     states: CurrentStates,
     metrics: PrometheusHandle,
     guard: Arc<guard::Guard>,
+    /// Browsers speak TLS with this listener.
+    tls: bool,
+    viewers: Arc<viewer::Viewers>,
+    reads: Arc<Semaphore>,
+    overview: Arc<page::OverviewCache>,
+    pulse: Arc<Mutex<page::Pulse>>,
+    live: page::live::LivePages,
 }
 
 /// The running listener.
@@ -44,6 +65,8 @@ pub struct AdminServer {
     url: Option<String>,
     handle: Handle<SocketAddr>,
     stop: CancellationToken,
+    /// Tells live pages, which would go on for ever, that it ends.
+    ending: CancellationToken,
     serving: JoinHandle<()>,
     upkeep: JoinHandle<()>,
 }
@@ -61,13 +84,25 @@ impl AdminServer {
     ) -> anyhow::Result<Self> {
         let guard = Arc::new(guard::Guard::new(section)?);
         let metrics = metrics::install().context("metrics can't be gathered")?;
-        let router = router(AdminState { store, states, metrics: metrics.clone(), guard });
         let tls = match (&section.tls_cert_file, &section.tls_key_file) {
             (Some(certificate), Some(key)) => Some(tls(certificate, key).await?),
             _ => None,
         };
         let scheme = if tls.is_some() { "https" } else { "http" };
         let (listen, handle, stop) = (section.listen, Handle::new(), CancellationToken::new());
+        let ending = CancellationToken::new();
+        let router = router(AdminState {
+            store,
+            states,
+            metrics: metrics.clone(),
+            guard,
+            tls: tls.is_some(),
+            viewers: Arc::new(viewer::Viewers::new()),
+            reads: Arc::new(Semaphore::new(READERS)),
+            overview: Arc::default(),
+            pulse: Arc::default(),
+            live: page::live::LivePages::new(ending.clone()),
+        });
         let listener = bind(listen);
         let address = listener.as_ref().ok().and_then(|listener| listener.local_addr().ok());
         let url = address.map(|address| format!("{scheme}://{address}/"));
@@ -86,7 +121,7 @@ impl AdminServer {
             tokio::spawn(async move {
                 let serving = async {
                     let listener = bound(listener, listen).await;
-                    let service = router.into_make_service();
+                    let service = router.into_make_service_with_connect_info::<SocketAddr>();
                     match tls {
                         Some(tls) => {
                             axum_server::from_tcp_rustls(listener, tls)?.handle(handle).serve(service).await
@@ -110,7 +145,7 @@ impl AdminServer {
                 metrics.run_upkeep();
             }
         });
-        Ok(Self { url, handle, stop, serving, upkeep })
+        Ok(Self { url, handle, stop, ending, serving, upkeep })
     }
 
     /// `http://127.0.0.1:8470/`; `None` if the address was taken at the start.
@@ -120,7 +155,8 @@ impl AdminServer {
 
     /// Answers what is under way and ends.
     pub async fn stop(self) {
-        let Self { handle, stop, mut serving, upkeep, .. } = self;
+        let Self { handle, stop, ending, mut serving, upkeep, .. } = self;
+        ending.cancel();
         handle.graceful_shutdown(Some(END_WITHIN));
         upkeep.abort();
         // A panic in it was logged when it happened.
@@ -153,14 +189,41 @@ async fn bound(first: std::io::Result<TcpListener>, listen: SocketAddr) -> TcpLi
 }
 
 fn router(state: AdminState) -> Router {
+    use page::{accounts, assets, conversations, outbox, overview, search, sign_in};
     let guard = Arc::clone(&state.guard);
     let restricted = Router::new()
         .route("/metrics", get(health::metrics))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&guard), guard::require_token));
+    let pages = Router::new()
+        .route("/", get(overview::page))
+        .route("/live", get(overview::follow))
+        .route("/accounts", get(accounts::list))
+        .route("/accounts/{uri}", get(accounts::detail))
+        .route("/conversations", get(conversations::list))
+        .route("/conversations/{id}", get(conversations::detail))
+        .route("/conversations/{id}/live", get(conversations::follow))
+        .route("/search", get(search::page))
+        .route("/outbox", get(outbox::list).post(outbox::queue))
+        .route("/outbox/live", get(outbox::follow))
+        .route("/outbox/new", get(outbox::compose))
+        .route("/outbox/{id}", get(outbox::detail))
+        .route("/outbox/{id}/live", get(outbox::follow_row))
+        .route("/outbox/{id}/{change}", post(outbox::change))
+        .route("/sign-out", post(sign_in::sign_out))
+        .route_layer(middleware::from_fn_with_state(state.clone(), viewer::require_viewer));
+    let door = Router::new()
+        .route("/sign-in", get(sign_in::page).post(sign_in::sign_in))
+        .route_layer(middleware::from_fn(viewer::refuse_foreign));
     Router::new()
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
+        .route("/assets/page.css", get(assets::style))
+        .route("/assets/page.js", get(assets::script))
+        .route("/assets/icon.svg", get(assets::icon))
         .merge(restricted)
+        .merge(pages)
+        .merge(door)
+        .fallback(async || page::PageError::NotFound("There is no such page.".to_owned()).into_response())
         .layer(middleware::from_fn_with_state(guard, guard::protect))
         .with_state(state)
 }

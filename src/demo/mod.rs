@@ -281,7 +281,7 @@ fn introduce(config: &Config, accounts: &[String], options: &DemoOptions, admin:
         options.rate,
         admin.map_or_else(
             || "no admin page: its address is taken".to_owned(),
-            |url| format!("metrics and health: {url}metrics and {url}readyz")
+            |url| format!("admin page: {url}")
         ),
         if options.chaos {
             format!("faults strike at random; --seed {seed} makes the same ones again\n")

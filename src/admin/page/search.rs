@@ -1,0 +1,108 @@
+//! `/search`: messages with words in them. Each search is noted in `access_log`.
+
+use askama::Template;
+use axum::{Extension, extract::State, response::Response};
+use serde::Deserialize;
+
+use super::{
+    AdminState, Asked, PageError, Shell, When, address, filled, html, link,
+    markup::{self, Piece},
+};
+use crate::{
+    admin::viewer::Viewer,
+    archive::fact::Direction,
+    identifiers::{ConversationId, MessageId},
+    store::{HistoryRow, SearchFilter},
+};
+
+/// Messages of a page.
+const PAGE: i64 = 50;
+/// Words of one search.
+const MOST_WORDS: usize = 20;
+
+/// What is asked.
+#[derive(Debug, Deserialize)]
+pub(in crate::admin) struct SearchQuery {
+    q: Option<String>,
+    account: Option<String>,
+    before: Option<i64>,
+}
+
+struct Found {
+    link: String,
+    conversation: ConversationId,
+    outgoing: bool,
+    who: String,
+    account: String,
+    subject: Option<String>,
+    at: When,
+    pieces: Vec<Piece>,
+}
+
+impl Found {
+    fn new(row: HistoryRow, words: &[String]) -> Self {
+        let outgoing = row.direction == Direction::Outgoing;
+        let other = if outgoing { row.recipients } else { row.sender_name.or(row.sender) };
+        Self {
+            link: format!("/conversations/{}?at={}#m{}", row.conversation_id, row.message_id, row.message_id),
+            conversation: row.conversation_id,
+            outgoing,
+            who: other.unwrap_or_else(|| "somebody".to_owned()).replace("sip:", "").replace(';', ", "),
+            account: row.account.trim_start_matches("sip:").to_owned(),
+            subject: row.subject.filter(|subject| !subject.trim().is_empty()),
+            at: When::new(row.sent_at),
+            pieces: markup::highlighted(&row.body, words),
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "search.html")]
+struct SearchPage {
+    shell: Shell,
+    q: String,
+    account: String,
+    asked: bool,
+    found: Vec<Found>,
+    newest: Option<String>,
+    older: Option<String>,
+}
+
+/// `GET /search`.
+pub(in crate::admin) async fn page(
+    State(state): State<AdminState>,
+    Extension(viewer): Extension<Viewer>,
+    Asked(asked): Asked<SearchQuery>,
+) -> Result<Response, PageError> {
+    let q = filled(asked.q).unwrap_or_default();
+    let account = address(asked.account)?;
+    let words = markup::words(&q);
+    if words.len() > MOST_WORDS {
+        return Err(PageError::BadRequest(format!("A search takes at most {MOST_WORDS} words.")));
+    }
+    let before = asked.before.map(MessageId);
+    let mut found = Vec::new();
+    if !words.is_empty() {
+        let paging = before.map_or_else(String::new, |id| format!(" before={id}"));
+        state.note(&viewer, "search", account.as_ref(), &format!("q={q}{paging}")).await?;
+        let filter = SearchFilter { words: words.clone(), account: account.clone(), before, limit: PAGE + 1 };
+        found = state.ask(state.store.search(&filter)).await?;
+    }
+    let more = found.len() as i64 > PAGE;
+    found.truncate(PAGE as usize);
+    let account = account.map(|account| account.to_string());
+    let here = |before: Option<MessageId>| {
+        let before = before.map(|id| id.to_string());
+        link("/search", &[("q", Some(q.clone())), ("account", account.clone()), ("before", before)])
+    };
+    let older = found.last().filter(|_| more).map(|last| here(Some(last.message_id)));
+    html(&SearchPage {
+        shell: Shell::new("Search", "/search", &viewer),
+        older,
+        newest: before.map(|_| here(None)),
+        asked: !words.is_empty(),
+        found: found.into_iter().map(|row| Found::new(row, &words)).collect(),
+        account: account.clone().unwrap_or_default(),
+        q: q.clone(),
+    })
+}

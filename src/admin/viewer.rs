@@ -1,0 +1,388 @@
+//! Who looks at the page: sign-in with the token, the session behind a cookie, and proof that a form came from the page.
+//!
+//! A browser sends cookies along with whatever any other page makes it ask, so a cookie alone changes nothing: each form
+//! carries a secret of its session besides ([`Viewer::csrf`]), the cookie is `SameSite=Strict`, and a request that a
+//! browser says came from elsewhere is refused. That holds on loopback without a token, too.
+//!
+//! Sessions live in this process's memory: they end with it, and nobody finds them in the database.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::{Body, to_bytes},
+    extract::{ConnectInfo, Request, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Redirect, Response},
+};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::{AdminState, local_user, page::PageError};
+
+/// How long a sign-in lasts.
+const SESSION_LASTS: Duration = Duration::from_secs(12 * 3600);
+/// Sessions at once; the oldest one ends for the next.
+const MOST_SESSIONS: usize = 1000;
+/// Wrong tokens that one address may give within [`FORGOTTEN_AFTER`].
+const MOST_FAILURES: u32 = 5;
+/// How long wrong tokens are held against an address.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(10 * 60);
+/// Addresses remembered; where there are more, nobody who is not known signs in.
+const MOST_ADDRESSES: usize = 10_000;
+/// Longest form that is read: a long message in percent encoding.
+const LONGEST_FORM: usize = 1024 * 1024;
+
+/// Who asks, for `access_log` and for the forms of the answer.
+#[derive(Debug, Clone)]
+pub(super) struct Viewer {
+    /// For `access_log.actor`.
+    pub(super) actor: String,
+    /// What the forms of this viewer's pages carry.
+    pub(super) csrf: String,
+    /// The name given at the sign-in, if there was one.
+    pub(super) name: Option<String>,
+}
+
+/// A signed-in browser.
+#[derive(Debug, Clone)]
+struct Session {
+    name: String,
+    csrf: String,
+    until: Instant,
+}
+
+/// Sessions and failed sign-ins.
+#[derive(Debug)]
+pub(super) struct Viewers {
+    /// By the digest of what the cookie holds.
+    sessions: Mutex<HashMap<[u8; 32], Session>>,
+    forms: Throttle,
+    bearers: Throttle,
+    /// Forms of those who need no session.
+    csrf: String,
+}
+
+/// 256 bits that nobody guesses.
+fn secret() -> String {
+    hex::encode(rand::random::<[u8; 32]>())
+}
+
+fn digest(id: &str) -> [u8; 32] {
+    Sha256::digest(id.as_bytes()).into()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Viewers {
+    pub(super) fn new() -> Self {
+        Self {
+            sessions: Mutex::default(),
+            forms: Throttle::default(),
+            bearers: Throttle::default(),
+            csrf: secret(),
+        }
+    }
+
+    /// A new session; gives what the cookie shall hold.
+    fn sign_in(&self, name: &str, now: Instant) -> String {
+        let id = secret();
+        let mut sessions = lock(&self.sessions);
+        sessions.retain(|_, session| session.until > now);
+        if sessions.len() >= MOST_SESSIONS {
+            let oldest = sessions.iter().min_by_key(|(_, session)| session.until).map(|(&id, _)| id);
+            oldest.map(|id| sessions.remove(&id));
+        }
+        let session = Session { name: name.to_owned(), csrf: secret(), until: now + SESSION_LASTS };
+        sessions.insert(digest(&id), session);
+        id
+    }
+
+    fn session(&self, id: &str, now: Instant) -> Option<Session> {
+        lock(&self.sessions).get(&digest(id)).filter(|session| session.until > now).cloned()
+    }
+
+    fn sign_out(&self, id: &str) {
+        lock(&self.sessions).remove(&digest(id));
+    }
+}
+
+/// Counts wrong tokens by address.
+#[derive(Debug, Default)]
+struct Throttle(Mutex<HashMap<IpAddr, (u32, Instant)>>);
+
+impl Throttle {
+    /// Whether an address may try; otherwise how long it has to wait.
+    fn allows(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
+        let mut failures = lock(&self.0);
+        failures.retain(|_, (_, since)| now.duration_since(*since) < FORGOTTEN_AFTER);
+        match failures.get(&network(address)) {
+            Some((count, since)) if *count >= MOST_FAILURES => {
+                Err(FORGOTTEN_AFTER.saturating_sub(now.duration_since(*since)))
+            }
+            None if failures.len() >= MOST_ADDRESSES => Err(FORGOTTEN_AFTER),
+            _ => Ok(()),
+        }
+    }
+
+    fn count(&self, address: IpAddr, now: Instant) {
+        lock(&self.0).entry(network(address)).or_insert((0, now)).0 += 1;
+    }
+}
+
+/// Whoever has one IPv6 address has its whole /64.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+        address => address,
+    }
+}
+
+/// The cookie's name. A browser takes `__Host-` only over TLS, and then from nobody else.
+fn cookie_name(state: &AdminState) -> &'static str {
+    if state.tls { "__Host-ucwa-relay" } else { "ucwa-relay" }
+}
+
+fn cookie<'h>(state: &AdminState, headers: &'h HeaderMap) -> Option<&'h str> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find_map(|(name, value)| (name == cookie_name(state)).then_some(value))
+}
+
+fn set_cookie(state: &AdminState, value: &str, lasts: Duration) -> HeaderValue {
+    let secure = if state.tls { "; Secure" } else { "" };
+    let text = format!(
+        "{}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={}{secure}",
+        cookie_name(state),
+        lasts.as_secs()
+    );
+    HeaderValue::try_from(text).expect("made of hexadecimal digits and fixed words")
+}
+
+/// Signs in with a token; gives the cookie.
+pub(super) fn sign_in(
+    state: &AdminState,
+    peer: SocketAddr,
+    name: &str,
+    token: &str,
+) -> Result<HeaderValue, SignInRefused> {
+    let now = Instant::now();
+    state.viewers.forms.allows(peer.ip(), now).map_err(SignInRefused::Wait)?;
+    if !state.guard.is_right(token) {
+        state.viewers.forms.count(peer.ip(), now);
+        tracing::warn!(peer = %peer.ip(), "a sign-in to the admin page was refused: wrong token");
+        return Err(SignInRefused::WrongToken);
+    }
+    Ok(set_cookie(state, &state.viewers.sign_in(name, now), SESSION_LASTS))
+}
+
+/// Why somebody could not sign in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SignInRefused {
+    /// It is not the token of `admin.token_file`.
+    WrongToken,
+    /// Too many wrong ones came from this address.
+    Wait(Duration),
+}
+
+/// Ends the session; gives the cookie that removes the cookie.
+pub(super) fn sign_out(state: &AdminState, headers: &HeaderMap) -> HeaderValue {
+    if let Some(id) = cookie(state, headers) {
+        state.viewers.sign_out(id);
+    }
+    set_cookie(state, "", Duration::ZERO)
+}
+
+/// Who asks, if they may.
+fn viewer(state: &AdminState, headers: &HeaderMap, peer: SocketAddr) -> Result<Option<Viewer>, Duration> {
+    let address = peer.ip().to_canonical();
+    let now = Instant::now();
+    if !state.guard.has_token() {
+        let who = local_user::name(peer).map_or_else(String::new, |name| format!("{name}, "));
+        let actor = format!("admin page ({who}{address})");
+        return Ok(Some(Viewer { actor, csrf: state.viewers.csrf.clone(), name: None }));
+    }
+    if headers.contains_key(header::AUTHORIZATION) {
+        state.viewers.bearers.allows(peer.ip(), now)?;
+        if state.guard.admits(headers) {
+            let actor = format!("admin page (bearer token, {address})");
+            return Ok(Some(Viewer { actor, csrf: state.viewers.csrf.clone(), name: None }));
+        }
+        state.viewers.bearers.count(peer.ip(), now);
+        return Ok(None);
+    }
+    let session = cookie(state, headers).and_then(|id| state.viewers.session(id, now));
+    Ok(session.map(|session| Viewer {
+        actor: format!("admin page ({}, {address})", session.name),
+        csrf: session.csrf,
+        name: Some(session.name),
+    }))
+}
+
+/// Whether a browser says that another site made it ask.
+fn is_from_elsewhere(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    if text(header::HeaderName::from_static("sec-fetch-site")).is_some_and(|site| site != "same-origin") {
+        return true;
+    }
+    let host = text(header::HOST);
+    text(header::ORIGIN).is_some_and(|origin| {
+        let named = origin.split_once("://").map(|(_, named)| named);
+        named.is_none()
+            || host.is_some_and(|host| named.is_some_and(|named| !named.eq_ignore_ascii_case(host)))
+    })
+}
+
+/// Refuses what changes something and was not asked from our own page. For routes outside the session, like the sign-in.
+pub(super) async fn refuse_foreign(request: Request, next: Next) -> Response {
+    if request.method() != Method::GET && is_from_elsewhere(request.headers()) {
+        return PageError::Forged.into_response();
+    }
+    next.run(request).await
+}
+
+/// Lets only those on who may see the page, as [`Viewer`], and only forms that carry their secret.
+pub(super) async fn require_viewer(
+    State(state): State<AdminState>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let viewer = match viewer(&state, request.headers(), peer) {
+        Ok(Some(viewer)) => viewer,
+        Ok(None) => return ask_to_sign_in(&request),
+        Err(wait) => return too_many(wait),
+    };
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        if is_from_elsewhere(request.headers()) {
+            return PageError::Forged.into_response();
+        }
+        let (parts, body) = request.into_parts();
+        let Ok(form) = to_bytes(body, LONGEST_FORM).await else {
+            return PageError::TooLong.into_response();
+        };
+        let given = url::form_urlencoded::parse(&form)
+            .find_map(|(name, value)| (name == "csrf").then(|| value.into_owned()))
+            .unwrap_or_default();
+        if !bool::from(given.as_bytes().ct_eq(viewer.csrf.as_bytes())) {
+            return PageError::Forged.into_response();
+        }
+        request = Request::from_parts(parts, Body::from(form));
+    }
+    request.extensions_mut().insert(viewer);
+    next.run(request).await
+}
+
+/// Says that an address has to wait.
+pub(super) fn too_many(wait: Duration) -> Response {
+    let seconds = wait.as_secs().max(1).to_string();
+    (
+        StatusCode::TOO_MANY_REQUESTS,
+        [(header::RETRY_AFTER, seconds)],
+        "Too many wrong tokens came from this address. Try again later.\n",
+    )
+        .into_response()
+}
+
+fn ask_to_sign_in(request: &Request) -> Response {
+    let wants_page = request
+        .headers()
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/html"));
+    if request.method() != Method::GET || !wants_page {
+        return (
+            StatusCode::UNAUTHORIZED,
+            [(header::WWW_AUTHENTICATE, "Bearer realm=\"ucwa-relay\"")],
+            "Sign in at /sign-in, or send the token of admin.token_file: \"Authorization: Bearer TOKEN\".\n",
+        )
+            .into_response();
+    }
+    let next = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let query: String =
+        url::form_urlencoded::Serializer::new(String::new()).append_pair("next", next).finish();
+    Redirect::to(&format!("/sign-in?{query}")).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_guesses_has_to_wait_and_others_do_not() {
+        let throttle = Throttle::default();
+        let (guesser, other): (IpAddr, IpAddr) =
+            ("2001:db8::1".parse().unwrap(), "2001:db8:0:1::1".parse().unwrap());
+        let begin = Instant::now();
+        for _ in 0..MOST_FAILURES {
+            assert_eq!(throttle.allows(guesser, begin), Ok(()));
+            throttle.count(guesser, begin);
+        }
+        let neighbour = "2001:db8::2".parse().unwrap();
+        assert_eq!(throttle.allows(neighbour, begin), Err(FORGOTTEN_AFTER));
+        assert_eq!(throttle.allows(other, begin), Ok(()));
+        assert_eq!(throttle.allows(guesser, begin + FORGOTTEN_AFTER), Ok(()));
+    }
+
+    #[test]
+    fn a_session_ends_in_time_and_at_the_sign_out() {
+        let viewers = Viewers::new();
+        let begin = Instant::now();
+        let (one, two) = (viewers.sign_in("one", begin), viewers.sign_in("two", begin));
+        assert_eq!(viewers.session(&one, begin).map(|session| session.name).as_deref(), Some("one"));
+        assert_ne!(
+            viewers.session(&one, begin).map(|session| session.csrf),
+            viewers.session(&two, begin).map(|session| session.csrf)
+        );
+        viewers.sign_out(&one);
+        assert!(viewers.session(&one, begin).is_none());
+        assert!(viewers.session(&two, begin).is_some());
+        assert!(viewers.session(&two, begin + SESSION_LASTS).is_none());
+        assert!(viewers.session("", begin).is_none());
+    }
+
+    #[test]
+    fn sessions_do_not_pile_up() {
+        let viewers = Viewers::new();
+        let begin = Instant::now();
+        let first = viewers.sign_in("first", begin);
+        for second in 0..MOST_SESSIONS as u64 {
+            viewers.sign_in("another", begin + Duration::from_secs(1 + second));
+        }
+        assert_eq!(lock(&viewers.sessions).len(), MOST_SESSIONS);
+        assert!(viewers.session(&first, begin).is_none());
+    }
+
+    #[test]
+    fn what_another_site_asks_is_known() {
+        let headers = |pairs: &[(&'static str, &'static str)]| -> HeaderMap {
+            pairs
+                .iter()
+                .map(|&(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)))
+                .collect()
+        };
+        for (pairs, elsewhere) in [
+            (&[("host", "localhost:8470")][..], false),
+            (&[("host", "localhost:8470"), ("origin", "http://localhost:8470")], false),
+            (&[("host", "localhost:8470"), ("sec-fetch-site", "same-origin")], false),
+            (&[("host", "localhost:8470"), ("origin", "http://localhost:3000")], true),
+            (&[("host", "localhost:8470"), ("origin", "https://evil.example")], true),
+            (&[("host", "localhost:8470"), ("origin", "null")], true),
+            (&[("host", "localhost:8470"), ("sec-fetch-site", "cross-site")], true),
+            (&[("host", "localhost:8470"), ("sec-fetch-site", "same-site")], true),
+        ] {
+            assert_eq!(is_from_elsewhere(&headers(pairs)), elsewhere, "{pairs:?}");
+        }
+    }
+}
