@@ -1,5 +1,5 @@
-//! A real browser: Debian's Chromium without a window, steered by its own driver (W3C WebDriver, and through it the
-//! browser's DevTools protocol).
+//! A real browser: Debian's Chromium without a window, steered by its own driver (W3C `WebDriver`, and through it the
+//! browser's `DevTools` protocol).
 
 use std::{
     io::{BufRead, BufReader},
@@ -82,7 +82,7 @@ impl Browser {
         browser
     }
 
-    /// A command of the DevTools protocol.
+    /// A command of the `DevTools` protocol.
     pub(crate) async fn devtools(&self, command: &str, parameters: Value) -> Value {
         let path = format!("{}/goog/cdp/execute", self.session);
         post(&self.http, &path, &json!({ "cmd": command, "params": parameters })).await

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::{
     AdminState, Asked, Badge, Choice, PageError, Shell, When,
     chart::{self, Timeline},
-    filled, html, link,
+    cut, filled, html, limit, link,
 };
 use crate::{
     admin::viewer::Viewer,
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Accounts of a page.
-const PAGE: i64 = 50;
+const PAGE: usize = 50;
 /// Stretches of a list.
 const STRETCHES: usize = 50;
 /// Timelines that can be chosen, in days.
@@ -102,10 +102,10 @@ pub(in crate::admin) async fn list(
         ),
     };
     let after = filled(asked.after);
-    let filter = AccountsFilter { text: text.clone(), state: chosen, after: after.clone(), limit: PAGE + 1 };
+    let filter =
+        AccountsFilter { text: text.clone(), state: chosen, after: after.clone(), limit: limit(PAGE) };
     let mut found = state.ask(state.store.accounts_page(&filter)).await?;
-    let more = found.len() as i64 > PAGE;
-    found.truncate(PAGE as usize);
+    let more = cut(&mut found, PAGE);
     let here = |after: Option<String>| {
         let word = chosen.map(|chosen| chosen.as_str().to_owned());
         link("/accounts", &[("q", text.clone()), ("state", word), ("after", after)])
@@ -156,7 +156,7 @@ impl StretchLine {
     }
 }
 
-struct Days {
+struct Span {
     days: i64,
     link: String,
     chosen: bool,
@@ -169,7 +169,7 @@ struct AccountPage {
     line: AccountLine,
     account: Option<Account>,
     timeline: Timeline,
-    days: Vec<Days>,
+    days: Vec<Span>,
     stretches: Vec<StretchLine>,
     conversations: String,
     outbox: String,
@@ -215,7 +215,7 @@ pub(in crate::admin) async fn detail(
         timeline,
         days: DAYS
             .into_iter()
-            .map(|known| Days {
+            .map(|known| Span {
                 days: known,
                 link: format!("{}?days={known}", account_link(uri.as_str())),
                 chosen: known == days,

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{
     AdminState, Asked, Badge, Number, PageError, Shell, When,
     accounts::account_link,
-    address, html, link,
+    address, cut, cut_front, html, limit, link,
     live::{self, Have, Live, Reason},
     markup::sanitised,
 };
@@ -22,11 +22,11 @@ use crate::{
 };
 
 /// Conversations of a page.
-const PAGE: i64 = 50;
+const PAGE: usize = 50;
 /// Messages of a page.
-const MESSAGES: i64 = 100;
+const MESSAGES: usize = 100;
 /// Messages before the one that is jumped to.
-const BEFORE: i64 = 15;
+const BEFORE: usize = 15;
 /// Stays of a conversation that are looked at.
 const STAYS: i64 = 2000;
 /// People named in a list.
@@ -113,10 +113,9 @@ pub(in crate::admin) async fn list(
     let words = words.into_iter().flatten().collect::<Vec<_>>().join(" ");
     state.note(&viewer, "conversations", account.as_ref(), &words).await?;
     let filter =
-        ConversationsFilter { account: account.clone(), with: with.clone(), before, limit: PAGE + 1 };
+        ConversationsFilter { account: account.clone(), with: with.clone(), before, limit: limit(PAGE) };
     let mut found = state.ask(state.store.conversations_page(&filter)).await?;
-    let more = found.len() as i64 > PAGE;
-    found.truncate(PAGE as usize);
+    let more = cut(&mut found, PAGE);
     let text = |uri: &Option<SipUri>| uri.as_ref().map(ToString::to_string);
     let here = |before: Option<ConversationId>| {
         let before = before.map(|id| id.to_string());
@@ -157,16 +156,21 @@ impl TranscriptQuery {
     }
 }
 
+/// What there is to read of a message.
+enum Body {
+    Text(String),
+    /// Sanitised.
+    Html(String),
+    Purged,
+}
+
 /// A message as it is drawn.
 struct Said {
     id: MessageId,
     outgoing: bool,
     /// Named only where somebody begins to speak.
     sender: Option<String>,
-    text: String,
-    /// Sanitised.
-    html: Option<String>,
-    purged: bool,
+    body: Body,
     at: When,
     status: Option<Badge>,
     reason: Option<String>,
@@ -242,9 +246,11 @@ fn lines(
             id: message.message_id,
             outgoing: message.direction == Direction::Outgoing,
             sender: (!goes_on).then_some(who),
-            html: message.body_html.as_deref().map(sanitised),
-            text: message.body,
-            purged: message.purged_at.is_some(),
+            body: match (message.purged_at, message.body_html) {
+                (Some(_), _) => Body::Purged,
+                (None, Some(html)) => Body::Html(sanitised(&html)),
+                (None, None) => Body::Text(message.body),
+            },
             at,
             status,
             reason: message.reason,
@@ -278,34 +284,28 @@ async fn transcript(
     asked: &TranscriptQuery,
 ) -> Result<Transcript, PageError> {
     let (id, store) = (summary.conversation_id, &state.store);
-    let read = async |page, limit| state.ask(store.transcript(id, page, limit)).await;
+    let read = async |page, count| state.ask(store.transcript(id, page, limit(count))).await;
     let (mut messages, has_older, has_newer);
     if let Some(at) = asked.at.map(MessageId) {
-        messages = read(TranscriptPage::Before(at), BEFORE + 1).await?;
-        has_older = messages.len() as i64 > BEFORE;
-        if has_older {
-            messages.remove(0);
-        }
-        let mut rest = read(TranscriptPage::From(at), MESSAGES - BEFORE + 1).await?;
+        messages = read(TranscriptPage::Before(at), BEFORE).await?;
+        has_older = cut_front(&mut messages, BEFORE);
+        let mut rest = read(TranscriptPage::From(at), MESSAGES - BEFORE).await?;
         if rest.is_empty() {
             return Err(PageError::NotFound("This conversation has no such message.".to_owned()));
         }
-        has_newer = rest.len() as i64 > MESSAGES - BEFORE;
-        rest.truncate((MESSAGES - BEFORE) as usize);
+        has_newer = cut(&mut rest, MESSAGES - BEFORE);
         messages.append(&mut rest);
     } else if let Some(after) = asked.after.map(MessageId) {
-        messages = read(TranscriptPage::After(after), MESSAGES + 1).await?;
-        has_newer = messages.len() as i64 > MESSAGES;
-        messages.truncate(MESSAGES as usize);
+        messages = read(TranscriptPage::After(after), MESSAGES).await?;
+        has_newer = cut(&mut messages, MESSAGES);
         has_older = true;
     } else {
-        let page =
-            asked.before.map_or(TranscriptPage::Newest, |before| TranscriptPage::Before(MessageId(before)));
-        messages = read(page, MESSAGES + 1).await?;
-        has_older = messages.len() as i64 > MESSAGES;
-        if has_older {
-            messages.remove(0);
-        }
+        let page = match asked.before {
+            Some(before) => TranscriptPage::Before(MessageId(before)),
+            None => TranscriptPage::Newest,
+        };
+        messages = read(page, MESSAGES).await?;
+        has_older = cut_front(&mut messages, MESSAGES);
         has_newer = asked.before.is_some();
     }
     let stays = state.ask(store.stays(id, STAYS)).await?;

@@ -328,6 +328,27 @@ impl Badge {
     }
 }
 
+/// The limit of a query for a page of so many rows: one row more tells whether another page follows.
+fn limit(page: usize) -> i64 {
+    i64::try_from(page + 1).unwrap_or(i64::MAX)
+}
+
+/// Takes off the row that only told whether another page follows.
+fn cut<T>(rows: &mut Vec<T>, page: usize) -> bool {
+    let more = rows.len() > page;
+    rows.truncate(page);
+    more
+}
+
+/// As [`cut`], where the other page lies before this one.
+fn cut_front<T>(rows: &mut Vec<T>, page: usize) -> bool {
+    let more = rows.len() > page;
+    if more {
+        rows.drain(..rows.len() - page);
+    }
+    more
+}
+
 /// A choice of a form.
 pub(super) struct Choice {
     value: &'static str,

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::{
     AdminState, Asked, Badge, Choice, Number, PageError, Shell, When,
     accounts::account_link,
-    address, filled, html, link,
+    address, cut, filled, html, limit, link,
     live::{self, Have, Live},
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Rows of a page.
-const PAGE: i64 = 50;
+const PAGE: usize = 50;
 /// Accounts that the form suggests.
 const SUGGESTED: i64 = 200;
 
@@ -177,7 +177,7 @@ impl RowLine {
 #[derive(Template)]
 #[template(path = "outbox_live.html")]
 struct Rows {
-    rows: Vec<RowLine>,
+    lines: Vec<RowLine>,
     csrf: String,
     /// Where a button leads back to.
     back: String,
@@ -191,17 +191,16 @@ async fn rows(state: &AdminState, viewer: &Viewer, asks: &Asks) -> Result<Rows, 
         account: asks.account.clone(),
         state: asks.state,
         before: asks.before,
-        limit: PAGE + 1,
+        limit: limit(PAGE),
     };
     let mut found = state.ask(state.store.outbox_rows(&filter)).await?;
-    let more = found.len() as i64 > PAGE;
-    found.truncate(PAGE as usize);
+    let more = cut(&mut found, PAGE);
     let older = found.last().filter(|_| more).map(|last| asks.link(Some(last.id)));
     Ok(Rows {
         older,
         newest: asks.before.map(|_| asks.link(None)),
         filtered: asks.account.is_some() || asks.state.is_some(),
-        rows: found.into_iter().map(RowLine::new).collect(),
+        lines: found.into_iter().map(RowLine::new).collect(),
         csrf: viewer.csrf.clone(),
         back: asks.link(asks.before),
     })

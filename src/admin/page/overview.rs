@@ -213,7 +213,7 @@ impl Snapshot {
 
 struct Count {
     badge: Badge,
-    count: i64,
+    number: i64,
     link: String,
 }
 
@@ -246,19 +246,19 @@ impl Overview {
             .into_iter()
             .map(|state| Count {
                 badge: Badge::of_account(state.as_str()),
-                count: snapshot.accounts(&[state]),
+                number: snapshot.accounts(&[state]),
                 link: format!("/accounts?state={}", state.as_str()),
             })
-            .filter(|count| count.count > 0)
+            .filter(|count| count.number > 0)
             .collect();
         let rows = OutboxState::ALL
             .into_iter()
             .map(|state| Count {
                 badge: Badge::of_row(state),
-                count: snapshot.rows(state),
+                number: snapshot.rows(state),
                 link: format!("/outbox?state={}", state.as_str()),
             })
-            .filter(|count| count.count > 0)
+            .filter(|count| count.number > 0)
             .collect();
         let waiting = snapshot.rows(OutboxState::Queued) + snapshot.rows(OutboxState::Sending);
         let oldest = snapshot.oldest_waiting.map(|oldest| in_words(snapshot.taken_at.duration_since(oldest)));

@@ -55,12 +55,11 @@ impl Pulse {
     /// What was counted stays if the database fails half way.
     pub(super) async fn follow(&mut self, store: &dyn Store, now: Timestamp) -> Result<(), StoreError> {
         let newest = store.newest_message().await?;
-        let mut counted = match self.counted {
-            Some(counted) => counted,
-            None => {
-                let since = now.saturating_sub(DRAWN + MARGIN).unwrap_or(Timestamp::MIN);
-                Counted { oldest: newest, newest, begin: archived_before(store, since, newest).await? }
-            }
+        let mut counted = if let Some(counted) = self.counted {
+            counted
+        } else {
+            let since = now.saturating_sub(DRAWN + MARGIN).unwrap_or(Timestamp::MIN);
+            Counted { oldest: newest, newest, begin: archived_before(store, since, newest).await? }
         };
         for _ in 0..BITES {
             let (after, to) = if counted.newest < newest {

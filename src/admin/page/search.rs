@@ -5,7 +5,7 @@ use axum::{Extension, extract::State, response::Response};
 use serde::Deserialize;
 
 use super::{
-    AdminState, Asked, PageError, Shell, When, address, filled, html, link,
+    AdminState, Asked, PageError, Shell, When, address, cut, filled, html, limit, link,
     markup::{self, Piece},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Messages of a page.
-const PAGE: i64 = 50;
+const PAGE: usize = 50;
 /// Words of one search.
 const MOST_WORDS: usize = 20;
 
@@ -85,11 +85,11 @@ pub(in crate::admin) async fn page(
     if !words.is_empty() {
         let paging = before.map_or_else(String::new, |id| format!(" before={id}"));
         state.note(&viewer, "search", account.as_ref(), &format!("q={q}{paging}")).await?;
-        let filter = SearchFilter { words: words.clone(), account: account.clone(), before, limit: PAGE + 1 };
+        let filter =
+            SearchFilter { words: words.clone(), account: account.clone(), before, limit: limit(PAGE) };
         found = state.ask(state.store.search(&filter)).await?;
     }
-    let more = found.len() as i64 > PAGE;
-    found.truncate(PAGE as usize);
+    let more = cut(&mut found, PAGE);
     let account = account.map(|account| account.to_string());
     let here = |before: Option<MessageId>| {
         let before = before.map(|id| id.to_string());
