@@ -325,7 +325,7 @@ async fn what_can_not_be_shown_is_said(scene: &Scene, sql: &mut Sql, talk: &str)
         let answer = scene.get(path).await;
         assert_eq!(answer.status.as_u16(), status, "{path}");
         assert_eq!(
-            answer.headers.get(CACHE_CONTROL).map(|value| value.as_bytes()),
+            answer.headers.get(CACHE_CONTROL).map(reqwest::header::HeaderValue::as_bytes),
             Some(&b"no-store"[..]),
             "{path}"
         );
