@@ -19,6 +19,7 @@ use super::eventually;
 pub(crate) enum Look {
     Light,
     Dark,
+    Tablet,
     Phone,
     DarkPhone,
 }
@@ -92,6 +93,7 @@ impl Browser {
     pub(crate) async fn look(&self, look: Look) {
         let (width, height, phone) = match look {
             Look::Light | Look::Dark => (1200, 900, false),
+            Look::Tablet => (910, 700, true),
             Look::Phone | Look::DarkPhone => (375, 720, true),
         };
         let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone });
