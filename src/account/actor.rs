@@ -28,7 +28,8 @@ use crate::{
         },
         delivery::{DeliveryContext, call_operation_id, commit_send, release_claim, settle_left_over},
         event_channel::{
-            ChannelExited, ChannelHealth, Continuity, EventChannel, EventsCommitted, Follow, StopChannel,
+            ChannelExited, ChannelHealth, Continuity, EventChannel, EventsCommitted, Follow, Reading,
+            StopChannel,
         },
         sign_in::{SignInFailure, SignedIn, describe_end, sign_in},
         take_up::{Open, TakenUp, learn_open, take_up},
@@ -122,6 +123,8 @@ struct Fetched {
     fetch: Fetch,
     resource: Option<Resource>,
     outcome: CommitOutcome,
+    /// Of what it was fetched for, and of what it links in turn.
+    reading: Arc<Reading>,
 }
 
 #[derive(Message)]
@@ -515,7 +518,7 @@ impl AccountActor {
                 self.serve_destination(number, &remote);
             }
         }
-        self.fetch(open.unfetched, ctx);
+        self.fetch(open.unfetched, None, ctx);
         self.hear_conferences(ctx);
     }
 
@@ -1217,21 +1220,21 @@ impl AccountActor {
 
     // ------------------------------------------------------------------------------------------ fetching
 
-    fn fetch(&mut self, fetches: Vec<Fetch>, ctx: &mut Context<Self>) {
+    /// Reads what was only linked; `reading` says that it is not known yet.
+    fn fetch(&mut self, fetches: Vec<Fetch>, reading: Option<Arc<Reading>>, ctx: &mut Context<Self>) {
         let Some(live) = &self.live else { return };
         if fetches.is_empty() {
             return;
         }
-        live.health.count_unread(i64::try_from(fetches.len()).unwrap_or(i64::MAX));
+        let reading = reading.unwrap_or_else(|| live.health.begin_reading());
         let (context, account) = (Arc::clone(&live.context), ctx.address());
         let fetching = async move {
             futures_util::stream::iter(fetches)
                 .for_each_concurrent(FETCHES_AT_ONCE, |fetch| {
-                    let (context, account) = (Arc::clone(&context), account.clone());
+                    let (context, account, reading) =
+                        (Arc::clone(&context), account.clone(), Arc::clone(&reading));
                     async move {
-                        let answer = fetch_one(&context, fetch).await;
-                        context.channel.count_unread(-1);
-                        if let Some(fetched) = answer {
+                        if let Some(fetched) = fetch_one(&context, fetch, reading).await {
                             // The account may be ending; what was fetched is committed already.
                             let _ = account.send(fetched).await;
                         }
@@ -1470,7 +1473,7 @@ pub(super) async fn commit_facts(context: &DeliveryContext, facts: Vec<Fact>) ->
 }
 
 /// Fetches one linked resource and commits what it says. `None`: left for the next life of the account.
-async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
+async fn fetch_one(context: &DeliveryContext, fetch: Fetch, reading: Arc<Reading>) -> Option<Fetched> {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(15));
     loop {
         let answer = match context.client.resolve(&fetch.href) {
@@ -1480,7 +1483,7 @@ async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
         let why = match answer {
             Ok(resource) => {
                 let outcome = commit_facts(context, interpret_fetched(&fetch, &resource)).await;
-                return Some(Fetched { fetch, resource: Some(resource), outcome });
+                return Some(Fetched { fetch, resource: Some(resource), outcome, reading });
             }
             // The event channel finds the same and ends this life; the next one asks again or knows better.
             Err(error) if error.subcode() == Some("ApplicationNotFound") => return None,
@@ -1506,7 +1509,7 @@ async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
         }
         let fact = Fact::Unfetchable(Unfetchable { fetch: fetch.clone(), why });
         let outcome = commit_facts(context, vec![fact]).await;
-        return Some(Fetched { fetch, resource: None, outcome });
+        return Some(Fetched { fetch, resource: None, outcome, reading });
     }
 }
 
@@ -1588,7 +1591,7 @@ impl Handler<EventsCommitted> for AccountActor {
             }
         }
         self.hear_conferences(ctx);
-        self.fetch(committed.outcome.fetches, ctx);
+        self.fetch(committed.outcome.fetches, committed.reading, ctx);
         if committed.continuity != Continuity::Unbroken {
             self.learn_what_is_open(ctx);
         }
@@ -1624,7 +1627,7 @@ impl Handler<Fetched> for AccountActor {
             }
             self.hear_conferences(ctx);
         }
-        self.fetch(fetched.outcome.fetches, ctx);
+        self.fetch(fetched.outcome.fetches, Some(fetched.reading), ctx);
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
         actor::commit_facts,
         backoff::Backoff,
         conversation::{ConversationView, InvitationProgress, MessagingView, SharedView},
-        event_channel::ChannelHealth,
+        event_channel::{ChannelHealth, SILENCE_COUNTS_AFTER},
     },
     archive::{
         fact::{
@@ -41,8 +41,6 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const ASK_AFTER: Duration = Duration::from_secs(5);
 /// The longest time an outcome stays open before it is called uncertain.
 const SETTLE_AT_MOST: Duration = Duration::from_secs(180);
-/// How long a renewed GET has to be parked before its silence counts.
-const SILENCE_COUNTS_AFTER: Duration = Duration::from_secs(5);
 
 /// What all deliveries of one life of an account share.
 pub struct DeliveryContext {
@@ -750,11 +748,9 @@ async fn settle(
             return Attempt::Outcome(uncertain(context, send, because, why));
         }
         // A GET that was begun since would have brought the event, or still waits for it.
-        let asked_anew = context.channel.polls() > polls && asked_again_at.elapsed() >= SILENCE_COUNTS_AFTER;
-        let heard_all = !context.channel.is_failing()
-            && !context.channel.is_committing()
-            && context.channel.has_read_all();
-        if asked_anew && heard_all {
+        let asked_anew = context.channel.polls() > polls;
+        let heard_all_until = context.channel.heard_all_until(Instant::now());
+        if asked_anew && heard_all_until >= Some(asked_again_at + SILENCE_COUNTS_AFTER) {
             // The channel missed nothing and tells of no such operation: the server did not take it, unless an event
             // without an id was of it.
             let silent = retry_or_fail(
