@@ -296,6 +296,12 @@ impl MessageRow {
     pub fn is_chained(&self) -> bool {
         self.chain_seq.is_some()
     }
+
+    /// An event only linked it, and it has not been read, or can't be: whose it is and what it says is not known.
+    pub fn is_unread(&self) -> bool {
+        let says_nothing = self.body.is_empty() && self.body_html.is_none() && self.sender_uri.is_none();
+        self.awaiting == Some(Awaiting::Fetch) || says_nothing
+    }
 }
 
 /// `outbox`, as far as the archive's rules read and change it.

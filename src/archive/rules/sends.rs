@@ -147,8 +147,8 @@ impl Workspace {
         }
     }
 
-    /// Whether the event channel told of a message from us that nobody claimed, and that a request made at `since` may
-    /// have said.
+    /// Whether the event channel told of a message that nobody claimed, and that a request made at `since` may have
+    /// said: one from us, or one that was only linked and can't be read, so that nobody knows whose it is.
     fn may_have_been_heard(&self, applying: &Applying, since: Timestamp, said_in: &SaidIn) -> bool {
         self.messages.iter().any(|message| {
             let Some(conversation) = self.conversations.by_id(message.conversation) else { return false };
@@ -160,7 +160,7 @@ impl Workspace {
             };
             fits && message.account == applying.account
                 && message.session == Some(applying.session)
-                && message.direction == Direction::Outgoing
+                && (message.direction == Direction::Outgoing || message.is_unread())
                 && message.source == MessageSource::Event
                 && message.href.is_some()
                 && message.outbox.is_none()
@@ -180,8 +180,8 @@ impl Workspace {
         self.outbox.get_mut(send).last_error = Some(format!("not reached: {}", words.join(", ")));
     }
 
-    /// The delivery report may have come before the answer.
-    fn complete_if_reported(
+    /// The delivery report may have come before the answer, or before anybody knew whose message it was of.
+    pub(super) fn complete_if_reported(
         &mut self,
         applying: &mut Applying,
         send: usize,

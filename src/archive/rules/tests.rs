@@ -1063,6 +1063,69 @@ fn an_event_that_nobody_can_place_waits_for_its_201() {
     }
 }
 
+/// The delivery report of a message, of which the event only linked the resource.
+fn report_link(number: u32) -> Fact {
+    Fact::Message(MessageFact {
+        direction: None,
+        sent_at: None,
+        link_only: true,
+        content: Content::default(),
+        sender: None,
+        ..message_fact(number, "")
+    })
+}
+
+fn unfetchable(number: u32) -> Fact {
+    Fact::Unfetchable(Unfetchable {
+        fetch: fetch(FetchedResource::Message, &format!("{TALK}/messages/{number}")),
+        why: "the conversation has ended (404)".to_owned(),
+    })
+}
+
+#[test]
+fn a_report_that_comes_while_the_resource_is_read_is_kept() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.events(vec![message_link(1)]);
+    ledger.events(vec![report_link(1)]);
+    // Read before the report, stored after it.
+    ledger.answer(Fact::Message(MessageFact {
+        operation_id: Some(operation.clone()),
+        status: None,
+        phase: Phase::Started,
+        ..our_message_fact(1)
+    }));
+    delivered_once(&ledger, &operation);
+}
+
+#[test]
+fn a_report_of_a_message_that_could_not_be_read_is_of_the_answer_with_its_address() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.events(vec![message_link(1), report_link(1)]);
+    ledger.answer(unfetchable(1));
+    ledger.answer(send(5, &operation, accepted(Some(1))));
+    assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+    assert_eq!(ledger.texts(), ["", "Done"]);
+    assert!(ledger.messages.values().all(|row| row.status == MessageStatus::Delivered));
+}
+
+#[test]
+fn a_message_that_cannot_be_read_may_be_of_the_send_whose_answer_was_lost() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.events(vec![conversation("Connected"), message_link(1), report_link(1)]);
+    let talk = || SaidIn::Conversation(TALK.to_owned());
+    for readable in [true, false] {
+        if !readable {
+            ledger.answer(unfetchable(1));
+        }
+        let mut ledger = ledger.clone();
+        ledger.answer(send(5, &operation, unheard(&ledger, start(), talk())));
+        assert_eq!(ledger.row(5).state, OutboxState::Uncertain, "readable: {readable}");
+    }
+}
+
 /// The answer to a request made at `since` was lost, and no event bears its operation id.
 fn unheard(ledger: &Ledger, since: Timestamp, said_in: SaidIn) -> SendOutcome {
     SendOutcome::Unheard {
