@@ -51,8 +51,10 @@ deny: ## Licences, bans and sources of what we depend on
 		echo "cargo-deny is not installed: licences and sources of dependencies were NOT checked (cargo install --locked cargo-deny)"; \
 	fi
 
-bench: ## The benchmarks
-	$(CARGO) bench --locked
+# PostgreSQL is that of BENCH_POSTGRES_URL, or one of the benchmark's own.
+bench: ## What this machine can do, on SQLite and on PostgreSQL: about ten minutes
+	UCWA_RELAY_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null) $(CARGO) build --locked --release
+	benches/with-postgres sh -c '"$$0" bench $${BENCH_POSTGRES_URL:+--postgres "$$BENCH_POSTGRES_URL"}' target/release/ucwa-relay
 
 demo: ## See it work: simulator, relay and lively traffic on loopback
 	$(CARGO) run --locked --release -- demo

@@ -404,6 +404,51 @@ async fn a_statement_of_a_user_is_one_notice_and_the_services_are_none() {
     assert_eq!(notices, ["", "", "end"]);
 }
 
+/// The planner knows nothing of a young table, and little of one into which a burst has just been inserted.
+#[tokio::test]
+async fn a_claim_reads_the_heads_of_the_queue_and_not_the_queue() {
+    const ROWS: i64 = 10_000;
+    let database = PostgresDatabase::new().await;
+    let store = serve(database.url()).await;
+    let alice = Online::new(&store, "alice").await;
+    let mut sql = database.connect().await;
+    run(&mut sql, "ALTER TABLE outbox SET (autovacuum_enabled = off)").await.unwrap();
+    let insert = format!(
+        "INSERT INTO outbox (account, recipients, body)
+         SELECT 'alice@contoso.com', 'bob' || n % 50 || '@contoso.com', 'text' FROM generate_series(1, {ROWS}) n"
+    );
+    run(&mut sql, &insert).await.unwrap();
+    while !rows(&mut sql, "SELECT id FROM outbox WHERE destination IS NULL LIMIT 1").await.is_empty() {
+        store.claim_due(Timestamp::now(), &claiming()).await.unwrap();
+    }
+    run(&mut sql, "UPDATE outbox SET state = 'delivered', revision = revision + 1 WHERE state = 'sending'")
+        .await
+        .unwrap();
+    // A backend counts what it has read at the latest when it ends.
+    store.close().await;
+    let read = "SELECT (sum(idx_tup_read) + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'outbox'))::bigint
+                  FROM pg_stat_user_indexes WHERE relname = 'outbox'";
+    let backends =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+                       AND backend_type = 'client backend'";
+    let counted = async |sql: &mut PgConnection| -> i64 {
+        eventually("the store's connections are closed", async || {
+            (rows(sql, backends).await == ["0"]).then_some(())
+        })
+        .await;
+        rows(sql, read).await[0].parse().unwrap()
+    };
+    let before = counted(&mut sql).await;
+
+    let store = serve(database.url()).await;
+    take_leases(&store).await;
+    store.record_state(alice.account, AccountState::Online, None, NODE).await.unwrap();
+    assert_eq!(store.claim_due(Timestamp::now(), &claiming()).await.unwrap().len(), 50);
+    store.close().await;
+    let read = counted(&mut sql).await - before;
+    assert!(read < ROWS / 2, "{read} entries were read for 50 of {ROWS} rows");
+}
+
 #[tokio::test]
 async fn a_listener_that_is_cut_off_listens_again() {
     const LISTENERS: &str = "SELECT pid::text FROM pg_stat_activity

@@ -9,6 +9,7 @@
 
 mod account;
 mod actor;
+mod bench;
 mod coverage;
 mod decode;
 mod failure;
@@ -93,6 +94,8 @@ pub enum Command {
     Quarantine(quarantine::QuarantineCommand),
     /// Print what the relay understands of an event-channel response, one JSON object per event
     Decode(decode::DecodeOptions),
+    /// Measure what this machine can do: relay against the simulated server, each figure beside its goal
+    Bench(bench::BenchOptions),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -118,6 +121,10 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(options) => {
             logging::start(&logging::filter_without_configuration(), log_format)?;
             return serve::demo(&options);
+        }
+        Command::Bench(options) => {
+            logging::start(&logging::filter_without_configuration(), log_format)?;
+            return bench::bench(options);
         }
         Command::Simulate(options) => {
             logging::start(&logging::filter_without_configuration(), log_format)?;
@@ -147,6 +154,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Command::Run
             | Command::Demo(_)
             | Command::Simulate(_)
+            | Command::Bench(_)
             | Command::Init(_)
             | Command::Decode(_)
             | Command::Completions { .. } => unreachable!("was dealt with before the configuration was read"),

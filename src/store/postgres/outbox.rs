@@ -248,7 +248,8 @@ async fn expire(connection: &mut PgConnection, now: Timestamp) -> Result<(), sql
 /// begins its attempt.
 /// Destinations are found by jumping from one to the next in the index, so the cost grows with the number of destinations
 /// and not with the queue. Accounts take turns when there are more rows than `limit`. A destination whose first row is
-/// being changed by its user is passed over.
+/// being changed by its user is passed over. Whether a row still waits is asked in a way that no index can answer: rows
+/// that are known by their ids must not be looked for in the whole queue, which a planner with old statistics prefers.
 const CLAIM: &str = "
     WITH RECURSIVE
     waiting (account_id) AS (
@@ -299,7 +300,7 @@ const CLAIM: &str = "
         SELECT o.id, d.place
           FROM due d
           JOIN outbox o ON o.id = d.id
-         WHERE d.place <= $3 AND o.state = 'queued' AND o.destination IS NOT NULL
+         WHERE d.place <= $3 AND coalesce(o.state, '') = 'queued' AND o.destination IS NOT NULL
            FOR UPDATE OF o SKIP LOCKED
     ),
     claimed AS (

@@ -12,10 +12,11 @@ use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
 use super::{
     SqliteStore,
     column::{optional_time_text, time_text},
+    flush::in_chunks,
 };
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
-    outbox::admission::{GivenTime, Lookup, Refusal, Submission, admit},
+    outbox::admission::{Admitted, GivenTime, Lookup, Refusal, Submission, admit},
     store::{
         ClaimSettings, ClaimedSend, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow, OutboxState,
         OutboxStore, StoreError, UnsettledSend,
@@ -91,34 +92,46 @@ async fn admit_new_rows(
         submissions.push((OutboxId(row.try_get("id")?), looked_at));
     }
     let known = known(connection, submissions.iter().map(|(_, (submission, _))| submission)).await?;
+    let mut admitted = Vec::new();
     for (id, (submission, unreadable)) in submissions {
         let decided = match unreadable {
             Some(refusal) => Err(refusal),
             None => admit(&submission, &known, settings.max_body_bytes, now),
         };
         match decided {
-            Ok(admitted) => {
-                sqlx::query(
-                    "UPDATE outbox
-                        SET account_id = ?2, destination = ?3, given_conversation_id = conversation_id,
-                            send_after = ?4, expires_at = ?5, revision = revision + 1
-                      WHERE id = ?1",
-                )
-                .bind(id.0)
-                .bind(admitted.account.0)
-                .bind(admitted.destination)
-                .bind(optional_time_text(admitted.send_after))
-                .bind(optional_time_text(admitted.expires_at))
-                .execute(&mut *connection)
-                .await?;
-            }
+            Ok(row) => admitted.push((id, row)),
             Err(refusal) => {
                 let account = submission.account.parse().ok().and_then(|uri| known.account(&uri));
                 refuse(connection, id, account, &refusal, now).await?;
             }
         }
     }
+    write_admitted(connection, &admitted).await?;
     Ok(i64::try_from(rows.len()).is_ok_and(|count| count == ADMITTED_AT_ONCE))
+}
+
+async fn write_admitted(
+    connection: &mut SqliteConnection,
+    rows: &[(OutboxId, Admitted)],
+) -> Result<(), sqlx::Error> {
+    in_chunks(
+        connection,
+        rows,
+        "UPDATE outbox
+            SET account_id = k.column2, destination = k.column3, given_conversation_id = conversation_id,
+                send_after = k.column4, expires_at = k.column5, revision = revision + 1
+           FROM (",
+        ") AS k WHERE outbox.id = k.column1",
+        |values, (id, row)| {
+            values
+                .put(id.0)
+                .put(row.account.0)
+                .put(row.destination.clone())
+                .put(optional_time_text(row.send_after))
+                .put(optional_time_text(row.expires_at));
+        },
+    )
+    .await
 }
 
 fn submission(row: &SqliteRow) -> Result<Submission, sqlx::Error> {
