@@ -333,6 +333,9 @@ CREATE INDEX outbox_expiring ON outbox (expires_at) WHERE state = 'queued' AND e
 CREATE INDEX outbox_next_attempt ON outbox (next_attempt_at) WHERE state = 'queued' AND next_attempt_at IS NOT NULL;
 CREATE INDEX outbox_send_after ON outbox (send_after) WHERE state = 'queued' AND send_after IS NOT NULL;
 CREATE INDEX outbox_by_state ON outbox (state, account);
+-- Rows that will be pruned. An uncertain one is not: somebody has to decide.
+CREATE INDEX outbox_finished ON outbox (coalesce(finished_at, sent_at))
+    WHERE state IN ('sent', 'delivered', 'failed', 'expired', 'cancelled');
 
 CREATE TABLE outbox_attempts (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -499,9 +502,23 @@ CREATE VIEW outbox_status AS
 SELECT coalesce(a.sip_uri, o.account) AS account,
        o.state,
        count(*) AS count,
-       min(o.created_at) AS oldest_at
+       min(o.created_at) AS oldest_at,
+       -- Why nothing is sent; NULL where the account is at work.
+       min(CASE WHEN o.state <> 'queued' OR a.id IS NULL THEN NULL
+                WHEN a.removed_at IS NOT NULL THEN 'the account was removed'
+                WHEN a.enabled = 0 THEN 'the account is disabled'
+                WHEN s.state IN ('online', 'stalled') THEN NULL
+                ELSE 'the account is ' || coalesce(replace(s.state, '_', ' '), 'stopped')
+                     || coalesce(': ' || s.detail, '')
+           END) AS reason
   FROM outbox o
-  LEFT JOIN accounts a ON a.id = o.account_id
+  -- However its user spelled the account of a row that nobody has looked at yet.
+  LEFT JOIN accounts a
+    ON a.id = coalesce(o.account_id,
+                       (SELECT k.id FROM accounts k
+                         WHERE k.sip_uri = CASE WHEN instr(o.account, ':') > 0 THEN lower(trim(o.account))
+                                                ELSE 'sip:' || lower(trim(o.account)) END))
+  LEFT JOIN account_status s ON s.account_id = a.id
  GROUP BY coalesce(a.sip_uri, o.account), o.state;
 
 CREATE VIEW account_overview AS
