@@ -6,11 +6,15 @@
 
 use jiff::{Timestamp, ToSpan};
 use support::{
+    Relay,
     archive::{Database, NODE, accepted, row},
-    sql::Kind,
+    eventually,
+    scene::QUICK,
+    sql::{Kind, Sql},
 };
 use ucwa_relay::{
     identifiers::OutboxId,
+    simulator::{OutgoingEntry, Simulator, SimulatorSettings},
     store::{AccountState, NewOutboxRow, OutboxState, ShapeCell},
 };
 
@@ -144,8 +148,155 @@ async fn rows_of_an_account_that_is_not_at_work_stay_queued_and_the_status_says_
     assert_eq!(database.claim().await.len(), 1);
 }
 
+// ------------------------------------------------------------------------------------------------ with the server
+
+const ALICE: &str = "sip:user0001@contoso.example";
+
+/// A simulated server in the test's own process, the real program with one account, and a connection to its database.
+struct Scene {
+    simulator: Simulator,
+    relay: Relay,
+    sql: Sql,
+}
+
+impl Scene {
+    async fn begin(kind: Kind, settings: SimulatorSettings, configuration: &str) -> Self {
+        let settings = SimulatorSettings { accounts: 1, ..settings };
+        let simulator = Simulator::start(settings).await.expect("loopback has free ports");
+        let mut relay = Relay::configure_on_for(kind, &simulator.discovery_url(), configuration).await;
+        relay.add_account(ALICE, "simulated");
+        relay.start();
+        relay.account_state(ALICE, "online").await;
+        let sql = relay.connect().await;
+        Self { simulator, relay, sql }
+    }
+
+    /// Queues a message; `column` is one more of the table, with its value as SQL.
+    async fn queue(&mut self, recipients: &str, body: &str, column: Option<(&str, &str)>) -> i64 {
+        let (name, value) = column.map_or((String::new(), String::new()), |(name, value)| {
+            (format!(", {name}"), format!(", {value}"))
+        });
+        let insert = format!(
+            "INSERT INTO outbox (account, recipients, body{name}) VALUES ('{ALICE}', '{recipients}', '{body}'{value})
+             RETURNING id"
+        );
+        self.sql.rows(&insert).await[0].parse().unwrap()
+    }
+
+    /// Waits until a row has come to its end; gives its state and error.
+    async fn outcome(&mut self, id: i64) -> (String, String) {
+        let query = format!(
+            "SELECT state || '|' || coalesce(last_error, '') FROM outbox
+              WHERE id = {id} AND state NOT IN ('queued', 'sending', 'sent')"
+        );
+        let row =
+            eventually(&format!("row {id} has come to its end"), async || self.sql.rows(&query).await.pop())
+                .await;
+        let (state, error) = row.split_once('|').unwrap();
+        (state.to_owned(), error.to_owned())
+    }
+
+    /// What the server accepted with this text.
+    fn accepted(&self, body: &str) -> Vec<OutgoingEntry> {
+        let mut entries = self.simulator.ledger().outgoing;
+        entries.retain(|entry| entry.text == body);
+        entries
+    }
+}
+
+async fn a_group_is_told_whoever_of_it_can_be_reached(kind: Kind) {
+    let settings =
+        SimulatorSettings { ring_time: std::time::Duration::from_secs(2), ..SimulatorSettings::default() };
+    let mut scene = Scene::begin(kind, settings, &format!("{QUICK}\n")).await;
+    let full =
+        |names: &[&str]| names.iter().map(|name| format!("sip:{name}@fabrikam.example")).collect::<Vec<_>>();
+    // Who is named; who of them gets it; what the row says of the others.
+    let cases: &[(&[&str], &[&str], &[&str])] = &[
+        (&["silent.a", "silent.b", "silent.c"], &["silent.a", "silent.b", "silent.c"], &[]),
+        (
+            &["silent.d", "declines.d"],
+            &["silent.d"],
+            &["declines.d@fabrikam.example (the recipient declined"],
+        ),
+        (
+            &["declines.e", "silent.e", "silent.f"],
+            &["silent.e", "silent.f"],
+            &["declines.e@fabrikam.example (the rec"],
+        ),
+        (
+            &["missing.g", "absent.g", "silent.g"],
+            &["silent.g"],
+            &["missing.g@", "absent.g@", "did not answer in time"],
+        ),
+        (
+            &["busy.h", "silent.h", "missing.h"],
+            &["silent.h"],
+            &["busy.h@fabrikam.example (the recipient is busy", "missing.h@"],
+        ),
+    ];
+    let mut ids = Vec::new();
+    for (number, (named, ..)) in cases.iter().enumerate() {
+        ids.push(scene.queue(&full(named).join(";"), &format!("news {number}"), None).await);
+    }
+    for (number, (named, reached, words)) in cases.iter().enumerate() {
+        let (state, error) = scene.outcome(ids[number]).await;
+        assert_eq!(state, "delivered", "{named:?}: {error}");
+        let entries = scene.accepted(&format!("news {number}"));
+        assert_eq!(entries.len(), 1, "{named:?} is told once");
+        let mut to = entries[0].to.clone();
+        to.sort();
+        assert_eq!(to, full(reached), "{named:?}");
+        assert!(words.iter().all(|word| error.contains(word)), "{named:?}: {error}");
+        assert_eq!(error.starts_with("not reached: "), !words.is_empty(), "{error}");
+        let unreached = named.len() - reached.len();
+        let noted = scene
+            .sql
+            .rows(&format!("SELECT failed_recipients FROM messages WHERE outbox_id = {}", ids[number]))
+            .await;
+        assert_eq!(noted[0].matches('@').count(), unreached, "{noted:?}");
+    }
+
+    // The next row for the same people is said in the group that is there, and so is an answer into its conversation.
+    let again = scene.queue(&full(cases[2].0).join(";"), "more news", None).await;
+    let (state, error) = scene.outcome(again).await;
+    assert_eq!(state, "delivered", "{error}");
+    assert!(error.contains("declines.e@"), "{error}");
+    let conversation =
+        scene.sql.rows(&format!("SELECT conversation_id FROM outbox WHERE id = {}", ids[2])).await.remove(0);
+    let answer = scene.queue("", "an answer", Some(("conversation_id", &conversation))).await;
+    assert_eq!(scene.outcome(answer).await.0, "delivered");
+    let first = scene.accepted("news 2").remove(0);
+    for text in ["more news", "an answer"] {
+        let entry = scene.accepted(text).remove(0);
+        assert_eq!((&entry.conversation, entry.to.len()), (&first.conversation, 2), "{text}");
+    }
+
+    // Nobody is there: what waiting can heal is tried again, and what it can't fails at once.
+    let refused = scene.queue(&full(&["declines.i", "missing.i"]).join(";"), "to nobody", None).await;
+    let (state, error) = scene.outcome(refused).await;
+    assert_eq!(state, "failed");
+    assert!(
+        error.starts_with("nobody could be reached: sip:declines.i@") && error.contains("missing.i@"),
+        "{error}"
+    );
+    let away = scene
+        .queue(&full(&["absent.j", "declines.j"]).join(";"), "to nobody", Some(("max_attempts", "2")))
+        .await;
+    let (state, error) = scene.outcome(away).await;
+    assert_eq!(state, "failed");
+    assert!(
+        error.starts_with("given up after 2 attempts") && error.contains("nobody could be reached"),
+        "{error}"
+    );
+    assert_eq!(scene.sql.count(&format!("outbox_attempts WHERE outbox_id = {refused}")).await, 1);
+    assert_eq!(scene.sql.count(&format!("outbox_attempts WHERE outbox_id = {away}")).await, 2);
+    assert!(scene.accepted("to nobody").is_empty());
+    assert!(scene.relay.server().terminate());
+}
+
 on_both_databases!(
-    "current_thread":
+    "multi_thread":
+    a_group_is_told_whoever_of_it_can_be_reached,
     finished_rows_are_removed_after_their_time_with_their_attempts,
     an_uncertain_row_is_kept_until_somebody_decides,
     waiting_rows_have_a_shape_by_age_and_destination,

@@ -237,11 +237,16 @@ impl Relay {
 
     /// As [`Relay::configure`], with a database of this kind.
     pub(crate) async fn configure_on(kind: Kind, simulator: &Simulate, more: &str) -> Self {
+        Self::configure_on_for(kind, &simulator.discovery_url, more).await
+    }
+
+    /// As [`Relay::configure_on`], for a simulator wherever it runs.
+    pub(crate) async fn configure_on_for(kind: Kind, discovery_url: &str, more: &str) -> Self {
         let postgres = match kind {
             Kind::Sqlite => None,
             Kind::Postgres => Some(PostgresDatabase::new().await),
         };
-        Self::write(&simulator.discovery_url, postgres, more)
+        Self::write(discovery_url, postgres, more)
     }
 
     fn write(discovery_url: &str, postgres: Option<PostgresDatabase>, more: &str) -> Self {
