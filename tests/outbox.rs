@@ -4,21 +4,486 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+use std::time::Duration;
+
 use jiff::{Timestamp, ToSpan};
 use support::{
     Relay,
-    archive::{Database, NODE, accepted, row},
+    archive::{
+        Database, NODE, Online, accepted, bob_joined, conversation, invitation, message_fact, our_message,
+        retry_at, row, uri,
+    },
     eventually,
     scene::QUICK,
     sql::{Kind, Sql},
 };
 use ucwa_relay::{
+    archive::fact::{
+        Content, Direction, Fact, FailureReason, InvitationFact, LoggedConversation, LoggedMessage,
+        MessageFact, OperationStatus, Person, Phase, SendOutcome,
+    },
     identifiers::OutboxId,
-    simulator::{OutgoingEntry, Simulator, SimulatorSettings},
-    store::{AccountState, NewOutboxRow, OutboxState, ShapeCell},
+    simulator::{
+        Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, SettingsChange, Simulator,
+        SimulatorSettings,
+    },
+    store::{AccountState, ClaimedSend, NewOutboxRow, OutboxState, ShapeCell},
 };
 
 mod support;
+
+// ------------------------------------------------------------------------------------------------ transitions
+
+/// What happens to a row.
+#[derive(Clone, Copy)]
+enum Do {
+    /// The dispatcher claims what is due, after so many hours.
+    Claim(i64),
+    /// The claim is given back: nothing left.
+    GiveBack,
+    /// The attempt's outcome is committed.
+    Answer(fn() -> SendOutcome),
+    /// The event channel tells something, given the attempt.
+    Hear(fn(&ClaimedSend) -> Fact),
+    /// The first attempt's event comes although there was another since.
+    HearOfFirst(fn(&ClaimedSend) -> Fact),
+    /// A conversation log is read.
+    ReadLog,
+    /// The program starts anew.
+    Restart,
+    /// The event stream is over, and can tell no more.
+    LoseStream,
+    /// A user says so by plain SQL: what is set.
+    User(&'static str),
+    /// A user says so, and the database refuses.
+    Refused(&'static str),
+}
+
+fn invited(send: &ClaimedSend, phase: Phase, status: Option<(OperationStatus, &str)>) -> Fact {
+    let Fact::Invitation(fact) = invitation() else { unreachable!("it is one") };
+    Fact::Invitation(InvitationFact {
+        href: format!("/invitations/of/{}", send.operation_id),
+        phase,
+        direction: Some(Direction::Outgoing),
+        operation_id: Some(send.operation_id.clone()),
+        from: None,
+        to_uri: None,
+        content: Content::default(),
+        status: status.map(|(status, _)| status),
+        reason: status.filter(|(status, _)| *status == OperationStatus::Failure).map(|(_, subcode)| {
+            FailureReason {
+                code: Some("RemoteFailure".to_owned()),
+                subcode: Some(subcode.to_owned()),
+                message: None,
+            }
+        }),
+        ..fact
+    })
+}
+
+fn rings(send: &ClaimedSend) -> Fact {
+    invited(send, Phase::Started, None)
+}
+
+fn answered(send: &ClaimedSend) -> Fact {
+    invited(send, Phase::Completed, Some((OperationStatus::Success, "")))
+}
+
+fn declined(send: &ClaimedSend) -> Fact {
+    invited(send, Phase::Completed, Some((OperationStatus::Failure, "Declined")))
+}
+
+fn not_answered(send: &ClaimedSend) -> Fact {
+    invited(send, Phase::Completed, Some((OperationStatus::Failure, "Timeout")))
+}
+
+fn delivered(send: &ClaimedSend) -> Fact {
+    let Fact::Message(fact) = our_message(1) else { unreachable!("it is one") };
+    Fact::Message(MessageFact { operation_id: Some(send.operation_id.clone()), ..fact })
+}
+
+fn not_delivered(send: &ClaimedSend) -> Fact {
+    let Fact::Message(fact) = delivered(send) else { unreachable!("it is one") };
+    Fact::Message(MessageFact { status: Some(OperationStatus::Failure), ..fact })
+}
+
+fn busy() -> SendOutcome {
+    retry_at(Timestamp::now())
+}
+
+fn refused() -> SendOutcome {
+    SendOutcome::Refused {
+        conversation_href: None,
+        reason: FailureReason { code: Some("NotFound".to_owned()), ..FailureReason::default() },
+        http_status: Some(404),
+        error: "there is no such user".to_owned(),
+    }
+}
+
+fn call_accepted() -> SendOutcome {
+    SendOutcome::InvitationAccepted { invitation_href: None }
+}
+
+fn uncertain() -> SendOutcome {
+    SendOutcome::Uncertain { error: "nobody can tell".to_owned(), again_at: None }
+}
+
+fn uncertain_and_again() -> SendOutcome {
+    SendOutcome::Uncertain { error: "nobody can tell".to_owned(), again_at: Some(Timestamp::now()) }
+}
+
+/// The log of the talk with Bob has the row's text.
+fn log_with(text: &str) -> Fact {
+    let fact = message_fact(1, text);
+    Fact::Logged(LoggedConversation {
+        href: "/logs/1".to_owned(),
+        thread_id: Some("thread".to_owned()),
+        people: vec![Person { href: None, ..support::archive::bob() }],
+        messages: vec![LoggedMessage {
+            sent_at: Timestamp::now(),
+            direction: Direction::Outgoing,
+            sender: None,
+            content: fact.content,
+        }],
+        ..LoggedConversation::default()
+    })
+}
+
+/// A row's way: its name, what is special about the row that is inserted, and what happens with the state it then has.
+type Way = (&'static str, &'static str, Vec<(Do, &'static str)>);
+
+/// Every transition of a row's state.
+#[expect(clippy::too_many_lines, reason = "it is a table")]
+fn transitions() -> Vec<Way> {
+    use Do::{Answer, Claim, GiveBack, Hear, HearOfFirst, LoseStream, ReadLog, Refused, Restart, User};
+    let claim = (Claim(0), "sending");
+    let sent = (Answer(|| accepted(1)), "sent");
+    let cancel = User("state = 'cancelled'");
+    let queue = User("state = 'queued'");
+    vec![
+        ("accepted, then delivered", "", vec![claim, sent, (Hear(delivered), "delivered")]),
+        ("accepted, then not delivered", "", vec![claim, sent, (Hear(not_delivered), "failed")]),
+        (
+            "delivered before the answer",
+            "",
+            vec![claim, (Hear(delivered), "delivered"), (Answer(|| accepted(1)), "delivered")],
+        ),
+        ("answer lost, event tells", "", vec![claim, (Restart, "sending"), (Hear(delivered), "delivered")]),
+        (
+            "answer lost, event tells of the failure",
+            "",
+            vec![claim, (Restart, "sending"), (Hear(not_delivered), "failed")],
+        ),
+        (
+            "called and answered",
+            "",
+            vec![
+                claim,
+                (Answer(call_accepted), "sent"),
+                (Hear(rings), "sent"),
+                (Hear(answered), "delivered"),
+            ],
+        ),
+        (
+            "rings before the answer",
+            "",
+            vec![
+                claim,
+                (Hear(rings), "sent"),
+                (Answer(call_accepted), "sent"),
+                (Hear(answered), "delivered"),
+            ],
+        ),
+        (
+            "declined",
+            "",
+            vec![claim, (Answer(call_accepted), "sent"), (Hear(declined), "failed"), (Claim(1), "failed")],
+        ),
+        (
+            "declined before the answer",
+            "",
+            vec![claim, (Hear(declined), "failed"), (Answer(call_accepted), "failed")],
+        ),
+        (
+            "not answered, called again",
+            "",
+            vec![
+                claim,
+                (Hear(rings), "sent"),
+                (Hear(not_answered), "queued"),
+                (Claim(0), "queued"),
+                (Claim(1), "sending"),
+                (Hear(answered), "delivered"),
+            ],
+        ),
+        ("not answered at the last attempt", "max_attempts = 1", vec![claim, (Hear(not_answered), "failed")]),
+        ("given back", "", vec![claim, (GiveBack, "queued"), (Claim(0), "sending")]),
+        ("the server is busy", "", vec![claim, (Answer(busy), "queued"), (Claim(1), "sending"), sent]),
+        (
+            "refused, and queued again",
+            "",
+            vec![claim, (Answer(refused), "failed"), (queue, "queued"), (Claim(0), "sending")],
+        ),
+        (
+            "an attempt that was given up had succeeded",
+            "",
+            vec![
+                claim,
+                (Answer(busy), "queued"),
+                (Claim(1), "sending"),
+                (HearOfFirst(delivered), "delivered"),
+                (Answer(refused), "delivered"),
+            ],
+        ),
+        (
+            "an attempt that was given up has failed",
+            "",
+            vec![
+                claim,
+                (Answer(busy), "queued"),
+                (Claim(1), "sending"),
+                (HearOfFirst(not_delivered), "sending"),
+                sent,
+            ],
+        ),
+        (
+            "nobody can tell",
+            "",
+            vec![
+                claim,
+                (Answer(uncertain), "uncertain"),
+                (Claim(1), "uncertain"),
+                (queue, "queued"),
+                (Claim(1), "sending"),
+            ],
+        ),
+        (
+            "nobody could tell, until the answer came",
+            "",
+            vec![claim, (LoseStream, "uncertain"), (Answer(|| accepted(1)), "sent")],
+        ),
+        (
+            "nobody could tell, until an event did",
+            "",
+            vec![claim, (LoseStream, "uncertain"), (Hear(delivered), "delivered")],
+        ),
+        (
+            "nobody could tell, until nothing had left",
+            "",
+            vec![claim, (LoseStream, "uncertain"), (GiveBack, "queued")],
+        ),
+        (
+            "nobody could tell, until the log did",
+            "",
+            vec![
+                claim,
+                (Restart, "sending"),
+                (LoseStream, "uncertain"),
+                (ReadLog, "delivered"),
+                (ReadLog, "delivered"),
+            ],
+        ),
+        (
+            "queued again, when the log tells that it arrived",
+            "",
+            vec![
+                claim,
+                (LoseStream, "uncertain"),
+                (queue, "queued"),
+                (Claim(0), "sending"),
+                (GiveBack, "queued"),
+                (ReadLog, "delivered"),
+                (Claim(1), "delivered"),
+            ],
+        ),
+        (
+            "sent again at a risk",
+            "",
+            vec![claim, (Answer(uncertain_and_again), "queued"), (Claim(1), "sending"), sent],
+        ),
+        (
+            "sent again at a risk, unless the log tells first",
+            "",
+            vec![claim, (Answer(uncertain_and_again), "queued"), (ReadLog, "delivered")],
+        ),
+        (
+            "no risk beyond the last attempt",
+            "max_attempts = 1",
+            vec![claim, (Answer(uncertain_and_again), "uncertain")],
+        ),
+        (
+            "the log has it while it is under way",
+            "",
+            vec![claim, (ReadLog, "sending"), (Hear(delivered), "delivered")],
+        ),
+        (
+            "held and released",
+            "",
+            vec![(User("state = 'held'"), "held"), (Claim(1), "held"), (queue, "queued"), claim],
+        ),
+        (
+            "withdrawn",
+            "",
+            vec![(cancel, "cancelled"), (Claim(1), "cancelled"), (Refused("state = 'queued'"), "cancelled")],
+        ),
+        ("held and withdrawn", "", vec![(User("state = 'held'"), "held"), (cancel, "cancelled")]),
+        (
+            "withdrawn between two attempts",
+            "",
+            vec![claim, (Answer(busy), "queued"), (cancel, "cancelled"), (Claim(1), "cancelled")],
+        ),
+        (
+            "too late to withdraw",
+            "",
+            vec![
+                claim,
+                (Refused("state = 'cancelled'"), "sending"),
+                (Refused("state = 'held'"), "sending"),
+                sent,
+                (Refused("state = 'cancelled'"), "sent"),
+            ],
+        ),
+        (
+            "too late",
+            "expires_at = '2001-01-01T00:00:00Z'",
+            vec![(Claim(0), "expired"), (queue, "queued"), claim],
+        ),
+        (
+            "wrong, and corrected",
+            "recipients = 'bob'",
+            vec![
+                (Claim(0), "failed"),
+                (User("recipients = 'bob@contoso.com', state = 'queued'"), "queued"),
+                claim,
+            ],
+        ),
+        (
+            "not yet",
+            "send_after = '2999-01-01T00:00:00Z'",
+            vec![(Claim(1), "queued"), (User("send_after = NULL"), "queued"), claim],
+        ),
+    ]
+}
+
+/// Does one thing to row `id`, whose attempts so far are given.
+async fn happen(
+    what: Do,
+    id: i64,
+    database: &mut Database,
+    online: &mut Online,
+    attempts: &mut Vec<ClaimedSend>,
+    cursor: &mut u32,
+) {
+    let current = || attempts.last().expect("it was claimed").clone();
+    match what {
+        Do::Claim(hours) => {
+            let claimed = database.claim_at(Timestamp::now() + hours.hours()).await;
+            attempts.extend(claimed.into_iter().filter(|send| send.outbox.0 == id));
+        }
+        Do::GiveBack => {
+            let send = current();
+            database.store.release_claim(send.outbox, &send.operation_id).await.unwrap();
+        }
+        Do::Answer(outcome) => online.send_fact(&current(), outcome()).await,
+        Do::Hear(fact) | Do::HearOfFirst(fact) => {
+            let send = if matches!(what, Do::Hear(_)) { current() } else { attempts[0].clone() };
+            *cursor += 1;
+            let cursor = format!("/events?ack={cursor}");
+            // Whatever is heard is heard twice: nothing was acknowledged.
+            for _ in 0..2 {
+                online.events(&cursor, vec![conversation(), bob_joined(), fact(&send)]).await;
+            }
+        }
+        Do::ReadLog => {
+            online.answer(log_with(&format!("news {id}"))).await;
+        }
+        Do::Restart => {
+            database.reopen().await;
+            online.store = database.store.clone();
+            let unsettled = database.store.unsettled_sends(online.account).await.unwrap();
+            assert!(unsettled.iter().any(|row| row.send.operation_id == current().operation_id));
+        }
+        Do::LoseStream => {
+            assert_eq!(
+                database.store.abandon_sends(online.account, "the application is gone").await.unwrap(),
+                1
+            );
+        }
+        Do::User(set) => {
+            let update = format!("UPDATE outbox SET {set} WHERE id = {id}");
+            assert_eq!(database.outside().await.run(&update).await, Ok(1));
+        }
+        Do::Refused(set) => {
+            let update = format!("UPDATE outbox SET {set} WHERE id = {id}");
+            let error = database.outside().await.run(&update).await.unwrap_err();
+            assert!(error.contains("of outbox"), "{error}");
+        }
+    }
+}
+
+async fn every_transition_leads_where_the_documentation_says(kind: Kind) {
+    let mut database = Database::new(kind).await;
+    for (number, (name, columns, steps)) in transitions().into_iter().enumerate() {
+        let account = format!("user{number}");
+        let mut online = database.online(&account).await;
+        let id = database
+            .store
+            .enqueue(&NewOutboxRow { account: uri(&account).to_string(), ..row("bob@contoso.com") })
+            .await
+            .unwrap()
+            .0;
+        let mut outside = database.outside().await;
+        let columns = if columns.is_empty() { String::new() } else { format!(", {columns}") };
+        outside.run(&format!("UPDATE outbox SET body = 'news {id}'{columns} WHERE id = {id}")).await.unwrap();
+        drop(outside);
+        let (mut attempts, mut cursor, mut doubted) = (Vec::new(), 1, false);
+        for (step, (what, expected)) in steps.into_iter().enumerate() {
+            let before = database.state(id).await.0;
+            happen(what, id, &mut database, &mut online, &mut attempts, &mut cursor).await;
+            let (row, log) = database.store.outbox_row(OutboxId(id)).await.unwrap().unwrap();
+            let place = format!("{name}, step {step}: {:?} {:?}", row.last_code, row.last_error);
+            assert_eq!(row.state.as_str(), expected, "{place}");
+            // What holds after every step.
+            assert_eq!(
+                row.finished_at.is_some(),
+                row.state.is_final() && row.state != OutboxState::Sent,
+                "{place}"
+            );
+            match row.state {
+                OutboxState::Sent | OutboxState::Delivered => assert!(row.sent_at.is_some(), "{place}"),
+                OutboxState::Queued | OutboxState::Sending => assert!(row.sent_at.is_none(), "{place}"),
+                _ => {}
+            }
+            // Of an attempt that was given up the event may come while the next is under way.
+            let open = log.iter().filter(|attempt| attempt.finished_at.is_none()).count();
+            assert!(open <= 1 && (open == 1 || row.state != OutboxState::Sending), "{place}");
+            // Sent again after nobody could tell: it says so for good.
+            doubted |= before == OutboxState::Uncertain && matches!(what, Do::User(_));
+            doubted |= matches!(what, Do::Answer(_))
+                && row.state == OutboxState::Queued
+                && row.last_error.as_deref().is_some_and(|error| error.contains("twice"));
+            assert_eq!(row.possible_duplicate, doubted, "{place}");
+        }
+        let mut outside = database.outside().await;
+        let (row, _) = database.store.outbox_row(OutboxId(id)).await.unwrap().unwrap();
+        let archived =
+            outside.count(&format!("messages WHERE body = 'news {id}' AND status <> 'failed'")).await;
+        assert!(archived <= 1, "{name}: archived {archived} times");
+        let open =
+            outside.count(&format!("outbox_attempts WHERE outbox_id = {id} AND finished_at IS NULL")).await;
+        assert_eq!(open, i64::from(row.state == OutboxState::Sending), "{name}");
+        if row.state == OutboxState::Delivered {
+            assert_eq!(
+                outside.count(&format!("messages WHERE outbox_id = {id} AND status = 'delivered'")).await,
+                1,
+                "{name}"
+            );
+        }
+        // The next case finds an empty queue.
+        database.store.set_enabled(online.account, false).await.unwrap();
+        database.store.record_state(online.account, AccountState::Stopped, None, NODE).await.unwrap();
+    }
+}
 
 // ------------------------------------------------------------------------------------------------ operators
 
@@ -205,8 +670,7 @@ impl Scene {
 }
 
 async fn a_group_is_told_whoever_of_it_can_be_reached(kind: Kind) {
-    let settings =
-        SimulatorSettings { ring_time: std::time::Duration::from_secs(2), ..SimulatorSettings::default() };
+    let settings = SimulatorSettings { ring_time: Duration::from_secs(2), ..SimulatorSettings::default() };
     let mut scene = Scene::begin(kind, settings, &format!("{QUICK}\n")).await;
     let full =
         |names: &[&str]| names.iter().map(|name| format!("sip:{name}@fabrikam.example")).collect::<Vec<_>>();
@@ -294,8 +758,214 @@ async fn a_group_is_told_whoever_of_it_can_be_reached(kind: Kind) {
     assert!(scene.relay.server().terminate());
 }
 
+/// Where a send is cut.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Cut {
+    /// Killed after the claim is committed, while the request has not been carried out.
+    KilledBeforeTheRequest,
+    /// Killed when the server has carried the request out and not answered.
+    KilledBeforeTheAnswer,
+    /// Killed when the answer and the event have come, and the database takes neither.
+    KilledBeforeTheCommit,
+    /// The database is away while the answer and the event come, and is back.
+    DatabaseAway,
+    /// The connection ends before the server has carried it out.
+    ConnectionLostBefore,
+    /// The connection ends when the server has carried it out.
+    ConnectionLostAfter,
+    /// The event comes before the answer.
+    EventFirst,
+    /// Killed when the server has carried it out, and the application is gone; the conversation's log tells.
+    ApplicationGoneAndLogged,
+    /// As before, without a log.
+    ApplicationGone,
+}
+
+impl Cut {
+    const ALL: [Self; 9] = [
+        Self::KilledBeforeTheRequest,
+        Self::KilledBeforeTheAnswer,
+        Self::KilledBeforeTheCommit,
+        Self::DatabaseAway,
+        Self::ConnectionLostBefore,
+        Self::ConnectionLostAfter,
+        Self::EventFirst,
+        Self::ApplicationGoneAndLogged,
+        Self::ApplicationGone,
+    ];
+
+    fn fault(self) -> Option<FaultKind> {
+        match self {
+            Self::KilledBeforeTheRequest => Some(FaultKind::Delay { ms: 60_000 }),
+            Self::KilledBeforeTheAnswer | Self::ApplicationGone | Self::ApplicationGoneAndLogged => {
+                Some(FaultKind::DelayAfter { ms: 60_000 })
+            }
+            Self::KilledBeforeTheCommit | Self::DatabaseAway => Some(FaultKind::DelayAfter { ms: 1000 }),
+            Self::ConnectionLostBefore => Some(FaultKind::CutBefore),
+            Self::ConnectionLostAfter => Some(FaultKind::CutAfter),
+            Self::EventFirst => None,
+        }
+    }
+}
+
+impl Scene {
+    async fn restart(&mut self) {
+        self.relay.start();
+        self.relay.account_state(ALICE, "online").await;
+    }
+
+    async fn until_accepted(&self, body: &str) {
+        eventually(&format!("the server has {body}"), async || {
+            (!self.accepted(body).is_empty()).then_some(())
+        })
+        .await;
+    }
+
+    /// Takes the database away from everybody else, until [`Sql::run`] says `COMMIT`.
+    async fn lock(&self, kind: Kind) -> Sql {
+        let mut other = self.relay.connect().await;
+        match kind {
+            Kind::Sqlite => other.run("BEGIN IMMEDIATE").await.unwrap(),
+            Kind::Postgres => {
+                other.run("BEGIN").await.unwrap();
+                other.run("LOCK TABLE outbox, messages IN EXCLUSIVE MODE").await.unwrap()
+            }
+        };
+        other
+    }
+
+    /// Sends one row through a cut; gives its id.
+    async fn send_through(&mut self, cut: Cut, operation: Operation, kind: Kind) -> i64 {
+        let recipient = format!("silent.{cut:?}.{operation:?}@fabrikam.example").to_lowercase();
+        let body = format!("{operation:?} {cut:?}");
+        if operation == Operation::SendMessage {
+            let opener = self.queue(&recipient, "opener", None).await;
+            assert_eq!(self.outcome(opener).await.0, "delivered", "{body}");
+        }
+        let early = if cut == Cut::EventFirst { 1.0 } else { 0.0 };
+        self.simulator
+            .change_settings(SettingsChange { early_event_share: Some(early), ..SettingsChange::default() });
+        let fault = cut
+            .fault()
+            .map(|fault| self.simulator.inject(Fault::new(fault).on(operation).account(ALICE)).unwrap());
+        if matches!(cut, Cut::ApplicationGone | Cut::ApplicationGoneAndLogged) {
+            // No event of it comes while the application is there.
+            let delay = Fault::new(FaultKind::Delay { ms: 60_000 }).on(Operation::Events).account(ALICE);
+            let silence = self.simulator.inject(delay).unwrap();
+            eventually("the channel is silent", async || (self.simulator.struck(silence) > 0).then_some(()))
+                .await;
+        }
+        let id = self.queue(&recipient, &body, None).await;
+        match cut {
+            Cut::KilledBeforeTheRequest => {
+                let fault = fault.unwrap();
+                eventually("the request waits", async || (self.simulator.struck(fault) > 0).then_some(()))
+                    .await;
+                self.relay.server().kill();
+                self.restart().await;
+            }
+            Cut::KilledBeforeTheAnswer => {
+                self.until_accepted(&body).await;
+                self.relay.server().kill();
+                self.restart().await;
+            }
+            Cut::KilledBeforeTheCommit | Cut::DatabaseAway => {
+                self.until_accepted(&body).await;
+                let mut lock = self.lock(kind).await;
+                eventually("the recipient has it", async || {
+                    let settled = |entry: &OutgoingEntry| entry.state != OutgoingState::Accepted;
+                    self.accepted(&body).iter().any(settled).then_some(())
+                })
+                .await;
+                if cut == Cut::KilledBeforeTheCommit {
+                    self.relay.server().kill();
+                }
+                lock.run("COMMIT").await.unwrap();
+                if cut == Cut::KilledBeforeTheCommit {
+                    self.restart().await;
+                }
+            }
+            Cut::ApplicationGone | Cut::ApplicationGoneAndLogged => {
+                self.until_accepted(&body).await;
+                let logged = cut == Cut::ApplicationGoneAndLogged;
+                self.relay.server().kill();
+                self.simulator.change_settings(SettingsChange {
+                    conversation_logs: Some(logged),
+                    log_delay_ms: Some(200),
+                    ..SettingsChange::default()
+                });
+                let talk = self.accepted(&body)[0].conversation.clone();
+                eventually("the recipient has it", async || {
+                    self.accepted(&body)
+                        .iter()
+                        .any(|entry| entry.state != OutgoingState::Accepted)
+                        .then_some(())
+                })
+                .await;
+                let _ = self.simulator.leave(&talk);
+                self.simulator.forget_application(ALICE).unwrap();
+                self.restart().await;
+            }
+            Cut::ConnectionLostBefore | Cut::ConnectionLostAfter | Cut::EventFirst => {}
+        }
+        id
+    }
+}
+
+async fn cuts_through(operation: Operation, kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    for cut in Cut::ALL {
+        let id = scene.send_through(cut, operation, kind).await;
+        let place = format!("{operation:?} {cut:?}");
+        let expected = if cut == Cut::ApplicationGone { "uncertain" } else { "delivered" };
+        eventually(&format!("{place}: {expected}"), async || {
+            let (state, error) = scene.outcome(id).await;
+            // A log is read after nobody could tell.
+            let may_change = cut == Cut::ApplicationGoneAndLogged && state == "uncertain";
+            assert!(state == expected || may_change, "{place}: {state}: {error}");
+            (state == expected).then_some(())
+        })
+        .await;
+        assert_eq!(scene.accepted(&place).len(), 1, "{place}: the server took it once");
+        let archived = scene.sql.count(&format!("messages WHERE body = '{place}'")).await;
+        assert_eq!(archived, i64::from(expected == "delivered"), "{place}");
+        scene.simulator.clear_faults(None);
+    }
+    let doubtful = scene.sql.count("outbox WHERE possible_duplicate").await;
+    assert_eq!(doubtful, 0, "nothing was sent again that may have arrived");
+}
+
+async fn a_call_that_is_cut_at_any_point_is_made_once(kind: Kind) {
+    cuts_through(Operation::StartMessaging, kind).await;
+}
+
+async fn a_message_that_is_cut_at_any_point_is_sent_once(kind: Kind) {
+    cuts_through(Operation::SendMessage, kind).await;
+}
+
+async fn what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted(kind: Kind) {
+    let configuration = QUICK.replace("[outbox]", "[outbox]\nuncertain = \"retry\"");
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), &configuration).await;
+    let id = scene.send_through(Cut::ApplicationGone, Operation::StartMessaging, kind).await;
+    assert_eq!(scene.outcome(id).await.0, "delivered");
+    let body = format!("{:?} {:?}", Operation::StartMessaging, Cut::ApplicationGone);
+    assert_eq!(scene.accepted(&body).len(), 2, "the risk that was taken");
+    assert_eq!(scene.sql.count(&format!("outbox WHERE id = {id} AND possible_duplicate")).await, 1);
+    assert_eq!(
+        scene
+            .sql
+            .rows(&format!("SELECT outcome FROM outbox_attempts WHERE outbox_id = {id} ORDER BY id"))
+            .await,
+        ["uncertain", "delivered"]
+    );
+}
+
 on_both_databases!(
     "multi_thread":
+    every_transition_leads_where_the_documentation_says,
+    a_call_that_is_cut_at_any_point_is_made_once,
+    a_message_that_is_cut_at_any_point_is_sent_once,
+    what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted,
     a_group_is_told_whoever_of_it_can_be_reached,
     finished_rows_are_removed_after_their_time_with_their_attempts,
     an_uncertain_row_is_kept_until_somebody_decides,

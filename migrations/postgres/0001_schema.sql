@@ -390,6 +390,7 @@ CREATE TABLE outbox (
     account_id      bigint,                      -- own: set when the service has looked at the row ("admitted")
     destination     text,                        -- own: rows with the same one leave in order; NULL: not admitted yet
     given_conversation_id bigint,                -- own: conversation_id as the user gave it
+    possible_duplicate boolean  NOT NULL DEFAULT FALSE,   -- sent again though the server may have taken it before
     revision        bigint      NOT NULL DEFAULT 0 CHECK (revision BETWEEN 0 AND 4611686018427387903),  -- own: every change by the service raises it, so triggers know users
     inserted_by     text        NOT NULL DEFAULT session_user    -- own: whose row it is for members of ucwa_relay_sender
 );
@@ -411,6 +412,8 @@ CREATE INDEX outbox_expiring ON outbox (expires_at) WHERE state = 'queued' AND e
 CREATE INDEX outbox_next_attempt ON outbox (next_attempt_at) WHERE state = 'queued' AND next_attempt_at IS NOT NULL;
 CREATE INDEX outbox_send_after ON outbox (send_after) WHERE state = 'queued' AND send_after IS NOT NULL;
 CREATE INDEX outbox_by_state ON outbox (state, account);
+-- Rows of which a conversation log may tell that the server took them.
+CREATE INDEX outbox_in_doubt ON outbox (account_id) WHERE state = 'uncertain' OR possible_duplicate;
 -- Rows that will be pruned. An uncertain one is not: somebody has to decide.
 CREATE INDEX outbox_finished ON outbox ((coalesce(finished_at, sent_at)))
     WHERE state IN ('sent', 'delivered', 'failed', 'expired', 'cancelled');
@@ -477,6 +480,7 @@ BEGIN
             NEW.last_error := NULL;
             NEW.message_id := NULL;
             NEW.destination := NULL;
+            NEW.possible_duplicate := OLD.possible_duplicate OR OLD.state = 'uncertain';
             IF NEW.conversation_id IS NOT DISTINCT FROM OLD.conversation_id AND OLD.account_id IS NOT NULL THEN
                 NEW.conversation_id := OLD.given_conversation_id;
             END IF;

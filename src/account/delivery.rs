@@ -887,16 +887,9 @@ async fn settle(
 
 fn uncertain(context: &DeliveryContext, send: &ClaimedSend, because: &str, why: &str) -> SendOutcome {
     let error = format!("nobody can tell whether the server took it: {why}, and {because}");
-    if context.settings.retry_uncertain {
-        return retry_or_fail(
-            send,
-            Timestamp::now(),
-            None,
-            FailureReason::default(),
-            format!("{error}; sent again, so the recipient may get it twice"),
-        );
-    }
-    SendOutcome::Uncertain { error }
+    // Not at once: what is known now is all there is, and a conversation log may yet tell.
+    let again_at = context.settings.retry_uncertain.then(|| next_attempt_at(context, send, None));
+    SendOutcome::Uncertain { error, again_at }
 }
 
 fn reason_of(error: &UcwaError) -> FailureReason {

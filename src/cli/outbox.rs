@@ -265,6 +265,14 @@ async fn show(store: &dyn Store, id: OutboxId, format: Format) -> anyhow::Result
         ("message", row.message_id.map(|id| id.to_string()).unwrap_or_default()),
         ("last code", [row.last_code, row.last_subcode].into_iter().flatten().collect::<Vec<_>>().join(" ")),
         ("last error", row.last_error.unwrap_or_default()),
+        (
+            "duplicate",
+            if row.possible_duplicate {
+                "possible: it was sent again though the server may have taken it before".to_owned()
+            } else {
+                String::new()
+            },
+        ),
     ] {
         table.property(name, value);
     }
@@ -411,6 +419,7 @@ mod tests {
             last_code: None,
             last_subcode: None,
             last_error: None,
+            possible_duplicate: false,
             created_at: at(0),
             sent_at: None,
             finished_at: None,

@@ -732,6 +732,8 @@ pub struct OutboxRow {
     pub last_subcode: Option<String>,
     /// A sentence.
     pub last_error: Option<String>,
+    /// It was sent again though the server may have taken it before.
+    pub possible_duplicate: bool,
     /// When it was inserted.
     #[serde(serialize_with = "crate::archive::text::serialize_time")]
     pub created_at: Timestamp,

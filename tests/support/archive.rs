@@ -1,6 +1,8 @@
 //! A database with a server's store on it, as the store's own tests need it: accounts that are online, facts of one talk,
 //! and rows of the queue.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 use std::time::Duration;
 
 use jiff::Timestamp;

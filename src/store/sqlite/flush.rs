@@ -349,6 +349,7 @@ async fn outbox(connection: &mut SqliteConnection, row: &OutboxSend) -> Result<(
         "UPDATE outbox
             SET state = ?2, conversation_id = ?3, message_id = ?4, next_attempt_at = ?5, last_code = ?6,
                 last_subcode = ?7, last_error = ?8, sent_at = ?9, finished_at = ?10,
+                possible_duplicate = ?11,
                 updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), revision = revision + 1
           WHERE id = ?1",
     )
@@ -362,6 +363,7 @@ async fn outbox(connection: &mut SqliteConnection, row: &OutboxSend) -> Result<(
     .bind(&row.last_error)
     .bind(optional_time_text(row.sent_at))
     .bind(optional_time_text(row.finished_at))
+    .bind(row.possible_duplicate)
     .execute(connection)
     .await?;
     Ok(())
