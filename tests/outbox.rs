@@ -838,13 +838,17 @@ impl Scene {
     async fn send_through(&mut self, cut: Cut, operation: Operation, kind: Kind) -> i64 {
         let recipient = format!("silent.{cut:?}.{operation:?}@fabrikam.example").to_lowercase();
         let body = format!("{operation:?} {cut:?}");
+        let logged = cut == Cut::ApplicationGoneAndLogged;
+        self.simulator.change_settings(SettingsChange {
+            early_event_share: Some(if cut == Cut::EventFirst { 1.0 } else { 0.0 }),
+            conversation_logs: Some(logged),
+            log_delay_ms: Some(10),
+            ..SettingsChange::default()
+        });
         if operation == Operation::SendMessage {
             let opener = self.queue(&recipient, "opener", None).await;
             assert_eq!(self.outcome(opener).await.0, "delivered", "{body}");
         }
-        let early = if cut == Cut::EventFirst { 1.0 } else { 0.0 };
-        self.simulator
-            .change_settings(SettingsChange { early_event_share: Some(early), ..SettingsChange::default() });
         let fault = cut
             .fault()
             .map(|fault| self.simulator.inject(Fault::new(fault).on(operation).account(ALICE)).unwrap());
@@ -887,13 +891,7 @@ impl Scene {
             }
             Cut::ApplicationGone | Cut::ApplicationGoneAndLogged => {
                 self.until_accepted(&body).await;
-                let logged = cut == Cut::ApplicationGoneAndLogged;
                 self.relay.server().kill();
-                self.simulator.change_settings(SettingsChange {
-                    conversation_logs: Some(logged),
-                    log_delay_ms: Some(200),
-                    ..SettingsChange::default()
-                });
                 let talk = self.accepted(&body)[0].conversation.clone();
                 eventually("the recipient has it", async || {
                     self.accepted(&body)
@@ -902,7 +900,12 @@ impl Scene {
                         .then_some(())
                 })
                 .await;
-                let _ = self.simulator.leave(&talk);
+                let logs = || self.simulator.conversation_logs(ALICE).unwrap().len();
+                let before = logs();
+                self.simulator.leave(&talk).unwrap();
+                if logged {
+                    eventually("the talk is logged", async || (logs() > before).then_some(())).await;
+                }
                 self.simulator.forget_application(ALICE).unwrap();
                 self.restart().await;
             }

@@ -196,6 +196,8 @@ pub struct AccountActor {
     looked_for: HashSet<OutboxId>,
     /// Which conversation an invitation belongs to.
     invitations: HashMap<String, u64>,
+    /// How invitations to a group ended whose resource is being fetched.
+    participant_ends: HashMap<String, InvitationProgress>,
     /// Incoming invitations that were answered, so that each is answered once.
     answered: HashSet<String>,
     /// Invitations whose resource was asked for the link that its event did not carry.
@@ -241,6 +243,7 @@ impl AccountActor {
             held_back: VecDeque::new(),
             looked_for: HashSet::new(),
             invitations: HashMap::new(),
+            participant_ends: HashMap::new(),
             answered: HashSet::new(),
             looked_for_link: HashSet::new(),
             ended: HashSet::new(),
@@ -417,6 +420,7 @@ impl AccountActor {
         self.by_destination.clear();
         self.operations.clear();
         self.invitations.clear();
+        self.participant_ends.clear();
         for conversation in self.conversations.values() {
             conversation.view.send_modify(|view| view.ended = true);
         }
@@ -567,7 +571,12 @@ impl AccountActor {
                 self.see_invitation(InvitationKind::Participant, &event.href, Some(event), resource, ctx);
             }
             ("participantInvitation", Some(resource)) => {
-                self.see_participant_invitation(Some(event), resource);
+                self.see_participant_invitation(invitation_progress(Some(event), resource), resource);
+            }
+            // Whom it concerns only the resource says; why it failed, only this.
+            ("participantInvitation", None) if event.kind == EventKind::Completed => {
+                let progress = invitation_progress(Some(event), &Resource::default());
+                self.participant_ends.insert(event.href.clone(), progress);
             }
             ("conversation", _) if event.kind == EventKind::Deleted => {
                 if let Some(conversation) = self.known_conversation(&event.href) {
@@ -729,8 +738,8 @@ impl AccountActor {
     }
 
     /// Somebody whom this account brings into a group: from an event, or fetched after one.
-    fn see_participant_invitation(&mut self, event: Option<&Event>, resource: &Resource) {
-        let outcome = match invitation_progress(event, resource) {
+    fn see_participant_invitation(&mut self, progress: InvitationProgress, resource: &Resource) {
+        let outcome = match progress {
             InvitationProgress::Accepted => (OperationStatus::Success, FailureReason::default()),
             InvitationProgress::Failed(reason) => (OperationStatus::Failure, reason),
             InvitationProgress::None | InvitationProgress::Ringing => return,
@@ -1655,7 +1664,9 @@ impl Handler<Fetched> for AccountActor {
         if let Some(resource) = &fetched.resource {
             match fetched.fetch.resource {
                 FetchedResource::Invitation(InvitationKind::Participant) if !is_incoming(resource) => {
-                    self.see_participant_invitation(None, resource);
+                    let ended = self.participant_ends.remove(&fetched.fetch.href);
+                    let progress = ended.unwrap_or_else(|| invitation_progress(None, resource));
+                    self.see_participant_invitation(progress, resource);
                 }
                 FetchedResource::Invitation(kind) => {
                     self.see_invitation(kind, &fetched.fetch.href, None, resource, ctx);
