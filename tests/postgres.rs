@@ -296,11 +296,25 @@ async fn readers_read_everything_and_senders_their_own_rows() {
         "SELECT 1 FROM messages",
         "INSERT INTO outbox (account, body, inserted_by) VALUES ('a', 'b', 'somebody')",
         "INSERT INTO outbox (account, body, operation_id) VALUES ('a', 'b', 'c')",
-        "UPDATE outbox SET body = 'x'",
+        "UPDATE outbox SET attempts = 0",
+        "UPDATE outbox SET revision = 7, state = 'sent'",
         "DELETE FROM outbox",
     ] {
         assert!(run(sender, refused).await.unwrap_err().contains("permission denied"), "{refused}");
     }
+    // Its own rows a sender may hold, release, withdraw and correct, as far as their state allows; nobody else's.
+    for (change, state) in [
+        ("state = 'held'", "held"),
+        ("state = 'queued', recipients = 'dan@contoso.com'", "queued"),
+        ("state = 'cancelled'", "cancelled"),
+    ] {
+        assert_eq!(run(other, &format!("UPDATE outbox SET {change}")).await, Ok(()));
+        run(sender, &format!("UPDATE outbox SET {change}")).await.unwrap();
+        assert_eq!(rows(sender, "SELECT state FROM outbox").await, [state]);
+    }
+    let refused = run(sender, "UPDATE outbox SET state = 'delivered'").await.unwrap_err();
+    assert!(refused.contains("set by the service"), "{refused}");
+    run(sender, insert).await.unwrap();
     let claimed = store.claim_due(Timestamp::now(), &claiming()).await.unwrap();
     assert_eq!(claimed.len(), 2, "the service sees all of them");
     for (name, connection) in users {

@@ -23,10 +23,12 @@ use crate::{
         backoff::Backoff,
         channel_state::ChannelEnd,
         conversation::{
-            ConversationActor, ConversationExited, ConversationView, Deliver, DeliveryFinished,
-            InvitationProgress, MessagingView, SharedView, StopConversation, shared_view,
+            ConversationActor, ConversationExited, ConversationView, Deliver, DeliveryEnd, DeliveryFinished,
+            InvitationProgress, MessagingView, SharedView, StopConversation, Unreached, shared_view,
         },
-        delivery::{DeliveryContext, call_operation_id, commit_send, release_claim, settle_left_over},
+        delivery::{
+            DeliveryContext, call_operation_id, commit_send, first_to_call, release_claim, settle_left_over,
+        },
         event_channel::{
             ChannelExited, ChannelHealth, Continuity, EventChannel, EventsCommitted, Follow, Reading,
             StopChannel,
@@ -197,6 +199,8 @@ pub struct AccountActor {
     looked_for: HashSet<OutboxId>,
     /// Which conversation an invitation belongs to.
     invitations: HashMap<String, u64>,
+    /// How invitations to a group ended whose resource is being fetched.
+    participant_ends: HashMap<String, InvitationProgress>,
     /// Incoming invitations that were answered, so that each is answered once.
     answered: HashSet<String>,
     /// Invitations whose resource was asked for the link that its event did not carry.
@@ -242,6 +246,7 @@ impl AccountActor {
             held_back: VecDeque::new(),
             looked_for: HashSet::new(),
             invitations: HashMap::new(),
+            participant_ends: HashMap::new(),
             answered: HashSet::new(),
             looked_for_link: HashSet::new(),
             ended: HashSet::new(),
@@ -418,6 +423,7 @@ impl AccountActor {
         self.by_destination.clear();
         self.operations.clear();
         self.invitations.clear();
+        self.participant_ends.clear();
         for conversation in self.conversations.values() {
             conversation.view.send_modify(|view| view.ended = true);
         }
@@ -568,7 +574,12 @@ impl AccountActor {
                 self.see_invitation(InvitationKind::Participant, &event.href, Some(event), resource, ctx);
             }
             ("participantInvitation", Some(resource)) => {
-                self.see_participant_invitation(Some(event), resource);
+                self.see_participant_invitation(invitation_progress(Some(event), resource), resource);
+            }
+            // Whom it concerns only the resource says; why it failed, only this.
+            ("participantInvitation", None) if event.kind == EventKind::Completed => {
+                let progress = invitation_progress(Some(event), &Resource::default());
+                self.participant_ends.insert(event.href.clone(), progress);
             }
             ("conversation", _) if event.kind == EventKind::Deleted => {
                 if let Some(conversation) = self.known_conversation(&event.href) {
@@ -730,8 +741,8 @@ impl AccountActor {
     }
 
     /// Somebody whom this account brings into a group: from an event, or fetched after one.
-    fn see_participant_invitation(&mut self, event: Option<&Event>, resource: &Resource) {
-        let outcome = match invitation_progress(event, resource) {
+    fn see_participant_invitation(&mut self, progress: InvitationProgress, resource: &Resource) {
+        let outcome = match progress {
             InvitationProgress::Accepted => (OperationStatus::Success, FailureReason::default()),
             InvitationProgress::Failed(reason) => (OperationStatus::Failure, reason),
             InvitationProgress::None | InvitationProgress::Ringing => return,
@@ -1085,7 +1096,13 @@ impl AccountActor {
             },
         );
         self.operations.insert(send.operation_id.clone(), number);
-        self.operations.insert(call_operation_id(&send.operation_id), number);
+        // Calls of an earlier conversation of this attempt stay its own.
+        let first = self.conversations.get(&number).and_then(|conversation| {
+            first_to_call(&send.recipients, &conversation.view.borrow().not_reached)
+        });
+        for called in [Some(0), first].into_iter().flatten() {
+            self.operations.entry(call_operation_id(&send.operation_id, called)).or_insert(number);
+        }
         let (outbox, operation_id) = (send.outbox, send.operation_id.clone());
         let accepted = self
             .conversations
@@ -1182,7 +1199,40 @@ impl AccountActor {
         self.spawn(async move { release_claim(&store, outbox, &operation_id).await }, ctx);
     }
 
+    /// A recipient of a group can't be had: begins its conversation with the next one.
+    fn relay_to_the_rest(
+        &mut self,
+        outbox: OutboxId,
+        operation_id: &OperationId,
+        unreached: Vec<Unreached>,
+        ctx: &mut Context<Self>,
+    ) {
+        let Some(send) = self
+            .handed
+            .get(&outbox)
+            .filter(|handed| handed.send.operation_id == *operation_id)
+            .map(|handed| handed.send.clone())
+        else {
+            return;
+        };
+        let goes_on = self.stopping.is_none() && !self.leaving;
+        let number = goes_on.then(|| self.start_conversation(None, send.recipients.clone(), ctx)).flatten();
+        let Some(number) = number else {
+            self.give_back(outbox, operation_id.clone(), ctx);
+            self.delivery_finished(outbox, operation_id, ctx);
+            return;
+        };
+        if let Some(conversation) = self.conversations.get(&number) {
+            conversation.view.send_modify(|view| view.not_reached = unreached);
+        }
+        let destination = destination_key(&send.recipients);
+        self.by_destination.remove(&destination);
+        self.serve_destination(number, &destination);
+        self.hand_over(number, send, ctx);
+    }
+
     fn delivery_finished(&mut self, outbox: OutboxId, operation_id: &OperationId, ctx: &mut Context<Self>) {
+        let recipients = self.handed.get(&outbox).map_or(1, |handed| handed.send.recipients.len());
         if self.handed.get(&outbox).is_some_and(|handed| handed.send.operation_id == *operation_id) {
             self.handed.remove(&outbox);
         }
@@ -1193,7 +1243,9 @@ impl AccountActor {
             );
         if !ringing {
             self.operations.remove(operation_id);
-            self.operations.remove(&call_operation_id(operation_id));
+            for called in 0..recipients.max(1) {
+                self.operations.remove(&call_operation_id(operation_id, called));
+            }
         }
         if self.handed.is_empty() {
             if self.stopping.is_some() {
@@ -1615,7 +1667,9 @@ impl Handler<Fetched> for AccountActor {
         if let Some(resource) = &fetched.resource {
             match fetched.fetch.resource {
                 FetchedResource::Invitation(InvitationKind::Participant) if !is_incoming(resource) => {
-                    self.see_participant_invitation(None, resource);
+                    let ended = self.participant_ends.remove(&fetched.fetch.href);
+                    let progress = ended.unwrap_or_else(|| invitation_progress(None, resource));
+                    self.see_participant_invitation(progress, resource);
                 }
                 FetchedResource::Invitation(kind) => {
                     self.see_invitation(kind, &fetched.fetch.href, None, resource, ctx);
@@ -1674,18 +1728,23 @@ impl Handler<DeliveryFinished> for AccountActor {
     type Result = ();
 
     fn handle(&mut self, finished: DeliveryFinished, ctx: &mut Self::Context) {
-        if finished.thread_taken
-            && let Some(handed) = self.handed.get_mut(&finished.outbox)
-            && handed.send.operation_id == finished.operation_id
-        {
-            handed.conversation = None;
-            self.looked_for.insert(finished.outbox);
-            if self.learning.is_none() {
-                self.learn_what_is_open(ctx);
+        let DeliveryFinished { outbox, operation_id, end } = finished;
+        match end {
+            DeliveryEnd::Unreached(unreached) => {
+                self.relay_to_the_rest(outbox, &operation_id, unreached, ctx);
             }
-            return;
+            DeliveryEnd::ThreadTaken => match self.handed.get_mut(&outbox) {
+                Some(handed) if handed.send.operation_id == operation_id => {
+                    handed.conversation = None;
+                    self.looked_for.insert(outbox);
+                    if self.learning.is_none() {
+                        self.learn_what_is_open(ctx);
+                    }
+                }
+                _ => self.delivery_finished(outbox, &operation_id, ctx),
+            },
+            DeliveryEnd::Done => self.delivery_finished(outbox, &operation_id, ctx),
         }
-        self.delivery_finished(finished.outbox, &finished.operation_id, ctx);
     }
 }
 

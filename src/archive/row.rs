@@ -341,6 +341,8 @@ pub struct OutboxSend {
     pub last_subcode: Option<String>,
     /// `last_error`.
     pub last_error: Option<String>,
+    /// `possible_duplicate`: sent again though the server may have taken it before.
+    pub possible_duplicate: bool,
     /// `claimed_at`.
     pub claimed_at: Option<Timestamp>,
     /// `sent_at`.

@@ -18,6 +18,7 @@ mod init;
 mod logging;
 mod open;
 mod outbox;
+mod outbox_shape;
 mod output;
 mod password;
 mod quarantine;

@@ -732,6 +732,8 @@ pub struct OutboxRow {
     pub last_subcode: Option<String>,
     /// A sentence.
     pub last_error: Option<String>,
+    /// It was sent again though the server may have taken it before.
+    pub possible_duplicate: bool,
     /// When it was inserted.
     #[serde(serialize_with = "crate::archive::text::serialize_time")]
     pub created_at: Timestamp,
@@ -779,6 +781,19 @@ pub struct OutboxFilter {
     pub limit: i64,
 }
 
+/// Rows of one destination, of one age, for [`OutboxStore::outbox_shape`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShapeCell {
+    /// The sending account; as its user spelled it, if nobody has looked at the rows yet.
+    pub account: String,
+    /// Whom they go to: an address, several joined by `;`, or `conversation:ID`.
+    pub destination: String,
+    /// How many of the given times they are older than.
+    pub age: usize,
+    /// How many they are.
+    pub count: i64,
+}
+
 /// How claims and retries behave; the configuration's section `outbox`.
 #[derive(Debug, Clone)]
 pub struct ClaimSettings {
@@ -824,6 +839,16 @@ pub trait OutboxStore: Send + Sync {
     async fn set_outbox_state(&self, id: OutboxId, state: OutboxState) -> Result<bool, StoreError>;
     /// Rows by state, for the overview.
     async fn outbox_counts(&self) -> Result<BTreeMap<String, i64>, StoreError>;
+    /// Rows in these states by account, destination and age: `times` divides the ages, youngest first.
+    async fn outbox_shape(
+        &self,
+        states: &[OutboxState],
+        times: &[Timestamp],
+    ) -> Result<Vec<ShapeCell>, StoreError>;
+    /// Removes rows that were `sent`, `delivered`, `failed`, `expired` or `cancelled` before `before`, with their attempts;
+    /// the oldest, and at most `limit`, so that nothing else waits long. What was said stays in the archive. Returns how
+    /// many.
+    async fn purge_outbox(&self, before: Timestamp, limit: i64) -> Result<u64, StoreError>;
 }
 
 // ---------------------------------------------------------------------------------------------- history

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod archive;
 pub(crate) mod postgres;
 pub(crate) mod scene;
 pub(crate) mod sql;

@@ -132,17 +132,41 @@ impl Workspace {
                 };
                 self.apply_send(applying, &fact);
             }
-            SendOutcome::Uncertain { error } => {
-                let outcome = Outcome { detail: Some(error), ..Outcome::default() };
-                self.close_attempt(applying, operation, OutboxState::Uncertain, outcome);
-                if self.is_current(send, operation) && self.outbox.get(send).state == OutboxState::Sending {
-                    let row = self.outbox.get_mut(send);
-                    row.state = OutboxState::Uncertain;
-                    row.finished_at = Some(applying.at);
-                    row.last_code = None;
-                    row.last_subcode = None;
-                    row.last_error = Some(error.clone());
-                }
+            SendOutcome::Uncertain { error, again_at } => {
+                self.send_uncertain(applying, send, operation, error, *again_at);
+            }
+        }
+    }
+
+    /// Nobody can tell whether the server took an attempt.
+    fn send_uncertain(
+        &mut self,
+        applying: &Applying,
+        send: usize,
+        operation: &OperationId,
+        error: &str,
+        again_at: Option<Timestamp>,
+    ) {
+        let outcome = Outcome { detail: Some(error), ..Outcome::default() };
+        self.close_attempt(applying, operation, OutboxState::Uncertain, outcome);
+        if !self.is_current(send, operation) || self.outbox.get(send).state != OutboxState::Sending {
+            return;
+        }
+        let limit = self.settings.max_attempts;
+        let row = self.outbox.get_mut(send);
+        row.last_code = None;
+        row.last_subcode = None;
+        match again_at {
+            Some(at) if row.attempts < row.max_attempts.unwrap_or(limit) => {
+                row.state = OutboxState::Queued;
+                row.next_attempt_at = Some(to_milliseconds(at));
+                row.possible_duplicate = true;
+                row.last_error = Some(format!("{error}; sent again, so the recipient may get it twice"));
+            }
+            _ => {
+                row.state = OutboxState::Uncertain;
+                row.finished_at = Some(applying.at);
+                row.last_error = Some(error.to_owned());
             }
         }
     }

@@ -208,6 +208,7 @@ impl Ledger {
                 last_code: None,
                 last_subcode: None,
                 last_error: None,
+                possible_duplicate: false,
                 claimed_at: None,
                 sent_at: None,
                 finished_at: None,
@@ -1132,7 +1133,7 @@ fn unheard(ledger: &Ledger, since: Timestamp, said_in: SaidIn) -> SendOutcome {
         since,
         said_in,
         silent: Box::new(retry(ledger)),
-        doubtful: Box::new(SendOutcome::Uncertain { error: "nobody can tell".to_owned() }),
+        doubtful: Box::new(SendOutcome::Uncertain { error: "nobody can tell".to_owned(), again_at: None }),
     }
 }
 
@@ -1431,7 +1432,11 @@ fn an_older_attempts_failure_changes_nothing_and_its_success_everything() {
 fn an_uncertain_row_is_settled_by_a_late_event() {
     let mut ledger = Ledger::new();
     let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
-    ledger.answer(send(5, &operation, SendOutcome::Uncertain { error: "no answer".to_owned() }));
+    ledger.answer(send(
+        5,
+        &operation,
+        SendOutcome::Uncertain { error: "no answer".to_owned(), again_at: None },
+    ));
     assert_eq!(ledger.row(5).state, OutboxState::Uncertain);
     let event = MessageFact { operation_id: Some(operation), ..our_message_fact(1) };
     ledger.events(vec![Fact::Message(event)]);

@@ -347,7 +347,8 @@ async fn outbox(connection: &mut SqliteConnection, rows: &[&OutboxSend]) -> Resu
         "UPDATE outbox
             SET state = k.column2, conversation_id = k.column3, message_id = k.column4, next_attempt_at = k.column5,
                 last_code = k.column6, last_subcode = k.column7, last_error = k.column8, sent_at = k.column9,
-                finished_at = k.column10, updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), revision = revision + 1
+                finished_at = k.column10, possible_duplicate = k.column11,
+                updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), revision = revision + 1
            FROM (",
         ") AS k WHERE outbox.id = k.column1",
         |values, row| {
@@ -361,7 +362,8 @@ async fn outbox(connection: &mut SqliteConnection, rows: &[&OutboxSend]) -> Resu
                 .put(row.last_subcode.clone())
                 .put(row.last_error.clone())
                 .put(optional_time_text(row.sent_at))
-                .put(optional_time_text(row.finished_at));
+                .put(optional_time_text(row.finished_at))
+                .put(row.possible_duplicate);
         },
     )
     .await

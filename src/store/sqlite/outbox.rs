@@ -19,7 +19,7 @@ use crate::{
     outbox::admission::{Admitted, GivenTime, Lookup, Refusal, Submission, admit},
     store::{
         ClaimSettings, ClaimedSend, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow, OutboxState,
-        OutboxStore, StoreError, UnsettledSend,
+        OutboxStore, ShapeCell, StoreError, UnsettledSend,
         columns::Columns,
         rows::{self, allowed_before},
         trouble::{failed, is_duplicate},
@@ -625,5 +625,57 @@ impl OutboxStore for SqliteStore {
             .map(|row| Ok((row.try_get("state")?, row.try_get("count")?)))
             .collect::<Result<_, sqlx::Error>>()
             .map_err(failed)
+    }
+
+    async fn outbox_shape(
+        &self,
+        states: &[OutboxState],
+        times: &[Timestamp],
+    ) -> Result<Vec<ShapeCell>, StoreError> {
+        let failed = failed("looking at the shape of the outbox");
+        let states: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
+        let times: Vec<String> = times.iter().map(|&time| time_text(time)).collect();
+        sqlx::query(
+            "SELECT coalesce((SELECT a.sip_uri FROM accounts a WHERE a.id = o.account_id), o.account) AS account,
+                    coalesce(o.destination, nullif(o.recipients, ''), 'conversation:' || o.conversation_id, '')
+                        AS destination,
+                    (SELECT count(*) FROM json_each(?2) k WHERE k.value >= o.created_at) AS age,
+                    count(*) AS count
+               FROM json_each(?1) s
+              CROSS JOIN outbox o INDEXED BY outbox_by_state ON o.state = s.value
+              GROUP BY 1, 2, 3",
+        )
+        .bind(serde_json::Value::from(states).to_string())
+        .bind(serde_json::Value::from(times).to_string())
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?
+        .iter()
+        .map(rows::shape_cell)
+        .collect::<Result<_, sqlx::Error>>()
+        .map_err(failed)
+    }
+
+    async fn purge_outbox(&self, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
+        self.writer
+            .run("pruning the outbox", false, move |connection| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "DELETE FROM outbox
+                          WHERE id IN (SELECT f.id FROM outbox f INDEXED BY outbox_finished
+                                        WHERE f.state IN ('sent', 'delivered', 'failed', 'expired', 'cancelled')
+                                          AND coalesce(f.finished_at, f.sent_at) < ?1
+                                        ORDER BY coalesce(f.finished_at, f.sent_at)
+                                        LIMIT ?2)",
+                    )
+                    .bind(time_text(before))
+                    .bind(limit)
+                    .execute(connection)
+                    .await
+                    .map(|done| done.rows_affected())
+                    .map_err(failed("pruning the outbox"))
+                })
+            })
+            .await
     }
 }
