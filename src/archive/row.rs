@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 
 use crate::{
-    archive::fact::{Direction, EventSender, InvitationAction, InvitationKind},
+    archive::fact::{
+        Direction, EventSender, FailureReason, InvitationAction, InvitationKind, OperationStatus,
+    },
     identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId, SipUri},
     store::OutboxState,
 };
@@ -301,6 +303,26 @@ impl MessageRow {
     pub fn is_unread(&self) -> bool {
         let says_nothing = self.body.is_empty() && self.body_html.is_none() && self.sender_uri.is_none();
         self.awaiting == Some(Awaiting::Fetch) || says_nothing
+    }
+}
+
+impl InvitationRow {
+    /// How it ended, if it has: `completed` brings a status, and what is kept of that is the state with the codes.
+    pub fn end(&self) -> Option<(OperationStatus, Option<FailureReason>)> {
+        self.finished_at?;
+        let state = self.state.as_deref().unwrap_or_default();
+        if state.eq_ignore_ascii_case("Connected") {
+            return Some((OperationStatus::Success, None));
+        }
+        let failed = state.eq_ignore_ascii_case("Failed") || self.code.is_some() || self.subcode.is_some();
+        failed.then(|| {
+            let reason = FailureReason {
+                code: self.code.clone(),
+                subcode: self.subcode.clone(),
+                message: self.reason.clone(),
+            };
+            (OperationStatus::Failure, Some(reason))
+        })
     }
 }
 

@@ -76,10 +76,10 @@ impl Workspace {
                 self.complete_if_reported(applying, send, operation, message);
             }
             SendOutcome::InvitationAccepted { invitation_href } => {
+                self.send_accepted(applying, send, operation, false);
                 if let Some(href) = invitation_href {
                     self.invitation_accepted(applying, send, operation, href);
                 }
-                self.send_accepted(applying, send, operation, false);
             }
             SendOutcome::RetryAt { at, reason, http_status, error } => {
                 let outcome =
@@ -246,6 +246,10 @@ impl Workspace {
         }
         if let Some(conversation) = row.conversation {
             self.invitation_said(applying, place, conversation);
+        }
+        // What is still to be read names the conversation too, and ends it then.
+        if !self.invitations.get(place).awaiting_fetch {
+            self.tell_end(applying, place);
         }
     }
 

@@ -1367,6 +1367,59 @@ fn a_linked_invitation_whose_answer_came_first_is_fetched() {
     assert_eq!(ledger.only_message().outbox, Some(OutboxId(5)));
 }
 
+/// An event of our invitation that only links it.
+fn our_invitation_link(operation: &OperationId, phase: Phase, status: Option<OperationStatus>) -> Fact {
+    let Fact::Invitation(known) = our_invitation(operation, phase, status) else { unreachable!() };
+    Fact::Invitation(InvitationFact {
+        direction: None,
+        state: None,
+        operation_id: None,
+        thread_id: None,
+        subject: None,
+        importance: None,
+        to_uri: None,
+        conversation_href: None,
+        link_only: true,
+        ..known
+    })
+}
+
+#[test]
+fn the_end_of_an_invitation_counts_though_whose_it_is_is_known_later() {
+    let resource = |operation: &OperationId, state: &str| {
+        let Fact::Invitation(known) = our_invitation(operation, Phase::Updated, None) else { unreachable!() };
+        Fact::Invitation(InvitationFact { state: Some(state.to_owned()), ..known })
+    };
+    let href = || Some("/invitations/9".to_owned());
+    for (status, row, message) in [
+        (OperationStatus::Success, OutboxState::Delivered, MessageStatus::Delivered),
+        (OperationStatus::Failure, OutboxState::Failed, MessageStatus::Failed),
+    ] {
+        let mut ledger = Ledger::new();
+        let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+        ledger.events(vec![our_invitation_link(&operation, Phase::Started, None)]);
+        ledger.events(vec![our_invitation_link(&operation, Phase::Completed, Some(status))]);
+        let mut by_answer = ledger.clone();
+        // The resource is read: before the end, or after it.
+        for state in ["Connecting", "Connected"] {
+            let mut ledger = ledger.clone();
+            ledger.answer(resource(&operation, state));
+            assert_eq!(ledger.row(5).state, row, "{state}");
+            assert_eq!(ledger.only_message().status, message, "{state}");
+        }
+        // Or the answer to the request names it.
+        by_answer.answer(send(5, &operation, SendOutcome::InvitationAccepted { invitation_href: href() }));
+        let mut unreadable = by_answer.clone();
+        by_answer.answer(resource(&operation, "Connecting"));
+        assert_eq!((by_answer.row(5).state, by_answer.only_message().status), (row, message));
+        unreadable.answer(Fact::Unfetchable(Unfetchable {
+            fetch: fetch(FetchedResource::Invitation(InvitationKind::Messaging), "/invitations/9"),
+            why: "404".to_owned(),
+        }));
+        assert_eq!(unreadable.row(5).state, row);
+    }
+}
+
 #[test]
 fn who_was_not_there_is_called_again_later_until_the_last_attempt() {
     let mut ledger = Ledger::new();
