@@ -841,7 +841,8 @@ pub struct HistoryFilter {
     pub until: Option<Timestamp>,
     /// Only rows with a larger id, oldest first (for following).
     pub after: Option<MessageId>,
-    /// At most so many; without `after` the newest ones, in ascending order.
+    /// At most so many, in ascending order of id; without `after` those that were sent last, or, if nothing else is asked
+    /// for, those that were archived last.
     pub limit: i64,
 }
 
