@@ -192,42 +192,70 @@ async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T
 
 // ------------------------------------------------------------------------------------------------ schema
 
+/// What docs/scaling.md tells Citus: every table is spread by account, copied to every machine, or stays in one place.
+fn spread() -> (Vec<String>, Vec<String>, Vec<String>) {
+    let documentation = include_str!("../docs/scaling.md");
+    let named = |call: &str| -> Vec<String> {
+        documentation
+            .lines()
+            .filter_map(|line| line.strip_prefix(&format!("SELECT {call}('"))?.split('\'').next())
+            .map(ToOwned::to_owned)
+            .collect()
+    };
+    let kept = documentation.lines().find_map(|line| line.strip_prefix("-- stay in one place: ")).unwrap();
+    let kept = kept.split(", ").map(ToOwned::to_owned).collect();
+    (named("create_distributed_table"), named("create_reference_table"), kept)
+}
+
 #[tokio::test]
 async fn nothing_stands_in_the_way_of_spreading_the_archive_by_account() {
-    const SPREAD: &str =
-        "('sessions', 'gaps', 'backfills', 'conversations', 'participants', 'messages', 'invitations',
-                           'chain_heads', 'event_quarantine', 'typing')";
     let database = PostgresDatabase::new().await;
     serve(database.url()).await.close().await;
     let mut sql = database.connect().await;
-    let tables = format!("SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relname IN {SPREAD}");
-    assert_eq!(rows(&mut sql, &tables).await, ["10"]);
+    let (distributed, reference, local) = spread();
+    let mut classified: Vec<_> = [distributed.as_slice(), &reference, &local].concat();
+    classified.sort();
+    let tables = "SELECT relname::text FROM pg_class
+                   WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace ORDER BY relname COLLATE \"C\"";
+    assert_eq!(rows(&mut sql, tables).await, classified, "every table is one of the three");
+    let list = |tables: &[String]| format!("('{}')", tables.join("', '"));
+    let (distributed, reference) = (list(&distributed), list(&reference));
     let columns = |table: &str, numbers: &str| {
         format!(
             "ARRAY(SELECT a.attname::text FROM unnest({numbers}) WITH ORDINALITY AS n (number, place)
                      JOIN pg_attribute a ON a.attrelid = {table} AND a.attnum = n.number ORDER BY n.place)"
         )
     };
-    // Every primary and unique key begins with the account.
+    // Every primary and unique key of a table that is spread begins with the account.
     let unique = format!(
         "SELECT i.indexrelid::regclass::text FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid
-          WHERE i.indisunique AND t.relname IN {SPREAD} AND ({})[1] <> 'account_id'",
+          WHERE (i.indisunique OR i.indisexclusion) AND t.relname IN {distributed} AND ({})[1] <> 'account_id'",
         columns("i.indrelid", "i.indkey::smallint[]")
     );
     assert_eq!(rows(&mut sql, &unique).await, [""; 0]);
-    // Every foreign key among these tables carries it on both sides in the same place; the others lead to accounts, which
-    // every shard has a copy of.
+    // A foreign key leads from one such table to another and carries the account on both sides in the same place, or to a
+    // table that every machine has; none leads into or out of what stays in one place.
     let (from, to) = (columns("k.conrelid", "k.conkey"), columns("k.confrelid", "k.confkey"));
     let foreign = format!(
         "SELECT k.conrelid::regclass || '.' || k.conname FROM pg_constraint k
            JOIN pg_class f ON f.oid = k.conrelid JOIN pg_class t ON t.oid = k.confrelid
-          WHERE k.contype = 'f' AND (f.relname IN {SPREAD} OR t.relname IN {SPREAD}) AND t.relname <> 'accounts'
-            AND NOT (f.relname IN {SPREAD} AND t.relname IN {SPREAD} AND ({from})[1] = 'account_id'
+          WHERE k.contype = 'f' AND (f.relname IN {distributed} OR t.relname IN {distributed})
+            AND NOT (f.relname IN {distributed} AND t.relname IN {reference} AND NOT k.condeferrable)
+            AND NOT (f.relname IN {distributed} AND t.relname IN {distributed} AND ({from})[1] = 'account_id'
                      AND ({to})[1] = 'account_id' AND NOT k.condeferrable)"
     );
     assert_eq!(rows(&mut sql, &foreign).await, [""; 0]);
-    let some = "SELECT count(*) > 5 FROM pg_constraint WHERE contype = 'f'";
-    assert_eq!(rows(&mut sql, some).await, ["1"], "there are foreign keys to look at");
+    // Citus spreads no table that has a trigger.
+    let triggers = format!(
+        "SELECT t.relname || '.' || g.tgname FROM pg_trigger g JOIN pg_class t ON t.oid = g.tgrelid
+          WHERE NOT g.tgisinternal AND t.relname IN {distributed}"
+    );
+    assert_eq!(rows(&mut sql, &triggers).await, [""; 0]);
+    let some = format!(
+        "SELECT count(*) > 5 FROM pg_constraint k JOIN pg_class f ON f.oid = k.conrelid
+          WHERE k.contype = 'f' AND f.relname IN {distributed}"
+    );
+    assert_eq!(rows(&mut sql, &some).await, ["1"], "there are foreign keys to look at");
 }
 
 #[tokio::test]

@@ -151,7 +151,7 @@ CREATE INDEX participants_of_conversation ON participants (account_id, conversat
 CREATE INDEX participants_href ON participants (account_id, session_id, href);
 CREATE UNIQUE INDEX participants_one_open_stay ON participants (account_id, session_id, href)
     WHERE left_at IS NULL AND href IS NOT NULL;
-CREATE INDEX participants_uri ON participants (account_id, sip_uri) WHERE sip_uri IS NOT NULL;
+CREATE INDEX participants_uri ON participants (sip_uri, account_id, conversation_id);
 
 -- Who began to type when, if archive.typing is on.
 CREATE TABLE typing (
@@ -197,6 +197,8 @@ CREATE TABLE messages (
 CREATE UNIQUE INDEX messages_href ON messages (account_id, session_id, href) WHERE href IS NOT NULL;
 CREATE UNIQUE INDEX messages_chain ON messages (account_id, chain_seq);
 CREATE INDEX messages_sent ON messages (account_id, sent_at);
+CREATE INDEX messages_sent_by_all ON messages (sent_at, id);
+CREATE INDEX messages_sender ON messages (sender_uri, account_id);
 CREATE INDEX messages_of_conversation ON messages (account_id, conversation_id, sent_at);
 CREATE INDEX messages_operation ON messages (account_id, operation_id) WHERE operation_id IS NOT NULL;
 CREATE INDEX messages_outbox ON messages (outbox_id) WHERE outbox_id IS NOT NULL;
@@ -230,6 +232,7 @@ CREATE TABLE invitations (
     awaiting        TEXT    CHECK (awaiting IN ('fetch'))       -- own
 ) STRICT;
 CREATE UNIQUE INDEX invitations_href ON invitations (account_id, session_id, href) WHERE href IS NOT NULL;
+CREATE INDEX invitations_to ON invitations (to_uri, account_id, conversation_id);
 CREATE INDEX invitations_of_conversation ON invitations (account_id, conversation_id);
 CREATE INDEX invitations_operation ON invitations (account_id, operation_id) WHERE operation_id IS NOT NULL;
 CREATE INDEX invitations_awaiting ON invitations (account_id, session_id) WHERE awaiting IS NOT NULL;

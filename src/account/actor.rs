@@ -1516,6 +1516,10 @@ pub(super) async fn commit_facts(context: &DeliveryContext, facts: Vec<Fact>) ->
                 tracing::error!(error = %crate::error_chain(&error), "facts could not be stored");
                 return CommitOutcome::default();
             }
+            Err(error) if error.is_told_by_store() => {
+                tracing::debug!(error = %crate::error_chain(&error), "facts can't be stored now; trying again");
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
             Err(error) => {
                 tracing::warn!(error = %crate::error_chain(&error), "facts can't be stored now; trying again");
                 tokio::time::sleep(backoff.next_delay()).await;

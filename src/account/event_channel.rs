@@ -580,6 +580,14 @@ impl Follow {
                     ))];
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
+                Err(error) if error.is_told_by_store() => {
+                    // Every account would say the same again and again.
+                    tracing::debug!(
+                        error = %crate::error_chain(&error),
+                        "events can't be stored; nothing is acknowledged until they are"
+                    );
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
                 Err(error) => {
                     tracing::warn!(
                         error = %crate::error_chain(&error),

@@ -9,6 +9,7 @@
 
 mod columns;
 mod coverage;
+mod health;
 mod known_accounts;
 mod leases;
 mod migrations;
@@ -108,6 +109,19 @@ pub enum StoreError {
     /// The writer has stopped: because the program is ending, or as [`HistoryStore::broken`] tells.
     #[error("the store is closing")]
     Closing,
+}
+
+impl StoreError {
+    /// A server's log has it already: its store says once that the database takes nothing, and everybody who writes gets
+    /// this error until it does. Trouble with single rows concerns only those who need them.
+    pub fn is_told_by_store(&self) -> bool {
+        match self {
+            Self::Unavailable { source, .. } | Self::Locked { source, .. } => {
+                !trouble::is_of_single_rows(source)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// All that a dialect implements.
@@ -866,7 +880,8 @@ pub struct HistoryFilter {
     pub until: Option<Timestamp>,
     /// Only rows with a larger id, oldest first (for following).
     pub after: Option<MessageId>,
-    /// At most so many; without `after` the newest ones, in ascending order.
+    /// At most so many, in ascending order of id; without `after` those that were sent last, or, if nothing else is asked
+    /// for, those that were archived last.
     pub limit: i64,
 }
 
@@ -917,6 +932,10 @@ pub trait HistoryStore: Send + Sync {
     ) -> Result<(), StoreError>;
     /// The database answers.
     async fn ping(&self) -> Result<(), StoreError>;
+    /// The database takes what is written: writes down that this server lives, which a tool has nothing to say of.
+    async fn takes_writes(&self) -> Result<(), StoreError>;
+    /// Why what a server had to write could not be stored last; `None` if it could.
+    fn problem(&self) -> Option<String>;
     /// Returns if the store can write no more although nobody closed it: a fault of this program that only a new start
     /// mends. Never returns otherwise.
     async fn broken(&self);
