@@ -351,8 +351,9 @@ CREATE FUNCTION ucwa_relay_words(body text) RETURNS text
         '([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff])',
         ' \1 ', 'g')
 $$;
+-- VACUUM and ANALYZE evaluate it with an empty search path, in which the other function would not be found.
 CREATE FUNCTION ucwa_relay_search(body text) RETURNS tsvector
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT AS $$
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT SET search_path FROM CURRENT AS $$
     SELECT to_tsvector('pg_catalog.simple'::regconfig, ucwa_relay_words(body))
 $$;
 
