@@ -379,9 +379,9 @@ async fn text_is_found_without_case_accents_and_spaces() {
         assert!(plan.contains("messages_fts"), "{plan}");
     }
     // As autovacuum does it.
-    run(&mut sql, "SET search_path = ''").await.unwrap();
-    run(&mut sql, "ANALYZE public.messages").await.unwrap();
-    run(&mut sql, "RESET search_path").await.unwrap();
+    let mut vacuum = database.connect().await;
+    run(&mut vacuum, "SET search_path = ''").await.unwrap();
+    run(&mut vacuum, "ANALYZE public.messages").await.unwrap();
     store.close().await;
     let without = StoreSettings { full_text: false, ..settings(database.url()) };
     connect(&without, Role::Server).await.unwrap().close().await;
