@@ -525,6 +525,28 @@ async fn finished_rows_are_removed_after_their_time_with_their_attempts(kind: Ki
     assert_eq!(outside.count("messages WHERE outbox_id = 1").await, 1, "what was said stays");
 }
 
+async fn a_running_server_removes_what_is_over(kind: Kind) {
+    let mut scene =
+        Scene::begin(kind, SimulatorSettings::default(), "[outbox]\nkeep_finished_days = 3").await;
+    let mut ids = Vec::new();
+    for name in ["old", "young"] {
+        let id = scene.queue(&format!("silent.{name}@fabrikam.example"), name, None).await;
+        assert_eq!(scene.outcome(id).await.0, "delivered");
+        ids.push(id);
+    }
+    assert!(scene.relay.server().terminate());
+    for (id, days) in ids.iter().zip([4_i64, 2]) {
+        let then = (Timestamp::now() - (24 * days).hours()).strftime("%Y-%m-%dT%H:%M:%S.000Z");
+        scene.sql.run(&format!("UPDATE outbox SET finished_at = '{then}' WHERE id = {id}")).await.unwrap();
+    }
+    scene.relay.start();
+    eventually("the old row is removed", async || {
+        (scene.sql.rows("SELECT id FROM outbox").await == [ids[1].to_string()]).then_some(())
+    })
+    .await;
+    assert_eq!(scene.sql.count("messages WHERE direction = 'outgoing'").await, 2, "what was said stays");
+}
+
 async fn an_uncertain_row_is_kept_until_somebody_decides(kind: Kind) {
     let mut database = Database::new(kind).await;
     let alice = database.online("alice").await;
@@ -981,6 +1003,7 @@ on_both_databases!(
     what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted,
     a_group_is_told_whoever_of_it_can_be_reached,
     finished_rows_are_removed_after_their_time_with_their_attempts,
+    a_running_server_removes_what_is_over,
     an_uncertain_row_is_kept_until_somebody_decides,
     waiting_rows_have_a_shape_by_age_and_destination,
     rows_of_an_account_that_is_not_at_work_stay_queued_and_the_status_says_why,

@@ -782,6 +782,8 @@ async fn every_command_works_on_it() {
     assert!(run(&["outbox", "list"]).contains("queued"));
     run(&["outbox", "cancel", "1"]);
     assert!(run(&["outbox", "show", "1"]).contains("cancelled"));
+    assert!(run(&["outbox", "shape", "--state", "cancelled"]).starts_with("\tT\t5\t10\t20\t40"));
+    assert!(run(&["outbox", "purge", "--days", "1"]).starts_with("0 rows"));
     run(&["history", "--account", "alice@contoso.com", "--with", "bob@contoso.com", "--since", "2026-01-01"]);
     run(&["coverage"]);
     run(&["quarantine", "list"]);
