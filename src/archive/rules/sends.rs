@@ -73,6 +73,7 @@ impl Workspace {
                 }
                 self.send_accepted(applying, send, operation, false);
                 self.note_not_reached(send, message, not_reached);
+                self.placed_by_its_address(applying, conversation_href, message);
                 self.complete_if_reported(applying, send, operation, message);
             }
             SendOutcome::InvitationAccepted { invitation_href } => {

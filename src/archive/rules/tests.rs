@@ -1421,6 +1421,79 @@ fn the_end_of_an_invitation_counts_though_whose_it_is_is_known_later() {
 }
 
 #[test]
+fn the_text_of_a_call_that_can_not_be_read_is_archived_when_the_call_was_accepted() {
+    let created = |operation: &OperationId| {
+        let invitation_href = Some("/invitations/9".to_owned());
+        send(5, operation, SendOutcome::InvitationAccepted { invitation_href })
+    };
+    let unreadable = Fact::Unfetchable(Unfetchable {
+        fetch: fetch(FetchedResource::Invitation(InvitationKind::Messaging), "/invitations/9"),
+        why: "404".to_owned(),
+    });
+    for answer_first in [true, false] {
+        let mut ledger = Ledger::new();
+        let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+        if answer_first {
+            ledger.answer(created(&operation));
+        }
+        ledger.events(vec![our_invitation_link(&operation, Phase::Started, None)]);
+        ledger.events(vec![our_invitation_link(
+            &operation,
+            Phase::Completed,
+            Some(OperationStatus::Success),
+        )]);
+        if !answer_first {
+            ledger.answer(created(&operation));
+        }
+        assert_eq!((ledger.row(5).state, ledger.messages.len()), (OutboxState::Sent, 0));
+        ledger.answer(unreadable.clone());
+        assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+        let row = ledger.only_message();
+        assert_eq!((row.body.as_str(), row.status), ("Done", MessageStatus::Delivered));
+        assert_eq!(ledger.row(5).message, Some(row.id));
+        let call = &ledger.invitations[&1];
+        assert_eq!((call.conversation, call.message), (Some(row.conversation), Some(row.id)));
+        assert_eq!(call.to_uri.as_deref(), Some("sip:bob@contoso.com"), "it says to whom, without the queue");
+        assert_eq!(ledger.check_chain(), 1);
+    }
+}
+
+#[test]
+fn a_call_whose_text_stands_alone_says_to_whom_and_finds_its_conversation_later() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    let invitation_href = Some("/invitations/9".to_owned());
+    ledger.answer(send(5, &operation, SendOutcome::InvitationAccepted { invitation_href }));
+    // No event came within the patience of the archive.
+    let alone = SendOutcome::MessageAccepted {
+        conversation_href: "/invitations/9".to_owned(),
+        message_href: None,
+        as_plain: false,
+        not_reached: Vec::new(),
+    };
+    ledger.answer(send(5, &operation, alone));
+    let stand_in = ledger.only_message().conversation;
+    assert_eq!(ledger.invitations[&1].conversation, Some(stand_in));
+    // The conversation is told of after all, by itself or by the call.
+    for known in [false, true] {
+        let mut ledger = ledger.clone();
+        if known {
+            ledger.events(vec![conversation("Connected")]);
+        }
+        ledger.events(vec![our_invitation(&operation, Phase::Completed, Some(OperationStatus::Success))]);
+        assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+        let row = ledger.only_message();
+        assert_eq!(row.status, MessageStatus::Delivered);
+        assert_eq!(ledger.row(5).conversation, Some(row.conversation));
+        assert_eq!(ledger.conversations[&row.conversation].href.as_deref(), Some(TALK));
+    }
+    // Or its end is only linked.
+    ledger.events(vec![our_invitation_link(&operation, Phase::Completed, Some(OperationStatus::Success))]);
+    assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+    assert_eq!(ledger.only_message().status, MessageStatus::Delivered);
+}
+
+#[test]
 fn who_was_not_there_is_called_again_later_until_the_last_attempt() {
     let mut ledger = Ledger::new();
     let first = ledger.sending(5, "sip:bob@contoso.com", "Done");
