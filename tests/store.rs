@@ -20,8 +20,9 @@ use ucwa_relay::{
         chain,
         fact::{
             ArchiveCommit, Content, ConversationEnded, ConversationFact, Direction, EventSender, Fact,
-            FailureReason, FetchedResource, InvitationFact, InvitationKind, LoggedConversation,
+            FailureReason, Fetch, FetchedResource, InvitationFact, InvitationKind, LoggedConversation,
             LoggedMessage, MessageFact, OperationStatus, Person, Phase, Quarantined, SendOutcome, TypingFact,
+            Unfetchable,
         },
     },
     identifiers::{ConversationId, OperationId, OutboxId},
@@ -698,6 +699,59 @@ async fn the_text_of_a_call_whose_events_never_came_is_archived_all_the_same(kin
     );
     assert_eq!(outside.rows("SELECT state FROM outbox").await, ["sent", "sent"], "nobody told more");
     assert_eq!(outside.count("conversations WHERE ended_at IS NULL").await, 0);
+    // To whom it was said outlives the row of the queue.
+    outside.run("DELETE FROM outbox WHERE state = 'sent'").await.unwrap();
+    assert_eq!(
+        outside.rows("SELECT recipients FROM message_history ORDER BY message_id").await,
+        ["sip:bob@contoso.com", "sip:carol@contoso.com"]
+    );
+}
+
+async fn the_text_of_a_call_that_can_not_be_read_is_archived_when_it_was_accepted(kind: Kind) {
+    let database = Database::new(kind).await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    database.store.enqueue(&row("bob@contoso.com")).await.unwrap();
+    let send = database.claim().await.remove(0);
+    let href = "/invitations/1".to_owned();
+    alice.send_fact(&send, SendOutcome::InvitationAccepted { invitation_href: Some(href.clone()) }).await;
+    let linked = |phase, status| {
+        Fact::Invitation(InvitationFact {
+            href: href.clone(),
+            kind: InvitationKind::Messaging,
+            phase,
+            direction: None,
+            state: None,
+            operation_id: None,
+            conversation_href: None,
+            derived_conversation_href: None,
+            thread_id: None,
+            subject: None,
+            importance: None,
+            from: None,
+            to_uri: None,
+            online_meeting_uri: None,
+            content: Content::default(),
+            status,
+            reason: None,
+            link_only: true,
+        })
+    };
+    alice.events("/events?ack=2", vec![linked(Phase::Started, None)]).await;
+    alice.events("/events?ack=3", vec![linked(Phase::Completed, Some(OperationStatus::Success))]).await;
+    let fetch = Fetch {
+        resource: FetchedResource::Invitation(InvitationKind::Messaging),
+        href: href.clone(),
+        conversation_href: None,
+    };
+    alice.answer(Fact::Unfetchable(Unfetchable { fetch, why: "404".to_owned() })).await;
+    assert_eq!(
+        outside.rows("SELECT body, status, outbox_id, chain_seq FROM messages").await,
+        ["Deploy finished|delivered|1|1"]
+    );
+    assert_eq!(outside.rows("SELECT state, message_id FROM outbox").await, ["delivered|1"]);
+    outside.run("DELETE FROM outbox").await.unwrap();
+    assert_eq!(outside.rows("SELECT recipients FROM message_history").await, ["sip:bob@contoso.com"]);
 }
 
 async fn a_spoilt_account_leaves_the_others_messages_settled(kind: Kind) {
@@ -1388,6 +1442,7 @@ on_both_databases!(
     the_chain_runs_through_everything_and_its_head_is_kept,
     a_text_that_is_not_repeated_is_settled_after_its_time,
     the_text_of_a_call_whose_events_never_came_is_archived_all_the_same,
+    the_text_of_a_call_that_can_not_be_read_is_archived_when_it_was_accepted,
     a_spoilt_account_leaves_the_others_messages_settled,
     ids_of_removed_rows_are_not_given_again,
     payloads_are_quarantined_outside_a_batch_too,
