@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::{Timestamp, ToSpan};
 use support::{
@@ -17,12 +17,14 @@ use support::{
     scene::QUICK,
     sql::{Kind, Sql},
 };
+use tokio_util::sync::CancellationToken;
 use ucwa_relay::{
     archive::fact::{
         Content, Direction, Fact, FailureReason, InvitationFact, LoggedConversation, LoggedMessage,
         MessageFact, OperationStatus, Person, Phase, SendOutcome,
     },
     identifiers::OutboxId,
+    outbox::pruning,
     simulator::{
         Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, SettingsChange, Simulator,
         SimulatorSettings,
@@ -547,6 +549,33 @@ async fn a_running_server_removes_what_is_over(kind: Kind) {
     assert_eq!(scene.sql.count("messages WHERE direction = 'outgoing'").await, 2, "what was said stays");
 }
 
+async fn a_server_that_stops_leaves_the_rest_of_what_is_over_to_the_next_start(kind: Kind) {
+    let database = Database::new(kind).await;
+    let mut outside = database.outside().await;
+    database.store.enqueue(&row("bob@contoso.com")).await.unwrap();
+    assert!(database.store.set_outbox_state(OutboxId(1), OutboxState::Cancelled).await.unwrap());
+    outside.run("UPDATE outbox SET finished_at = '2020-01-01T00:00:00.000Z'").await.unwrap();
+    let stop = CancellationToken::new();
+    stop.cancel();
+    pruning::run(Arc::clone(&database.store), 1, stop).await;
+    assert_eq!(outside.count("outbox").await, 1);
+}
+
+async fn a_row_whose_time_passes_while_it_waits_for_the_rate_is_not_sent(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), "[outbox]\nper_account_rate = 1").await;
+    let expires_at = (Timestamp::now() + 6.seconds()).strftime("'%Y-%m-%dT%H:%M:%S.000Z'").to_string();
+    let mut last = 0;
+    // Of different people, so that all are claimed at once.
+    for number in 0..12 {
+        let column = (number == 11).then_some(("expires_at", expires_at.as_str()));
+        last = scene
+            .queue(&format!("silent.n{number}@fabrikam.example"), &format!("row {number}"), column)
+            .await;
+    }
+    assert_eq!(scene.outcome(last).await.0, "expired");
+    assert_eq!(scene.accepted("row 11").len(), 0);
+}
+
 async fn an_uncertain_row_is_kept_until_somebody_decides(kind: Kind) {
     let mut database = Database::new(kind).await;
     let alice = database.online("alice").await;
@@ -1004,6 +1033,8 @@ on_both_databases!(
     a_group_is_told_whoever_of_it_can_be_reached,
     finished_rows_are_removed_after_their_time_with_their_attempts,
     a_running_server_removes_what_is_over,
+    a_row_whose_time_passes_while_it_waits_for_the_rate_is_not_sent,
+    a_server_that_stops_leaves_the_rest_of_what_is_over_to_the_next_start,
     an_uncertain_row_is_kept_until_somebody_decides,
     waiting_rows_have_a_shape_by_age_and_destination,
     rows_of_an_account_that_is_not_at_work_stay_queued_and_the_status_says_why,

@@ -1020,7 +1020,9 @@ impl AccountActor {
     }
 
     fn relay_now(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
-        let Some(live) = &self.live else {
+        // It waited here for its turn; the queue says of what is given back that it expired.
+        let expired = send.expires_at.is_some_and(|expires_at| expires_at <= Timestamp::now());
+        let Some(live) = self.live.as_ref().filter(|_| !expired) else {
             self.give_back(send.outbox, send.operation_id, ctx);
             return;
         };

@@ -35,13 +35,18 @@ pub async fn prune(store: &dyn Store, before: Timestamp) -> Result<u64, StoreErr
     }
 }
 
-/// Prunes until `stop` is cancelled. `days` is `outbox.keep_finished_days`; 0 keeps everything.
+/// Prunes until `stop` is cancelled; an orderly stop does not wait for what is still to be removed. `days` is `outbox.keep_finished_days`; 0 keeps everything.
 pub async fn run(store: SharedStore, days: u32, stop: CancellationToken) {
     if days == 0 {
         return;
     }
     loop {
-        match prune(store.as_ref(), kept_since(Timestamp::now(), days)).await {
+        let pruning = prune(store.as_ref(), kept_since(Timestamp::now(), days));
+        // A batch that is under way is finished by the store.
+        let Some(pruned) = stop.run_until_cancelled(pruning).await else {
+            return;
+        };
+        match pruned {
             Ok(0) => {}
             Ok(removed) => tracing::info!(removed, days, "finished rows of the outbox were removed"),
             Err(error) => {
