@@ -458,12 +458,12 @@ impl Plans {
     }
 
     /// Whether it is time for new ones, which is taken as done then.
-    fn are_outdated(&mut self) -> bool {
+    fn are_outdated(&mut self, now: Instant) -> bool {
         let since = self.written - self.written_before;
         let outdated = since >= self.written_before.max(PLANS_LAST_FOR_ROWS)
-            || (since > 0 && self.made_at.elapsed() >= PLANS_LAST_FOR);
+            || (since > 0 && now.duration_since(self.made_at) >= PLANS_LAST_FOR);
         if outdated {
-            (self.made_at, self.written_before) = (Instant::now(), self.written);
+            (self.made_at, self.written_before) = (now, self.written);
         }
         outdated
     }
@@ -627,12 +627,8 @@ impl<D: Dialect> WriterTask<D> {
             Ok(connection) => connection,
             Err(error) => return Err(failed(why_unreachable(&self.pool, error).await)),
         };
-        if let Some(forget) = D::FORGET_PLANS
-            && self.plans.are_outdated()
-        {
-            in_time::<D, _>(D::execute(&mut connection, forget)).await.map_err(&failed)?;
-        }
-        let done = self.on_connection(&mut connection, number, batch).await;
+        let forget_plans = D::FORGET_PLANS.filter(|_| self.plans.are_outdated(Instant::now()));
+        let done = self.on_connection(&mut connection, number, forget_plans, batch).await;
         if matches!(done, Ended::Stored(_)) {
             drop(connection);
         } else {
@@ -670,9 +666,13 @@ impl<D: Dialect> WriterTask<D> {
         &self,
         connection: &mut PoolConnection<D::Database>,
         number: i64,
+        forget_plans: Option<&'static str>,
         batch: &mut Batch<D>,
     ) -> Ended {
         let parts = async {
+            if let Some(forget_plans) = forget_plans {
+                D::execute(connection, forget_plans).await.map_err(failed("committing"))?;
+            }
             let mut transaction =
                 self.dialect.begin(connection, number).await.map_err(failed("committing"))?;
             let mut done = Done::default();
@@ -994,6 +994,22 @@ mod tests {
         let refused = writer.run("a job", false, |_| Box::pin(async { Ok(()) })).await;
         assert!(matches!(refused, Err(StoreError::Closing)));
         writer.close().await;
+    }
+
+    #[test]
+    fn plans_are_made_anew_as_tables_grow_and_now_and_then() {
+        let mut plans = Plans::made_now();
+        let now = plans.made_at;
+        let mut renewed_at = Vec::new();
+        for written in 1..=2000 {
+            plans.written = written;
+            if plans.are_outdated(now) {
+                renewed_at.push(written);
+            }
+        }
+        assert_eq!(renewed_at, [256, 512, 1024]);
+        assert!(plans.are_outdated(now + PLANS_LAST_FOR));
+        assert!(!plans.are_outdated(now + 3 * PLANS_LAST_FOR), "nothing was written since");
     }
 
     #[tokio::test]
