@@ -17,7 +17,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -49,8 +49,12 @@ const SLOW_COMMIT: Duration = Duration::from_secs(5);
 /// So long after a response the server has forgotten what came meanwhile.
 const SERVER_FORGETS: Duration = Duration::from_secs(30);
 
-/// How long a GET has to be parked before its silence counts: what the server had to tell would have come by then.
+/// How long a GET has to be on a connection before its silence counts: what the server had to tell would have come by
+/// then.
 pub(super) const SILENCE_COUNTS_AFTER: Duration = Duration::from_secs(5);
+
+/// The same for a GET that repeats a failed one: a gateway that can't reach the server is silent for so long.
+const SILENCE_COUNTS_AFTER_FAILURE: Duration = Duration::from_secs(60);
 
 /// Why a `resume` leaves a gap.
 const RESUMED: &str = "the server asked to resume: it lost track of what was followed";
@@ -58,7 +62,6 @@ const RESUMED: &str = "the server asked to resume: it lost track of what was fol
 /// How a channel is doing, for whoever has to judge it from outside.
 #[derive(Debug)]
 pub struct ChannelHealth {
-    failing: AtomicBool,
     continuity: AtomicU64,
     answered_at_ms: AtomicI64,
     polls: AtomicU64,
@@ -71,7 +74,11 @@ pub struct ChannelHealth {
 #[derive(Debug, Default)]
 struct Heard {
     /// When the GET was begun that is out.
-    parked: Option<Instant>,
+    begun: Option<Instant>,
+    /// Since when that GET has been on a connection.
+    on_connection: Option<Instant>,
+    /// The last GET failed and none was answered since.
+    failing: bool,
     /// When the GET was begun whose answer is being stored.
     storing: Option<Instant>,
     /// What the server told of before this is stored, except what was only linked.
@@ -97,7 +104,6 @@ impl Drop for Reading {
 impl Default for ChannelHealth {
     fn default() -> Self {
         Self {
-            failing: AtomicBool::new(false),
             continuity: AtomicU64::new(0),
             answered_at_ms: AtomicI64::new(Timestamp::now().as_millisecond()),
             polls: AtomicU64::new(0),
@@ -111,7 +117,7 @@ impl Default for ChannelHealth {
 impl ChannelHealth {
     /// The last GET ended in an error and none has succeeded since.
     pub fn is_failing(&self) -> bool {
-        self.failing.load(Ordering::Relaxed)
+        self.heard().failing
     }
 
     /// Changes whenever the server may have forgotten events: while it stays the same, nothing was missed.
@@ -157,17 +163,28 @@ impl ChannelHealth {
 
     fn parked(&self, at: Instant) {
         let mut heard = self.heard();
-        heard.parked = Some(at);
+        heard.begun = Some(at);
+        heard.on_connection = None;
         heard.storing = None;
+    }
+
+    /// The GET that is out is on a connection since then, or no longer.
+    fn on_connection(&self, since: Option<Instant>) {
+        self.heard().on_connection = since;
     }
 
     fn answered(&self) {
         let mut heard = self.heard();
-        heard.storing = heard.parked.take();
+        heard.storing = heard.begun.take();
+        heard.on_connection = None;
+        heard.failing = false;
     }
 
     fn unanswered(&self) {
-        self.heard().parked = None;
+        let mut heard = self.heard();
+        heard.begun = None;
+        heard.on_connection = None;
+        heard.failing = true;
     }
 
     fn stored(&self) {
@@ -180,11 +197,13 @@ impl ChannelHealth {
     /// Whatever the server had to tell before this is in the archive; `None` while that is nothing.
     ///
     /// An answer counts from when its GET was begun, since it holds all that there was to tell by then; a GET that has
-    /// been parked for a while counts as an answer that there is nothing to tell. In lively traffic it moves along, though
-    /// some answer is being stored at almost any time.
+    /// been on a connection for a while counts as an answer that there is nothing to tell. One that waits for its token
+    /// or its connection has asked nobody yet, and one that repeats a failure may be held by whoever failed. In lively
+    /// traffic it moves along, though some answer is being stored at almost any time.
     pub fn heard_all_until(&self, now: Instant) -> Option<Instant> {
         let heard = self.heard();
-        let silent = heard.parked.is_some_and(|parked| now.duration_since(parked) >= SILENCE_COUNTS_AFTER);
+        let counts_after = if heard.failing { SILENCE_COUNTS_AFTER_FAILURE } else { SILENCE_COUNTS_AFTER };
+        let silent = heard.on_connection.is_some_and(|since| now.duration_since(since) >= counts_after);
         let until = if silent { Some(now) } else { heard.stored_until };
         heard.reading.values().fold(until, |until, unread| until.min(*unread))
     }
@@ -432,8 +451,9 @@ async fn poll(
     follow.health.parked(Instant::now());
     follow.health.polls.fetch_add(1, Ordering::Relaxed);
     follow.health.parked_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
+    let on_connection = |is: bool| follow.health.on_connection(is.then(Instant::now));
     tokio::select! {
-        answer = follow.client.poll_events(&follow.cursor, parameters) => Some(answer),
+        answer = follow.client.poll_events(&follow.cursor, parameters, &on_connection) => Some(answer),
         () = follow.health.repoll.notified() => None,
     }
 }
@@ -443,12 +463,10 @@ impl Follow {
         match polled {
             Ok(_) => {
                 self.health.answered();
-                self.health.failing.store(false, Ordering::Relaxed);
                 self.health.answered_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
             }
             Err(error) => {
                 self.health.unanswered();
-                self.health.failing.store(true, Ordering::Relaxed);
                 metrics::count_reconnect(Reconnect::Error);
                 tracing::warn!(
                     failures_in_a_row = state.failures_in_a_row(),
@@ -714,10 +732,48 @@ mod tests {
     }
 
     #[test]
-    fn silence_counts_once_a_get_has_been_parked_for_a_while() {
+    fn a_get_that_has_asked_nobody_is_not_silence() {
+        let health = ChannelHealth::default();
+        let mut at = Instant::now();
+        for _ in 0..3 {
+            health.parked(at);
+            at += 2 * SILENCE_COUNTS_AFTER_FAILURE;
+            assert_eq!(health.heard_all_until(at), None, "it renews its token or connects");
+            health.unanswered();
+            assert_eq!(health.heard_all_until(at), None);
+        }
+        health.parked(at);
+        health.on_connection(Some(at));
+        health.on_connection(None);
+        let late = at + SILENCE_COUNTS_AFTER_FAILURE;
+        assert_eq!(health.heard_all_until(late), None, "its token was refused and is being renewed");
+    }
+
+    #[test]
+    fn after_a_failure_silence_has_to_last_longer_until_a_get_is_answered() {
         let health = ChannelHealth::default();
         let at = Instant::now();
         health.parked(at);
+        health.unanswered();
+        health.parked(at);
+        health.on_connection(Some(at));
+        assert_eq!(health.heard_all_until(at + SILENCE_COUNTS_AFTER_FAILURE - MOMENT), None);
+        let now = at + SILENCE_COUNTS_AFTER_FAILURE;
+        assert_eq!(health.heard_all_until(now), Some(now));
+        health.answered();
+        health.stored();
+        health.parked(now);
+        health.on_connection(Some(now));
+        let now = now + SILENCE_COUNTS_AFTER;
+        assert_eq!(health.heard_all_until(now), Some(now));
+    }
+
+    #[test]
+    fn silence_counts_once_a_get_has_been_on_a_connection_for_a_while() {
+        let health = ChannelHealth::default();
+        let at = Instant::now();
+        health.parked(at);
+        health.on_connection(Some(at));
         assert_eq!(health.heard_all_until(at + SILENCE_COUNTS_AFTER - MOMENT), None);
         let now = at + SILENCE_COUNTS_AFTER;
         assert_eq!(health.heard_all_until(now), Some(now));
@@ -733,6 +789,7 @@ mod tests {
         health.stored();
         let next = at + MOMENT;
         health.parked(next);
+        health.on_connection(Some(next));
         let late = next + SILENCE_COUNTS_AFTER;
         assert_eq!(health.heard_all_until(late), None, "nothing was heard before the answer that linked");
         let linked_in_turn = Arc::clone(&linked);
