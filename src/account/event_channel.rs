@@ -73,13 +73,13 @@ pub struct ChannelHealth {
 /// How much of what the server told is in the archive.
 #[derive(Debug, Default)]
 struct Heard {
-    /// When the GET was begun that is out.
-    begun: Option<Instant>,
+    /// When the cursor was asked first: an answer to a repeated GET may be the one that was lost, and no newer.
+    first_begun: Option<Instant>,
     /// Since when that GET has been on a connection.
     on_connection: Option<Instant>,
     /// The last GET failed and none was answered since.
     failing: bool,
-    /// When the GET was begun whose answer is being stored.
+    /// When the cursor was asked first whose answer is being stored.
     storing: Option<Instant>,
     /// What the server told of before this is stored, except what was only linked.
     stored_until: Option<Instant>,
@@ -163,7 +163,7 @@ impl ChannelHealth {
 
     fn parked(&self, at: Instant) {
         let mut heard = self.heard();
-        heard.begun = Some(at);
+        heard.first_begun.get_or_insert(at);
         heard.on_connection = None;
         heard.storing = None;
     }
@@ -175,20 +175,21 @@ impl ChannelHealth {
 
     fn answered(&self) {
         let mut heard = self.heard();
-        heard.storing = heard.begun.take();
+        heard.storing = heard.first_begun;
         heard.on_connection = None;
         heard.failing = false;
     }
 
     fn unanswered(&self) {
         let mut heard = self.heard();
-        heard.begun = None;
         heard.on_connection = None;
         heard.failing = true;
     }
 
+    /// The answer is stored with the cursor that follows.
     fn stored(&self) {
         let mut heard = self.heard();
+        heard.first_begun = None;
         if let Some(begun) = heard.storing.take() {
             heard.stored_until = Some(begun);
         }
@@ -196,10 +197,10 @@ impl ChannelHealth {
 
     /// Whatever the server had to tell before this is in the archive; `None` while that is nothing.
     ///
-    /// An answer counts from when its GET was begun, since it holds all that there was to tell by then; a GET that has
-    /// been on a connection for a while counts as an answer that there is nothing to tell. One that waits for its token
-    /// or its connection has asked nobody yet, and one that repeats a failure may be held by whoever failed. In lively
-    /// traffic it moves along, though some answer is being stored at almost any time.
+    /// An answer counts from when its cursor was asked first, since it holds all that there was to tell by then; a GET
+    /// that has been on a connection for a while counts as an answer that there is nothing to tell. One that waits for its
+    /// token or its connection has asked nobody yet, and one that repeats a failure may be held by whoever failed. In
+    /// lively traffic it moves along, though some answer is being stored at almost any time.
     pub fn heard_all_until(&self, now: Instant) -> Option<Instant> {
         let heard = self.heard();
         let counts_after = if heard.failing { SILENCE_COUNTS_AFTER_FAILURE } else { SILENCE_COUNTS_AFTER };
@@ -797,6 +798,27 @@ mod tests {
         assert_eq!(health.heard_all_until(late), None);
         drop(linked_in_turn);
         assert_eq!(health.heard_all_until(late), Some(late));
+    }
+
+    #[test]
+    fn an_answer_to_a_repeated_get_counts_from_the_first() {
+        let health = ChannelHealth::default();
+        let first = Instant::now();
+        let mut at = first;
+        health.parked(at);
+        for _ in 0..2 {
+            at += SILENCE_COUNTS_AFTER;
+            health.unanswered();
+            health.parked(at);
+        }
+        // It may be the package that was lost with the first GET's connection.
+        health.answered();
+        health.stored();
+        assert_eq!(health.heard_all_until(at), Some(first));
+        health.parked(at + MOMENT);
+        health.answered();
+        health.stored();
+        assert_eq!(health.heard_all_until(at + MOMENT), Some(at + MOMENT), "another cursor");
     }
 
     #[test]
