@@ -56,6 +56,9 @@ pub(super) const SILENCE_COUNTS_AFTER: Duration = Duration::from_secs(5);
 /// The same for a GET that repeats a failed one: a gateway that can't reach the server is silent for so long.
 const SILENCE_COUNTS_AFTER_FAILURE: Duration = Duration::from_secs(60);
 
+/// How long a GET that was begun on demand is left alone: longer than its silence takes to count.
+const ASK_AGAIN_EVERY: Duration = Duration::from_secs(15);
+
 /// Why a `resume` leaves a gap.
 const RESUMED: &str = "the server asked to resume: it lost track of what was followed";
 
@@ -64,7 +67,6 @@ const RESUMED: &str = "the server asked to resume: it lost track of what was fol
 pub struct ChannelHealth {
     continuity: AtomicU64,
     answered_at_ms: AtomicI64,
-    polls: AtomicU64,
     parked_at_ms: AtomicI64,
     heard: Mutex<Heard>,
     repoll: Notify,
@@ -73,8 +75,12 @@ pub struct ChannelHealth {
 /// How much of what the server told is in the archive.
 #[derive(Debug, Default)]
 struct Heard {
+    /// When the last GET was begun.
+    begun: Option<Instant>,
     /// When the cursor was asked first: an answer to a repeated GET may be the one that was lost, and no newer.
     first_begun: Option<Instant>,
+    /// When somebody last had the parked GET dropped.
+    asked_again: Option<Instant>,
     /// Since when that GET has been on a connection.
     on_connection: Option<Instant>,
     /// The last GET failed and none was answered since.
@@ -106,7 +112,6 @@ impl Default for ChannelHealth {
         Self {
             continuity: AtomicU64::new(0),
             answered_at_ms: AtomicI64::new(Timestamp::now().as_millisecond()),
-            polls: AtomicU64::new(0),
             parked_at_ms: AtomicI64::new(0),
             heard: Mutex::default(),
             repoll: Notify::new(),
@@ -137,12 +142,6 @@ impl ChannelHealth {
             .unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
-    /// How many GETs were begun. One that is begun after [`ChannelHealth::ask_again`] is on a connection that works, or
-    /// fails.
-    pub fn polls(&self) -> u64 {
-        self.polls.load(Ordering::Relaxed)
-    }
-
     /// Some event can no longer be read: silence about an operation proves nothing from now on.
     pub fn lose_continuity(&self) {
         self.continuity.fetch_add(1, Ordering::Relaxed);
@@ -163,6 +162,7 @@ impl ChannelHealth {
 
     fn parked(&self, at: Instant) {
         let mut heard = self.heard();
+        heard.begun = Some(at);
         heard.first_begun.get_or_insert(at);
         heard.on_connection = None;
         heard.storing = None;
@@ -209,9 +209,24 @@ impl ChannelHealth {
         heard.reading.values().fold(until, |until, unread| until.min(*unread))
     }
 
-    /// Drops the parked GET and asks the same address again on another connection. Harmless, since nothing is
-    /// acknowledged by it; it finds out whether a silent channel is a dead one.
-    pub fn ask_again(&self) {
+    /// Whether a GET was begun since then: it is on a connection that works, or fails.
+    pub fn asked_since(&self, since: Instant) -> bool {
+        self.heard().begun.is_some_and(|begun| begun >= since)
+    }
+
+    /// Drops the parked GET, if it was begun before, and asks the same address again on another connection. Harmless,
+    /// since nothing is acknowledged by it; it finds out whether a silent channel is a dead one.
+    ///
+    /// Whoever needs it calls it until [`ChannelHealth::asked_since`]: a GET is left alone for a while, or many who come
+    /// one after the other would never let it be silent.
+    pub fn ask_again(&self, since: Instant, now: Instant) {
+        let mut heard = self.heard();
+        let asked = heard.begun.is_some_and(|begun| begun >= since);
+        if asked || heard.asked_again.is_some_and(|last| now.duration_since(last) < ASK_AGAIN_EVERY) {
+            return;
+        }
+        heard.asked_again = Some(now);
+        drop(heard);
         self.repoll.notify_one();
     }
 }
@@ -450,7 +465,6 @@ async fn poll(
     parameters: Option<&EventParameters>,
 ) -> Option<Result<PollAnswer, UcwaError>> {
     follow.health.parked(Instant::now());
-    follow.health.polls.fetch_add(1, Ordering::Relaxed);
     follow.health.parked_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
     let on_connection = |is: bool| follow.health.on_connection(is.then(Instant::now));
     tokio::select! {
@@ -821,11 +835,39 @@ mod tests {
         assert_eq!(health.heard_all_until(at + MOMENT), Some(at + MOMENT), "another cursor");
     }
 
+    fn asks_again(health: &ChannelHealth, since: Instant, now: Instant) -> bool {
+        health.ask_again(since, now);
+        let asks = health.repoll.notified().now_or_never().is_some();
+        if asks {
+            health.parked(now);
+        }
+        asks
+    }
+
     #[test]
-    fn asking_again_wakes_a_parked_channel_once() {
+    fn a_get_that_was_begun_since_is_not_asked_again() {
         let health = ChannelHealth::default();
-        health.ask_again();
-        assert!(health.repoll.notified().now_or_never().is_some());
-        assert!(health.repoll.notified().now_or_never().is_none());
+        let at = Instant::now();
+        health.parked(at);
+        assert!(!asks_again(&health, at, at + MOMENT));
+        assert!(health.asked_since(at));
+        assert!(!health.asked_since(at + MOMENT));
+        assert!(asks_again(&health, at + MOMENT, at + MOMENT));
+        assert!(health.asked_since(at + MOMENT));
+    }
+
+    #[test]
+    fn many_who_ask_one_after_the_other_leave_the_get_time_to_be_silent() {
+        let health = ChannelHealth::default();
+        let at = Instant::now();
+        health.parked(at);
+        let mut asked = Vec::new();
+        for second in 1..=30 {
+            let now = at + Duration::from_secs(second);
+            if asks_again(&health, now, now) {
+                asked.push(second);
+            }
+        }
+        assert_eq!(asked, [1, 16]);
     }
 }
