@@ -857,12 +857,13 @@ async fn settle(
         if asked_again_at.elapsed() < wait / 2 {
             continue;
         }
+        // Before the continuity: whatever broke it did so before its answer counted as heard.
+        let heard_all_until = context.channel.heard_all_until(Instant::now());
         if context.channel.continuity() != before.continuity {
             let because = "events may have been missed since it was sent";
             return Attempt::Outcome(uncertain(context, send, because, why));
         }
         // A GET that was begun since would have brought the event, or still waits for it.
-        let heard_all_until = context.channel.heard_all_until(Instant::now());
         if context.channel.asked_since(anew) && heard_all_until >= Some(asked_again_at + SILENCE_COUNTS_AFTER)
         {
             // The channel missed nothing and tells of no such operation: the server did not take it, unless an event

@@ -186,13 +186,19 @@ impl ChannelHealth {
         heard.failing = true;
     }
 
-    /// The answer is stored with the cursor that follows.
-    fn stored(&self) {
+    /// The answer is stored with the cursor that follows, so long after it came. `false` if the server may have
+    /// forgotten events meanwhile.
+    fn stored(&self, unparked: Duration) -> bool {
+        let remembered = unparked <= SERVER_FORGETS;
+        if !remembered {
+            self.lose_continuity();
+        }
         let mut heard = self.heard();
         heard.first_begun = None;
         if let Some(begun) = heard.storing.take() {
             heard.stored_until = Some(begun);
         }
+        remembered
     }
 
     /// Whatever the server had to tell before this is in the archive; `None` while that is nothing.
@@ -574,13 +580,12 @@ impl Follow {
                             "the database took so long that the server may have dropped messages"
                         );
                     }
-                    if unparked > SERVER_FORGETS {
+                    self.cursor = next;
+                    let reading = (!outcome.fetches.is_empty()).then(|| self.health.begin_reading());
+                    if !self.health.stored(unparked) {
                         let reason = "the database was away, so that nothing could be acknowledged";
                         self.record_gap(commit.received_at, reason).await;
                     }
-                    self.cursor = next;
-                    let reading = (!outcome.fetches.is_empty()).then(|| self.health.begin_reading());
-                    self.health.stored();
                     return Ok(Stored { outcome, reading });
                 }
                 Err(StoreError::Fenced(_)) => return Err(ChannelEnd::Fenced),
@@ -738,7 +743,7 @@ mod tests {
             health.answered();
             // Whenever somebody looks, the last answer is on its way into the archive.
             assert_eq!(health.heard_all_until(at + MOMENT), (at > began).then(|| at - MOMENT));
-            health.stored();
+            assert!(health.stored(MOMENT));
             at += MOMENT;
         }
         health.parked(at);
@@ -776,7 +781,7 @@ mod tests {
         let now = at + SILENCE_COUNTS_AFTER_FAILURE;
         assert_eq!(health.heard_all_until(now), Some(now));
         health.answered();
-        health.stored();
+        assert!(health.stored(MOMENT));
         health.parked(now);
         health.on_connection(Some(now));
         let now = now + SILENCE_COUNTS_AFTER;
@@ -801,7 +806,7 @@ mod tests {
         health.parked(at);
         health.answered();
         let linked = health.begin_reading();
-        health.stored();
+        assert!(health.stored(MOMENT));
         let next = at + MOMENT;
         health.parked(next);
         health.on_connection(Some(next));
@@ -827,12 +832,24 @@ mod tests {
         }
         // It may be the package that was lost with the first GET's connection.
         health.answered();
-        health.stored();
+        assert!(health.stored(MOMENT));
         assert_eq!(health.heard_all_until(at), Some(first));
         health.parked(at + MOMENT);
         health.answered();
-        health.stored();
+        assert!(health.stored(MOMENT));
         assert_eq!(health.heard_all_until(at + MOMENT), Some(at + MOMENT), "another cursor");
+    }
+
+    #[test]
+    fn what_is_not_acknowledged_in_time_breaks_continuity() {
+        let health = ChannelHealth::default();
+        let whole = health.continuity();
+        health.parked(Instant::now());
+        health.answered();
+        assert!(health.stored(SERVER_FORGETS));
+        assert_eq!(health.continuity(), whole);
+        assert!(!health.stored(SERVER_FORGETS + MOMENT));
+        assert_ne!(health.continuity(), whole);
     }
 
     fn asks_again(health: &ChannelHealth, since: Instant, now: Instant) -> bool {
