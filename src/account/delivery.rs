@@ -97,8 +97,8 @@ pub struct Delivery {
 
 /// What was so before a request went out whose answer may be lost.
 struct Before {
-    /// See [`ChannelHealth::continuity`].
-    continuity: u64,
+    /// See [`ChannelHealth::continuity`]; `None` if events are known to have been missed since.
+    continuity: Option<u64>,
     /// By this machine's clock.
     at: Timestamp,
     said_in: SaidIn,
@@ -106,7 +106,7 @@ struct Before {
 
 impl Before {
     fn now(context: &DeliveryContext, said_in: SaidIn) -> Self {
-        Self { continuity: context.channel.continuity(), at: Timestamp::now(), said_in }
+        Self { continuity: Some(context.channel.continuity()), at: Timestamp::now(), said_in }
     }
 }
 
@@ -806,12 +806,13 @@ pub(crate) async fn release_claim(store: &SharedStore, outbox: OutboxId, operati
 }
 
 /// Settles a row that was `sending` when the last process or life, or its conversation, ended. `continuity` is that of
-/// the channel when the row was handed over: 0, the beginning, for a row of an earlier life.
+/// the channel when the row was handed over: 0, the beginning, for a row of an earlier life, and `None` for one whose
+/// events may have been passed over in that life.
 pub(super) async fn settle_left_over(
     context: Arc<DeliveryContext>,
     send: ClaimedSend,
     claimed_at: Timestamp,
-    continuity: u64,
+    continuity: Option<u64>,
     mut settled: oneshot::Receiver<SettledSend>,
 ) {
     let before = Before { continuity, at: claimed_at, said_in: SaidIn::Unknown };
@@ -859,7 +860,7 @@ async fn settle(
         }
         // Before the continuity: whatever broke it did so before its answer counted as heard.
         let heard_all_until = context.channel.heard_all_until(Instant::now());
-        if context.channel.continuity() != before.continuity {
+        if before.continuity != Some(context.channel.continuity()) {
             let because = "events may have been missed since it was sent";
             return Attempt::Outcome(uncertain(context, send, because, why));
         }
