@@ -20,15 +20,16 @@ use ucwa_relay::{
         chain,
         fact::{
             ArchiveCommit, Content, ConversationEnded, ConversationFact, Direction, EventSender, Fact,
-            FailureReason, FetchedResource, InvitationFact, InvitationKind, LoggedConversation,
+            FailureReason, Fetch, FetchedResource, InvitationFact, InvitationKind, LoggedConversation,
             LoggedMessage, MessageFact, OperationStatus, Person, Phase, Quarantined, SendOutcome, TypingFact,
+            Unfetchable,
         },
     },
     identifiers::{ConversationId, OperationId, OutboxId},
     store::{
-        AccountState, ClaimSettings, ClaimedSend, HistoryFilter, InvitationPolicy, NewAccount, NewOutboxRow,
-        OutboxFilter, OutboxState, QuarantineFilter, Role, SecretSource, SharedStore, StoreError,
-        StoreSettings, connect, migrate,
+        AccountState, ClaimSettings, ClaimedSend, HistoryFilter, InvitationPolicy, NOT_FOLLOWED, NewAccount,
+        NewOutboxRow, OutboxFilter, OutboxState, QuarantineFilter, Role, SecretSource, SharedStore,
+        StoreError, StoreSettings, connect, migrate,
     },
 };
 
@@ -1101,6 +1102,93 @@ async fn a_row_that_is_spoilt_on_its_way_holds_up_no_other() {
     assert_eq!(texts(&database.store).await.len(), 1);
 }
 
+async fn what_was_missed_of_a_send_is_known_to_the_next_life(kind: Kind) {
+    let database = Database::new(kind).await;
+    let missed = async |online: &Online| {
+        let unsettled = database.store.unsettled_sends(online.account).await.unwrap();
+        assert_eq!(unsettled.len(), 1);
+        unsettled[0].events_missed
+    };
+    let unreadable = || Fact::Quarantined(Quarantined::new("can't be read", "<events"));
+    let Fact::Invitation(invitation_fact) = invitation() else { unreachable!() };
+    let invitation_by_link = |number: u32| InvitationFact {
+        href: format!("/invitations/{number}"),
+        direction: None,
+        state: None,
+        thread_id: None,
+        from: None,
+        to_uri: None,
+        conversation_href: None,
+        content: Content::default(),
+        link_only: true,
+        ..invitation_fact.clone()
+    };
+    let in_vain = |number: u32| {
+        Fact::Unfetchable(Unfetchable {
+            fetch: Fetch {
+                resource: FetchedResource::Invitation(InvitationKind::Messaging),
+                href: format!("/invitations/{number}"),
+                conversation_href: None,
+            },
+            why: "404".to_owned(),
+        })
+    };
+    let mut accounts = Vec::new();
+    for name in ["alice", "bob", "carol"] {
+        let online = database.online(name).await;
+        // What was missed before the claim is of something else.
+        let since = Timestamp::now() - 1.hour();
+        database
+            .store
+            .record_stretch(online.account, online.session.id, since, since + 1.minute(), "away")
+            .await
+            .unwrap();
+        for (cursor, fact) in [
+            (Some("/events?ack=2"), unreadable()),
+            (Some("/events?ack=3"), Fact::Invitation(invitation_by_link(1))),
+            (None, in_vain(1)),
+        ] {
+            let commit = ArchiveCommit { received_at: since, ..online.commit_of(cursor, vec![fact]) };
+            database.store.commit(commit).await.unwrap();
+        }
+        let to_erin = NewOutboxRow { account: uri(name).to_string(), ..row("erin@contoso.com") };
+        database.store.enqueue(&to_erin).await.unwrap();
+        accounts.push(online);
+    }
+    assert_eq!(database.claim().await.len(), 3);
+    for online in &accounts {
+        // A plain restart; an event that was understood but for its kind; a body of a log; a call from somebody.
+        let (account, session) = (online.account, online.session.id);
+        database
+            .store
+            .record_gap(account, session, Timestamp::now() + 1.second(), NOT_FOLLOWED)
+            .await
+            .unwrap();
+        let sender = EventSender { rel: "me".to_owned(), href: "/me".to_owned() };
+        let odd = Quarantined { sender: Some(sender), ..Quarantined::new("odd", "<odd/>") };
+        online.events("/events?ack=4", vec![Fact::Quarantined(odd), invitation()]).await;
+        online.answer(unreadable()).await;
+        assert!(!missed(online).await);
+    }
+    let [alice, bob, carol] = accounts.try_into().ok().unwrap();
+
+    let (from, to) = (Timestamp::now(), Timestamp::now() + 1.second());
+    database
+        .store
+        .record_stretch(alice.account, alice.session.id, from, to, "the database was away")
+        .await
+        .unwrap();
+    assert!(missed(&alice).await);
+
+    bob.events("/events?ack=5", vec![unreadable()]).await;
+    assert!(missed(&bob).await);
+
+    carol.events("/events?ack=5", vec![Fact::Invitation(invitation_by_link(2))]).await;
+    assert!(!missed(&carol).await, "it is still to be read");
+    carol.answer(in_vain(2)).await;
+    assert!(missed(&carol).await);
+}
+
 async fn a_row_that_waited_too_long_expires(kind: Kind) {
     let database = Database::new(kind).await;
     let alice = database.online("alice").await;
@@ -1407,6 +1495,7 @@ on_both_databases!(
     accounts_take_turns_when_there_is_too_much,
     what_cannot_be_sent_fails_with_words_and_blocks_nothing,
     a_row_that_waited_too_long_expires,
+    what_was_missed_of_a_send_is_known_to_the_next_life,
     users_change_states_that_are_theirs_and_no_others,
     a_failed_row_is_corrected_and_queued_again_by_plain_sql,
     an_idempotency_key_counts_per_account,

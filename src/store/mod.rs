@@ -675,7 +675,14 @@ pub struct UnsettledSend {
     pub send: ClaimedSend,
     /// When it was claimed.
     pub claimed_at: Timestamp,
+    /// An event that came since may have been of it and can't be read any more: it was passed over, the server may have
+    /// forgotten it, or it only linked an invitation that nobody could read. Silence proves nothing then.
+    pub events_missed: bool,
 }
+
+/// The reason of the one kind of gap in which the server forgets nothing that it has to tell of our own requests: it
+/// waits for the next GET.
+pub const NOT_FOLLOWED: &str = "the relay was not following the event channel";
 
 /// What a user puts into the queue.
 #[derive(Debug, Clone, Default)]

@@ -19,8 +19,8 @@ use crate::{
         ADMITTED_AT_ONCE, Admitted, GivenTime, Lookup, Refusal, Submission, admit, more_may_wait,
     },
     store::{
-        ClaimSettings, ClaimedSend, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow, OutboxState,
-        OutboxStore, ShapeCell, StoreError, UnsettledSend,
+        ClaimSettings, ClaimedSend, NOT_FOLLOWED, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow,
+        OutboxState, OutboxStore, ShapeCell, StoreError, UnsettledSend,
         columns::Columns,
         rows::{self, allowed_before},
         trouble::{failed, is_duplicate},
@@ -61,6 +61,21 @@ const NEW_ROWS: &str = "
 const CLAIMED: &str = "o.id, o.account_id, o.operation_id, o.recipients, o.given_conversation_id, c.href, o.body,
                        o.content_type, o.subject, o.importance, o.thread_id, o.attempts, o.max_attempts, o.expires_at,
                        o.created_at, o.claimed_at";
+
+/// Whether an event since the claim of a row may be of it and was never read: see [`crate::store::UnsettledSend`].
+const EVENTS_MISSED: &str = "(EXISTS (SELECT 1 FROM gaps g
+                                       WHERE g.account_id = o.account_id AND g.to_at >= o.claimed_at
+                                         AND g.reason <> $2)
+                           OR EXISTS (SELECT 1 FROM event_quarantine q
+                                       WHERE q.account_id = o.account_id AND q.received_at >= o.claimed_at
+                                         AND q.resolved_at IS NULL AND q.cursor IS NOT NULL AND q.sender IS NULL)
+                           OR EXISTS (SELECT 1 FROM invitations i
+                                       WHERE i.account_id = o.account_id AND i.started_at >= o.claimed_at
+                                         AND i.session_id = (SELECT s.id FROM sessions s
+                                                              WHERE s.account_id = o.account_id AND s.ended_at IS NULL)
+                                         AND i.kind = 'messaging' AND i.direction IS DISTINCT FROM 'incoming'
+                                         AND i.operation_id IS NULL AND i.conversation_id IS NULL
+                                         AND i.awaiting IS NULL))";
 
 /// Joins the conversation that the user gave, if it is open in the account's session.
 const GIVEN_CONVERSATION: &str = "LEFT JOIN LATERAL
@@ -411,12 +426,13 @@ impl OutboxStore for PostgresStore {
     async fn unsettled_sends(&self, account: AccountId) -> Result<Vec<UnsettledSend>, StoreError> {
         let failed = failed("reading sends under way");
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT {CLAIMED}
+            "SELECT {CLAIMED}, {EVENTS_MISSED} AS events_missed
                FROM outbox o {GIVEN_CONVERSATION}
               WHERE o.state = 'sending' AND o.account_id = $1
               ORDER BY o.id"
         )))
         .bind(account.0)
+        .bind(NOT_FOLLOWED)
         .fetch_all(&self.readers)
         .await
         .map_err(&failed)?;
