@@ -28,8 +28,11 @@ pub mod archive;
 pub mod cli;
 pub mod config;
 pub mod demo;
+
+pub mod export;
 pub mod identifiers;
 pub mod outbox;
+pub mod query;
 pub mod relay;
 pub mod secrets;
 pub mod simulator;

@@ -22,7 +22,6 @@ mod password;
 mod quarantine;
 mod send;
 mod serve;
-mod when;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -86,6 +85,8 @@ pub enum Command {
     Outbox(outbox::OutboxCommand),
     /// Read the archive
     History(history::HistoryOptions),
+    /// Look for text in the archive
+    Search(history::SearchOptions),
     /// When accounts were followed, and when not
     Coverage(coverage::CoverageOptions),
     /// Payloads that were not understood: list, show, read again
@@ -142,6 +143,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Command::Send(options) => send::send(&config, options).await,
             Command::Outbox(command) => outbox::outbox(&config, command).await,
             Command::History(options) => history::history(&config, options).await,
+            Command::Search(options) => history::search(&config, options).await,
             Command::Coverage(options) => coverage::coverage(&config, options).await,
             Command::Quarantine(command) => quarantine::quarantine(&config, command).await,
             Command::Run

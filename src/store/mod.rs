@@ -1,7 +1,7 @@
 //! The database, behind traits in the domain's words.
 //!
 //! Nothing outside this folder knows SQL or a dialect; nothing inside it knows HTTP, XML or actors. A dialect is one
-//! folder (`sqlite/`) that implements the traits of this file, of `coverage` and of `quarantine`; [`connect`] picks it by the URL.
+//! folder (`sqlite/`) that implements the traits of this file, of `coverage`, `quarantine` and `reading`; [`connect`] picks it by the URL.
 //!
 //! Everything a running server writes goes through one writer that joins what many accounts bring within a few
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
@@ -9,6 +9,8 @@
 
 mod coverage;
 mod quarantine;
+mod reading;
+mod selection;
 mod sqlite;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -23,11 +25,16 @@ use crate::{
         workspace::RuleSettings,
     },
     identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId, SipUri},
+    query::{Condition, Person, Query},
 };
 
 pub use self::{
     coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap},
     quarantine::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload},
+    reading::{
+        ArchivedAccount, ArchivedMessage, ChainRange, ChainedMessage, ConversationDetails, DayCount,
+        ExportOrder, Head, Page, ReadingStore, Stay,
+    },
 };
 
 /// What a store could not do, by what the caller can do about it.
@@ -81,11 +88,17 @@ pub enum StoreError {
 
 /// All that a dialect implements.
 pub trait Store:
-    AccountStore + ArchiveStore + CoverageStore + QuarantineStore + OutboxStore + HistoryStore
+    AccountStore + ArchiveStore + CoverageStore + QuarantineStore + OutboxStore + HistoryStore + ReadingStore
 {
 }
 impl<T> Store for T where
-    T: AccountStore + ArchiveStore + CoverageStore + QuarantineStore + OutboxStore + HistoryStore
+    T: AccountStore
+        + ArchiveStore
+        + CoverageStore
+        + QuarantineStore
+        + OutboxStore
+        + HistoryStore
+        + ReadingStore
 {
 }
 
@@ -738,6 +751,23 @@ pub struct HistoryFilter {
     pub after: Option<MessageId>,
     /// At most so many; without `after` the newest ones, in ascending order.
     pub limit: i64,
+}
+
+impl HistoryFilter {
+    /// The same in the language that people use.
+    pub fn query(&self) -> Query {
+        let person = |uri: &SipUri| vec![Person::Address(uri.clone())];
+        Query::default()
+            .and_if(self.account.as_ref().map(|uri| Condition::Account(person(uri))))
+            .and_if(self.with.as_ref().map(|uri| Condition::With(person(uri))))
+            .and_if(self.since.map(Condition::After))
+            .and_if(self.until.map(Condition::Before))
+    }
+
+    /// Which page of it.
+    pub fn page(&self) -> Page {
+        self.after.map_or(Page::Newest, Page::After)
+    }
 }
 
 /// A row of `message_history`.

@@ -1,82 +1,17 @@
-//! Reading the archive.
+//! Who read the archive, and how the store ends.
 
 use async_trait::async_trait;
-use sqlx::{QueryBuilder, Row, Sqlite, sqlite::SqliteRow};
 
-use super::{
-    SqliteStore,
-    column::{direction, failed, lossy_text, some_lossy_text, time_text, user_time, word},
-};
+use super::{SqliteStore, column::failed};
 use crate::{
-    identifiers::{ConversationId, MessageId, SipUri},
-    store::{HistoryFilter, HistoryRow, HistoryStore, StoreError},
+    identifiers::SipUri,
+    store::{HistoryFilter, HistoryRow, HistoryStore, ReadingStore, StoreError},
 };
-
-fn history_row(row: &SqliteRow) -> Result<HistoryRow, sqlx::Error> {
-    Ok(HistoryRow {
-        message_id: MessageId(row.try_get("message_id")?),
-        account: some_lossy_text(row, "account")?,
-        sent_at: user_time(row, "sent_at")?,
-        direction: word(row, "direction", direction)?,
-        sender: lossy_text(row, "sender")?,
-        sender_name: lossy_text(row, "sender_name")?,
-        recipients: lossy_text(row, "recipients")?,
-        conversation_id: ConversationId(row.try_get("conversation_id")?),
-        thread_id: lossy_text(row, "thread_id")?,
-        subject: lossy_text(row, "subject")?,
-        body: some_lossy_text(row, "body")?,
-        status: some_lossy_text(row, "status")?,
-        source: some_lossy_text(row, "source")?,
-    })
-}
 
 #[async_trait]
 impl HistoryStore for SqliteStore {
     async fn history(&self, filter: &HistoryFilter) -> Result<Vec<HistoryRow>, StoreError> {
-        let failed = failed("reading history");
-        // The ids first, from the table, so that the view's sub-queries run for the chosen rows only; and only the
-        // conditions that are given, so that each has its index.
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "SELECT h.* FROM message_history h WHERE h.message_id IN (SELECT m.id FROM messages m WHERE 1",
-        );
-        if let Some(account) = &filter.account {
-            query
-                .push(" AND m.account_id = (SELECT a.id FROM accounts a WHERE a.sip_uri = ")
-                .push_bind(account.to_string())
-                .push(")");
-        }
-        if let Some(with) = &filter.with {
-            query
-                .push(" AND (m.sender_uri = ")
-                .push_bind(with.to_string())
-                .push(
-                    " OR EXISTS (SELECT 1 FROM participants p INDEXED BY participants_of_conversation
-                                  WHERE p.account_id = m.account_id AND p.conversation_id = m.conversation_id
-                                    AND p.sip_uri = ",
-                )
-                .push_bind(with.to_string())
-                .push(
-                    ") OR EXISTS (SELECT 1 FROM invitations i
-                                   WHERE i.account_id = m.account_id AND i.conversation_id = m.conversation_id
-                                     AND i.to_uri = ",
-                )
-                .push_bind(with.to_string())
-                .push("))");
-        }
-        if let Some(since) = filter.since {
-            query.push(" AND m.sent_at >= ").push_bind(time_text(since));
-        }
-        if let Some(until) = filter.until {
-            query.push(" AND m.sent_at < ").push_bind(time_text(until));
-        }
-        match (filter.after, &filter.account) {
-            (Some(after), _) => query.push(" AND m.id > ").push_bind(after.0).push(" ORDER BY m.id"),
-            (None, Some(_)) => query.push(" ORDER BY m.sent_at DESC, m.id DESC"),
-            (None, None) => query.push(" ORDER BY m.id DESC"),
-        };
-        query.push(" LIMIT ").push_bind(filter.limit).push(") ORDER BY h.message_id");
-        let rows = query.build().fetch_all(&self.readers).await.map_err(&failed)?;
-        rows.iter().map(|row| history_row(row).map_err(&failed)).collect()
+        self.messages(&filter.query(), filter.page(), filter.limit).await
     }
 
     async fn record_access(

@@ -2,7 +2,7 @@
 //!
 //! - [`writer`]: the one task that writes; group commit.
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
-//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`]: the traits, one file each, SQL in full beside its method.
+//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`reading`]: the traits, one file each, SQL in full beside its method.
 //! - [`migrations`], [`full_text`]: the schema. [`mod@column`]: how values stand in columns.
 //!
 //! The file is in WAL mode with `synchronous=FULL`: readers never wait for the writer, and what was answered is on disk.
@@ -20,6 +20,7 @@ mod load;
 mod migrations;
 mod outbox;
 mod quarantine;
+mod reading;
 mod writer;
 
 use std::{
