@@ -29,7 +29,7 @@ use crate::{
 };
 
 pub use self::{
-    coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap},
+    coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap, Stretch},
     quarantine::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload},
     reading::{
         ArchivedAccount, ArchivedMessage, ChainRange, ChainedMessage, ConversationDetails, DayCount,
