@@ -24,6 +24,7 @@
 //! What may import what is in `ARCHITECTURE.md`.
 
 pub mod account;
+pub mod admin;
 pub mod archive;
 pub mod cli;
 pub mod config;
@@ -32,12 +33,14 @@ pub mod demo;
 pub mod evidence;
 pub mod export;
 pub mod identifiers;
+pub mod metrics;
 pub mod outbox;
 pub mod query;
 pub mod relay;
 pub mod secrets;
 pub mod simulator;
 pub mod store;
+pub mod systemd;
 pub mod ucwa;
 
 /// An error with all its causes in one line, for logs and for columns that people read.

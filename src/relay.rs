@@ -12,13 +12,15 @@ use crate::{
     account::{
         AccountEnvironment, AccountSettings, Directory,
         gate::SignInGate,
-        state_board::StateBoard,
+        state_board::{CurrentStates, StateBoard},
         supervisor::{AccountSupervisor, StopAll},
     },
+    admin::AdminServer,
     archive::retry::RetryPolicy,
-    config::{Config, UncertainPolicy},
+    config::{AdminSection, Config, UncertainPolicy},
     outbox::dispatcher::{self, Dispatcher},
     store::{self, ClaimSettings, Role, SharedStore},
+    systemd,
     ucwa::{EventParameters, HttpClients, HttpSettings},
 };
 
@@ -33,6 +35,8 @@ pub struct Relay {
     pub store: SharedStore,
     /// Who is signed in.
     pub directory: Directory,
+    /// What each account of this process is doing.
+    pub current_states: CurrentStates,
     supervisor: Addr<AccountSupervisor>,
     stop: CancellationToken,
     dispatcher: JoinHandle<()>,
@@ -65,6 +69,7 @@ impl Relay {
         })?;
         let node = config.cluster.node_id.clone();
         let (states, writing_states) = StateBoard::start(Arc::clone(&store), node.clone());
+        let current_states = states.current();
         let directory = Directory::default();
         let environment = AccountEnvironment {
             store: Arc::clone(&store),
@@ -95,13 +100,18 @@ impl Relay {
             stop.clone(),
         );
         tracing::info!(node = %config.cluster.node_id, "ucwa-relay is running");
-        Ok(Self { store, directory, supervisor, stop, dispatcher, states: writing_states })
+        Ok(Self { store, directory, current_states, supervisor, stop, dispatcher, states: writing_states })
+    }
+
+    /// Starts the admin listener of this server.
+    pub async fn answer_admin(&self, section: &AdminSection) -> anyhow::Result<AdminServer> {
+        AdminServer::start(section, Arc::clone(&self.store), self.current_states.clone()).await
     }
 
     /// Stops in order: no new rows, sends that are out are finished, event channels end, the database is closed. UCWA
     /// applications stay, so that the next start resumes them.
     pub async fn stop(self) {
-        let Self { store, directory: _, supervisor, stop, dispatcher, states } = self;
+        let Self { store, directory: _, current_states: _, supervisor, stop, dispatcher, states } = self;
         let in_order = async {
             stop.cancel();
             // It only ends by itself or by this; a panic in it was logged when it happened.
@@ -150,12 +160,29 @@ fn account_settings(config: &Config) -> AccountSettings {
 pub fn run(config: &Config) -> anyhow::Result<()> {
     on_actix(async {
         let relay = Relay::start(config).await?;
+        let admin = match relay.answer_admin(&config.admin).await {
+            Ok(admin) => admin,
+            Err(error) => {
+                relay.stop().await;
+                return Err(error);
+            }
+        };
+        let watchdog = systemd::ready(Arc::clone(&relay.store));
         let ended = until_ended(wait_for_signal(), relay.store.broken()).await;
         if ended.is_ok() {
             tracing::info!("stopping; a second signal stops at once");
         }
+        systemd::stopping();
+        if let Some(watchdog) = watchdog {
+            // An orderly stop has a time limit of its own.
+            watchdog.abort();
+        }
+        let stop = async {
+            admin.stop().await;
+            relay.stop().await;
+        };
         tokio::select! {
-            () = relay.stop() => ended,
+            () = stop => ended,
             again = wait_for_signal() => ended.and(again),
         }
     })

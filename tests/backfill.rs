@@ -33,8 +33,8 @@ use ucwa_relay::{
         StoreSettings,
     },
     ucwa::{
-        Application, EventParameters, HttpClients, HttpSettings, NewApplication, SignInSettings, UcwaClient,
-        Url,
+        Application, EventParameters, HttpClients, HttpSettings, NewApplication, SignInMethod,
+        SignInSettings, UcwaClient, Url,
     },
 };
 
@@ -185,6 +185,7 @@ async fn signed_in(root: Url) -> Account {
     let sign_in = SignInSettings {
         sip_uri,
         username: "alice".to_owned(),
+        method: SignInMethod::Password,
         discovery_url: Some(root.clone()),
         trusted_domains: Vec::new(),
         allow_http: true,

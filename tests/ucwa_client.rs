@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures_util::{future::join_all, stream};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
@@ -26,7 +27,7 @@ use tokio::{io::AsyncReadExt, net::TcpListener, sync::Barrier};
 use ucwa_relay::{
     identifiers::OperationId,
     ucwa::{
-        Action, EventParameters, HttpClients, HttpSettings, NewApplication, OutgoingInvitation,
+        Action, EventParameters, HttpClients, HttpSettings, NewApplication, OutgoingInvitation, SignInMethod,
         SignInSettings, SignInStep, SignedIn, UcwaClient, UcwaError, Url,
     },
 };
@@ -272,9 +273,14 @@ fn clients() -> HttpClients {
 }
 
 fn client_of(discovery_url: Url, trusted: &[&str]) -> UcwaClient {
+    client_with(SignInMethod::Password, discovery_url, trusted)
+}
+
+fn client_with(method: SignInMethod, discovery_url: Url, trusted: &[&str]) -> UcwaClient {
     let settings = SignInSettings {
         sip_uri: "sip:alice@contoso.test".parse().unwrap(),
         username: "CONTOSO\\alice".to_owned(),
+        method,
         discovery_url: Some(discovery_url),
         trusted_domains: trusted.iter().map(|domain| (*domain).to_owned()).collect(),
         allow_http: true,
@@ -414,6 +420,7 @@ async fn without_a_configured_address_both_discovery_hosts_are_asked_and_told() 
         // Never resolved to anything but this machine, where nobody serves HTTPS for it.
         sip_uri: "sip:alice@nobody.localhost".parse().unwrap(),
         username: "alice".to_owned(),
+        method: SignInMethod::Password,
         discovery_url: None,
         trusted_domains: Vec::new(),
         allow_http: false,
@@ -569,6 +576,159 @@ async fn a_challenge_that_offers_no_password_or_nothing_is_told_apart() {
 }
 
 // ------------------------------------------------------------------------------------------------- tokens
+
+/// A challenge of NTLM: `CHALLENGE_MESSAGE` of MS-NLMP 4.2.4.3.
+const NTLM_CHALLENGE: &str = "TlRMTVNTUAACAAAADAAMADgAAAAzgoriASNFZ4mrze8AAAAAAAAAACQAJABEAAAABgBwFwAAAA9TAGUAcgB2\
+    AGUAcgACAAwARABvAG0AYQBpAG4AAQAMAFMAZQByAHYAZQByAAAAAAA=";
+
+/// The number of the NTLM message that a request bears.
+fn ntlm_message(seen: &Seen) -> Option<u8> {
+    let text = seen.header("authorization")?.strip_prefix("NTLM ")?;
+    STANDARD.decode(text).unwrap().get(8).copied()
+}
+
+/// A server whose token service answers the first message of NTLM with a challenge, and the second as is said.
+async fn ntlm_server(to_first: fn() -> Answer, to_second: fn() -> Answer) -> Server {
+    healthy_with(move |seen, _| {
+        seen.is("POST", "/token").then(|| match ntlm_message(seen) {
+            None => {
+                Answer::html(401).header("www-authenticate", "Negotiate").header("www-authenticate", "NTLM")
+            }
+            Some(1) => to_first(),
+            Some(_) => to_second(),
+        })
+    })
+    .await
+}
+
+fn ntlm_challenge() -> Answer {
+    Answer::html(401).header("www-authenticate", &format!("NTLM {NTLM_CHALLENGE}"))
+}
+
+async fn ntlm_sign_in(server: &Server) -> (UcwaClient, Result<SignedIn, UcwaError>) {
+    let client = client_with(SignInMethod::Ntlm, server.url("/root"), &[]);
+    let result = client.sign_in(&|_| {}).await;
+    (client, result)
+}
+
+#[tokio::test]
+async fn a_windows_sign_in_proves_the_password_without_sending_it() {
+    let server = ntlm_server(ntlm_challenge, || Answer::token("cwt=1", 28800)).await;
+    let (client, result) = ntlm_sign_in(&server).await;
+    result.unwrap();
+    let asked = server.requests("POST", "/token");
+    assert_eq!(asked.iter().map(ntlm_message).collect::<Vec<_>>(), [None, Some(1), Some(3)]);
+    for seen in &asked {
+        assert_eq!(seen.body, "grant_type=urn%3Amicrosoft.rtc%3Awindows");
+    }
+    for seen in server.all() {
+        assert!(
+            seen.is("POST", "/token") || ntlm_message(&seen).is_none(),
+            "only the token service: {seen:?}"
+        );
+    }
+    assert!(server.requests("GET", "/user").iter().any(|seen| seen.has_token("cwt=1")));
+    client.get(&server.url("/thing")).await.unwrap();
+    assert!(server.only("GET", "/thing").has_token("cwt=1"));
+}
+
+#[tokio::test]
+async fn a_refused_proof_is_given_once_and_never_again() {
+    let server =
+        ntlm_server(ntlm_challenge, || Answer::html(401).header("www-authenticate", "Negotiate, NTLM")).await;
+    let (client, result) = ntlm_sign_in(&server).await;
+    let error = result.unwrap_err();
+    assert!(error.is_credentials_refused(), "{error}");
+    let again = client.sign_in(&|_| {}).await.unwrap_err();
+    assert!(again.is_credentials_refused(), "{again}");
+    assert_eq!(server.requests("POST", "/token").len(), 3, "one handshake");
+}
+
+#[tokio::test]
+async fn an_answer_to_a_challenge_goes_on_its_connection_or_nowhere() {
+    let server = ntlm_server(
+        || ntlm_challenge().header("connection", "close"),
+        || panic!("the connection of the challenge is closed"),
+    )
+    .await;
+    let error = ntlm_sign_in(&server).await.1.unwrap_err();
+    assert!(!error.is_credentials_refused(), "{error}");
+    assert_eq!(error.action(), Action::RepeatAsIs, "{error}");
+    let sentence = ucwa_relay::error_chain(&error);
+    assert!(sentence.contains("closed in the middle of its sign-in"), "{sentence}");
+    assert_eq!(server.requests("POST", "/token").len(), 2);
+}
+
+#[tokio::test]
+async fn a_handshake_that_leads_nowhere_says_why() {
+    for (to_first, action, words) in [
+        (
+            (|| Answer::html(401).header("www-authenticate", "Negotiate")) as fn() -> Answer,
+            Action::StopAccount,
+            "allow NTLM there",
+        ),
+        (
+            || Answer::html(401).header("www-authenticate", "NTLM TlRMTVNTUAACAAAA"),
+            Action::RepeatAsIs,
+            "can't be read",
+        ),
+        (|| Answer::html(407).header("proxy-authenticate", "NTLM"), Action::RepeatAsIs, "proxy"),
+        (|| Answer::html(403), Action::StopAccount, "403"),
+        (|| Answer::html(503).header("retry-after", "7"), Action::Wait, "503"),
+    ] {
+        let server = ntlm_server(to_first, || panic!("no answer to a challenge is due")).await;
+        let error = ntlm_sign_in(&server).await.1.unwrap_err();
+        assert_eq!(error.action(), action, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+        assert!(server.all().iter().all(|seen| seen.header("proxy-authorization").is_none()));
+    }
+    for (offered, words) in
+        [("Kerberos", "kerberos"), ("Basic realm=\"x\"", "basic"), ("", "nothing that it names")]
+    {
+        let server = healthy_with(move |seen, _| {
+            seen.is("POST", "/token").then(|| Answer::html(401).header("www-authenticate", offered))
+        })
+        .await;
+        let error = ntlm_sign_in(&server).await.1.unwrap_err();
+        assert!(matches!(error, UcwaError::NtlmNotOffered { .. }), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+        assert_eq!(server.only("POST", "/token").header("authorization"), None);
+    }
+}
+
+#[tokio::test]
+async fn the_windows_grant_is_not_proved_where_it_is_not_offered_or_not_trusted() {
+    let without = healthy_with(|seen, base| {
+        let header = format!("MsRtcOAuth href=\"{base}/token\",grant_type=\"password\"");
+        seen.is("GET", "/user").then(|| Answer::html(401).header("www-authenticate", &header))
+    })
+    .await;
+    let error = ntlm_sign_in(&without).await.1.unwrap_err();
+    assert!(matches!(error, UcwaError::GrantNotOffered { .. }), "{error}");
+    assert!(
+        error.to_string().contains("offers password, the account is configured for auth = ntlm"),
+        "{error}"
+    );
+    assert!(without.requests("POST", "/token").is_empty());
+
+    let foreign = Bound::bind().await.serve_now(|_| ntlm_challenge());
+    let service = format!("{}/token", foreign.base);
+    let leading =
+        healthy_with(move |seen, _| seen.is("GET", "/user").then(|| Answer::challenge(401, &service))).await;
+    assert_untrusted(ntlm_sign_in(&leading).await.1, &foreign.base);
+    assert!(foreign.all().is_empty());
+
+    // A token service that sends its visitors on is not followed.
+    let elsewhere = Bound::bind().await.serve_now(|_| ntlm_challenge());
+    let target = format!("{}/token", elsewhere.base);
+    let redirecting = healthy_with(move |seen, _| {
+        seen.is("POST", "/token").then(|| Answer::html(302).header("location", &target))
+    })
+    .await;
+    let error = ntlm_sign_in(&redirecting).await.1.unwrap_err();
+    assert_eq!(error.action(), Action::RepeatAsIs, "{error}");
+    assert!(elsewhere.all().is_empty());
+}
 
 #[tokio::test]
 async fn a_refused_token_is_renewed_once_for_all_who_used_it() {

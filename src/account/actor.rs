@@ -38,6 +38,7 @@ use crate::{
         interpret::interpret_fetched,
     },
     identifiers::{OperationId, OutboxId, SipUri},
+    metrics::{self, Reconnect, Restarted},
     store::{Account, AccountState, ClaimedSend, CommitOutcome, InvitationPolicy, SettledSend, StoreError},
     ucwa::{Event, EventKind, Resource, Sender, SignInStep, UcwaClient, UcwaError},
 };
@@ -1378,6 +1379,11 @@ impl Handler<ChannelExited> for AccountActor {
         if self.stopping.is_some() || matches!(end, ChannelEnd::Requested) {
             return;
         }
+        match &end {
+            ChannelEnd::Panicked => metrics::count_restart(Restarted::EventChannel),
+            ChannelEnd::ApplicationLost(_) => metrics::count_reconnect(Reconnect::ApplicationLost),
+            _ => {}
+        }
         let sentence = describe_end(&end);
         let reason = match end {
             ChannelEnd::Panicked => ExitReason::Panicked,
@@ -1439,6 +1445,7 @@ impl Handler<ConversationExited> for AccountActor {
             }
         }
         if exited.panicked {
+            metrics::count_restart(Restarted::Conversation);
             // A send may have been under way; a fresh life settles it.
             self.end(ExitReason::Panicked, ctx);
         }

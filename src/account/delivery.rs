@@ -26,6 +26,7 @@ use crate::{
         retry::{Healing, classify_invitation_failure, describe_invitation_failure},
     },
     identifiers::{AccountId, OperationId, OutboxId, SessionId, SipUri},
+    metrics,
     store::{ClaimedSend, SettledSend, SharedStore, StoreError},
     ucwa::{OutgoingInvitation, Resource, UcwaClient, UcwaError, html::plain_from_html},
 };
@@ -141,6 +142,11 @@ impl Delivery {
     }
 
     async fn commit(&self, outcome: SendOutcome) {
+        if let SendOutcome::MessageAccepted { .. } | SendOutcome::InvitationAccepted { .. } = &outcome
+            && let Ok(latency) = Duration::try_from(Timestamp::now().duration_since(self.send.created_at))
+        {
+            metrics::time_outbox(latency);
+        }
         let fact =
             SendFact { outbox: self.send.outbox, operation_id: self.send.operation_id.clone(), outcome };
         commit_send(&self.context, fact).await;

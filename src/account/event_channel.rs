@@ -34,6 +34,7 @@ use crate::{
         interpret::interpret_batch,
     },
     identifiers::{AccountId, SessionId},
+    metrics::{self, QuarantineReason, Reconnect},
     store::{CommitOutcome, SharedStore, StoreError},
     ucwa::{Continuation, EventBatch, EventParameters, PollAnswer, UcwaClient, UcwaError, xml},
 };
@@ -249,6 +250,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                 parameters = None;
             }
             (Step::CommitAndResume { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
+                metrics::count_reconnect(Reconnect::Resume);
                 follow.health.lose_continuity();
                 if let Err(end) = follow.note_resume(followed_until).await {
                     return end;
@@ -260,6 +262,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
             }
             (Step::Resynchronise { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
                 follow.health.lose_continuity();
+                metrics::count_reconnect(Reconnect::Resync);
                 tracing::warn!("the server asked for resync; its link is taken");
                 match follow.commit(&cursor, &batch, &body, received_at).await {
                     Ok(outcome) => dispatch = Box::pin(account.send(EventsCommitted { batch, outcome })),
@@ -327,6 +330,7 @@ impl Follow {
             }
             Err(error) => {
                 self.health.failing.store(true, Ordering::Relaxed);
+                metrics::count_reconnect(Reconnect::Error);
                 tracing::warn!(
                     failures_in_a_row = state.failures_in_a_row(),
                     error = %crate::error_chain(error),
@@ -376,6 +380,7 @@ impl Follow {
         let facts = std::panic::catch_unwind(AssertUnwindSafe(|| interpret_batch(batch, body)))
             .unwrap_or_else(|_| {
                 self.health.lose_continuity();
+                metrics::count_quarantined(QuarantineReason::Interpreter);
                 tracing::error!(
                     "an event-channel response could not be interpreted; it is in event_quarantine"
                 );
@@ -384,7 +389,11 @@ impl Follow {
                     body,
                 ))]
             });
-        self.commit_facts(cursor, facts, body, received_at).await
+        let unlisted = facts.iter().filter(|fact| matches!(fact, Fact::Quarantined(_))).count();
+        let outcome = self.commit_facts(cursor, facts, body, received_at).await?;
+        metrics::count_events(batch);
+        metrics::count_quarantined_events(unlisted);
+        Ok(outcome)
     }
 
     async fn commit_facts(
@@ -452,6 +461,7 @@ impl Follow {
                         "the database refuses a batch of events; its raw text goes to event_quarantine"
                     );
                     self.health.lose_continuity();
+                    metrics::count_quarantined(QuarantineReason::Database);
                     commit.facts = vec![Fact::Quarantined(Quarantined::new(
                         format!("the database refused what was read from it: {}", crate::error_chain(&error)),
                         body,
@@ -486,6 +496,7 @@ impl Follow {
             Ok(_) => "the event-channel response has no link to go on with".to_owned(),
         };
         tracing::error!(%reason, "a response went to event_quarantine");
+        metrics::count_quarantined(QuarantineReason::Response);
         if let Some(cursor) = cursor {
             let facts = vec![Fact::Quarantined(Quarantined::new(reason, answer.body.as_str()))];
             self.commit_facts(cursor, facts, &answer.body, Instant::now()).await.map(drop)

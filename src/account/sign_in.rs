@@ -13,7 +13,9 @@ use crate::{
     account::{AccountEnvironment, channel_state::ChannelEnd},
     secrets::{self, SecretError},
     store::{Account, Auth, Session, StoreError},
-    ucwa::{Action, Application, NewApplication, SignInSettings, SignInStep, UcwaClient, UcwaError},
+    ucwa::{
+        Action, Application, NewApplication, SignInMethod, SignInSettings, SignInStep, UcwaClient, UcwaError,
+    },
 };
 
 /// A signed-in account.
@@ -83,15 +85,7 @@ pub async fn sign_in(
     progress: Arc<dyn Fn(SignInStep) + Send + Sync>,
 ) -> Result<SignedIn, SignInFailure> {
     let settings = &environment.settings;
-    if account.auth != Auth::Password {
-        return Err(SignInFailure::Attention(
-            format!(
-                "accounts.auth of {} is {:?}, which this version does not speak; set it to password",
-                account.sip_uri, account.auth
-            ),
-            None,
-        ));
-    }
+    let method = method_of(account)?;
     let _permit = environment.gate.enter().await;
     let password = read_password(environment, account).await?;
     let client = UcwaClient::new(
@@ -99,6 +93,7 @@ pub async fn sign_in(
         SignInSettings {
             sip_uri: account.sip_uri.clone(),
             username: account.username.clone(),
+            method,
             discovery_url: settings.discovery_url.clone(),
             trusted_domains: settings.trusted_domains.clone(),
             allow_http: settings.allow_http,
@@ -136,6 +131,24 @@ pub async fn sign_in(
         })?,
     };
     Ok(SignedIn { client, session, application, cursor, resumed })
+}
+
+/// What the account's row asks for, if this program does it.
+fn method_of(account: &Account) -> Result<SignInMethod, SignInFailure> {
+    let instead = match account.auth {
+        Auth::Password => return Ok(SignInMethod::Password),
+        Auth::Ntlm => return Ok(SignInMethod::Ntlm),
+        Auth::Kerberos => {
+            "there is no Kerberos in this version; set it to ntlm, which the same grant of the server takes, or to \
+             password"
+        }
+        Auth::Aad => {
+            "this version signs in at Skype for Business Server only, not at Azure AD; for an account that is homed \
+             on the server set it to password or ntlm"
+        }
+    };
+    let words = format!("auth of {} is {}: {instead}", account.sip_uri, account.auth.as_str());
+    Err(SignInFailure::Attention(words, None))
 }
 
 async fn read_password(

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -30,6 +31,19 @@ pub struct PublishedState {
 #[derive(Debug, Clone)]
 pub struct StateBoard {
     posts: mpsc::UnboundedSender<(AccountId, PublishedState)>,
+    current: CurrentStates,
+}
+
+/// The latest state of every account that this process has looked after, whether or not the database has it yet;
+/// cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct CurrentStates(Arc<RwLock<BTreeMap<AccountId, PublishedState>>>);
+
+impl CurrentStates {
+    /// All of them, as they are now.
+    pub fn all(&self) -> BTreeMap<AccountId, PublishedState> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl StateBoard {
@@ -37,13 +51,20 @@ impl StateBoard {
     /// runtime.
     pub fn start(store: SharedStore, node: String) -> (Self, tokio::task::JoinHandle<()>) {
         let (posts, inbox) = mpsc::unbounded_channel();
-        (Self { posts }, tokio::spawn(write_states(inbox, store, node)))
+        (Self { posts, current: CurrentStates::default() }, tokio::spawn(write_states(inbox, store, node)))
     }
 
     /// Posts a state; the latest one wins.
     pub fn post(&self, account: AccountId, state: AccountState, detail: Option<String>) {
+        let published = PublishedState { state, detail };
+        self.current.0.write().unwrap_or_else(PoisonError::into_inner).insert(account, published.clone());
         // The receiver only goes away at shutdown, when nobody reads states any more.
-        let _ = self.posts.send((account, PublishedState { state, detail }));
+        let _ = self.posts.send((account, published));
+    }
+
+    /// For whoever shows the states; does not keep the board's task going.
+    pub fn current(&self) -> CurrentStates {
+        self.current.clone()
     }
 }
 

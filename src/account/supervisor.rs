@@ -4,10 +4,14 @@
 //! One account's end touches no other: each life is an actor of its own, and its end arrives here as a message with a
 //! reason (guarantee G7).
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::prelude::*;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -17,6 +21,7 @@ use crate::{
         backoff::Backoff,
     },
     identifiers::AccountId,
+    metrics::{self, Restarted},
     store::{Account, AccountState, StoreError},
 };
 
@@ -24,6 +29,10 @@ use crate::{
 const READ_ACCOUNTS_EVERY: Duration = Duration::from_secs(1);
 /// How often `sessions` learns that event channels are being followed.
 const RECORD_FOLLOWED_EVERY: Duration = Duration::from_secs(15);
+/// How often event channels are looked at.
+const WATCH_CHANNELS_EVERY: Duration = Duration::from_secs(5);
+/// What a round of the event channel may take beyond its timeout: the answer's way, and a commit.
+const ROUND_MARGIN: Duration = Duration::from_secs(30);
 /// A life that was signed in for so long was healthy: the next failure starts from the shortest delay.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 /// Delays between lives.
@@ -61,12 +70,20 @@ pub struct AccountSupervisor {
     accounts: HashMap<AccountId, Supervised>,
     stopping: Option<oneshot::Sender<()>>,
     read_failing: bool,
+    /// Lives whose event channel has not completed a round in time.
+    stalled: HashSet<AccountId>,
 }
 
 impl AccountSupervisor {
     /// A supervisor that begins when it is started.
     pub fn new(environment: AccountEnvironment) -> Self {
-        Self { environment, accounts: HashMap::new(), stopping: None, read_failing: false }
+        Self {
+            environment,
+            accounts: HashMap::new(),
+            stopping: None,
+            read_failing: false,
+            stalled: HashSet::new(),
+        }
     }
 
     fn read_accounts(&mut self, ctx: &mut Context<Self>) {
@@ -200,6 +217,7 @@ impl AccountSupervisor {
     }
 
     fn count_restart(&self, id: AccountId, ctx: &mut Context<Self>) {
+        metrics::count_restart(Restarted::Account);
         let store = Arc::clone(&self.environment.store);
         ctx.spawn(
             async move {
@@ -299,6 +317,30 @@ impl AccountSupervisor {
         }
     }
 
+    /// Publishes which accounts are `stalled`. Traffic is the proof of life: a round of the event channel takes at most
+    /// its own timeout, whether or not there was anything to tell.
+    fn watch_channels(&mut self) {
+        let now = Timestamp::now();
+        let round = self.environment.settings.poll.timeout + ROUND_MARGIN;
+        let online = self.environment.directory.all();
+        self.stalled.retain(|id| online.iter().any(|(online, _)| online == id));
+        for (id, online) in online {
+            let silent = now.duration_since(online.channel.answered_at());
+            if is_stalled(silent, round) {
+                let detail = format!(
+                    "the event channel was last answered at {}; a round takes at most {} s. It is being asked again and \
+                     again; if that lasts, look at the network and the server",
+                    shown_time(online.channel.answered_at()),
+                    round.as_secs()
+                );
+                self.stalled.insert(id);
+                self.environment.states.post(id, AccountState::Stalled, Some(detail));
+            } else if self.stalled.remove(&id) {
+                self.environment.states.post(id, AccountState::Online, None);
+            }
+        }
+    }
+
     fn record_followed(&self, ctx: &mut Context<Self>) {
         let sessions: Vec<_> = self
             .environment
@@ -323,6 +365,11 @@ impl AccountSupervisor {
     }
 }
 
+/// Whether a channel that was last answered so long ago has failed to complete a round in time.
+fn is_stalled(silent: SignedDuration, round: Duration) -> bool {
+    Duration::try_from(silent).is_ok_and(|silent| silent > round)
+}
+
 fn supervised_uri(accounts: &HashMap<AccountId, Supervised>, id: AccountId) -> String {
     accounts.get(&id).map_or_else(String::new, |supervised| supervised.row.sip_uri.to_string())
 }
@@ -339,8 +386,12 @@ fn same_settings(known: &Account, read: &Account) -> bool {
 
 fn shown_time_after(delay: Duration) -> String {
     let at = Timestamp::now()
-        .checked_add(jiff::SignedDuration::try_from(delay).unwrap_or_default())
+        .checked_add(SignedDuration::try_from(delay).unwrap_or_default())
         .unwrap_or(Timestamp::MAX);
+    shown_time(at)
+}
+
+fn shown_time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
@@ -351,6 +402,7 @@ impl Actor for AccountSupervisor {
         ctx.set_mailbox_capacity(1024);
         self.read_accounts(ctx);
         ctx.run_interval(RECORD_FOLLOWED_EVERY, |supervisor, ctx| supervisor.record_followed(ctx));
+        ctx.run_interval(WATCH_CHANNELS_EVERY, |supervisor, _| supervisor.watch_channels());
     }
 }
 
@@ -472,6 +524,14 @@ mod tests {
             rows.iter().any(|row| row.body == text).then_some(())
         })
         .await;
+    }
+
+    #[test]
+    fn a_channel_is_stalled_once_a_round_takes_too_long() {
+        let round = Duration::from_secs(210);
+        assert!(!is_stalled(SignedDuration::from_secs(-5), round));
+        assert!(!is_stalled(SignedDuration::from_secs(210), round));
+        assert!(is_stalled(SignedDuration::from_secs(211), round));
     }
 
     #[actix_rt::test]

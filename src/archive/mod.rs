@@ -24,4 +24,5 @@ pub mod workspace;
 
 pub use keys::Keys;
 pub(crate) use rules::PATIENCE;
+pub(crate) use vocabulary::is_listed_rel;
 pub use workspace::{Changes, Workspace};

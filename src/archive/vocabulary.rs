@@ -3,7 +3,7 @@
 //! Names only; what they mean is in [`super::interpret`]. Source: the resource pages of the UCWA 2.0 reference.
 
 /// Whether the reference has a page for a resource of this name.
-pub(super) fn is_listed_rel(rel: &str) -> bool {
+pub(crate) fn is_listed_rel(rel: &str) -> bool {
     REFERENCE_RESOURCES.binary_search(&rel).is_ok()
 }
 

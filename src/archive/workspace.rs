@@ -89,19 +89,24 @@ pub struct Changes<'a> {
 }
 
 impl Changes<'_> {
+    /// Rows that are written or deleted.
+    pub fn rows(&self) -> usize {
+        self.sessions.len()
+            + self.chain_heads.len()
+            + self.conversations.len()
+            + self.participants.len()
+            + self.messages.len()
+            + self.deleted_messages.len()
+            + self.invitations.len()
+            + self.outbox.len()
+            + self.attempts.len()
+            + self.quarantine.len()
+            + self.last_events.len()
+    }
+
     /// Nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.sessions.is_empty()
-            && self.chain_heads.is_empty()
-            && self.conversations.is_empty()
-            && self.participants.is_empty()
-            && self.messages.is_empty()
-            && self.deleted_messages.is_empty()
-            && self.invitations.is_empty()
-            && self.outbox.is_empty()
-            && self.attempts.is_empty()
-            && self.quarantine.is_empty()
-            && self.last_events.is_empty()
+        self.rows() == 0
     }
 }
 
@@ -290,6 +295,14 @@ impl<R: Row> Table<R> {
             .collect();
         changed.sort_by_key(|row| row.id());
         changed
+    }
+
+    /// Rows that the database does not have yet.
+    fn new_rows(&self) -> impl Iterator<Item = &R> {
+        self.rows
+            .iter()
+            .filter(|tracked| !tracked.deleted && tracked.original.is_none())
+            .map(|tracked| &tracked.current)
     }
 
     /// Whether the database has it.
@@ -655,6 +668,11 @@ impl Workspace {
             quarantine: &self.quarantine,
             last_events,
         }
+    }
+
+    /// Messages that [`Workspace::changes`] brings into the archive.
+    pub fn new_messages(&self) -> impl Iterator<Item = &MessageRow> {
+        self.messages.new_rows()
     }
 
     pub(super) fn next_conversation_id(&mut self) -> ConversationId {

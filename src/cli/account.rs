@@ -75,7 +75,7 @@ pub struct AddOptions {
     /// What Active Directory takes: user@ad-domain or DOMAIN\user [default: the address without sip:]
     #[arg(long, value_name = "NAME")]
     username: Option<String>,
-    /// How the account signs in
+    /// How the account signs in; kerberos and aad are refused by this version
     #[arg(long, default_value = "password", value_parser = auth_parser())]
     auth: Auth,
     /// What to do with invitations [default: as relay.invitations says]

@@ -21,6 +21,8 @@ pub struct AdminSection {
     pub listen: SocketAddr,
     /// File with the token that signs in to the page; needed for any address but loopback.
     pub token_file: Option<PathBuf>,
+    /// Names, besides `localhost` and addresses, by which browsers may ask for it (`Host`).
+    pub names: Vec<String>,
     /// Certificate chain (PEM).
     pub tls_cert_file: Option<PathBuf>,
     /// Its key (PEM).
@@ -32,6 +34,7 @@ impl Default for AdminSection {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8470)),
             token_file: None,
+            names: Vec::new(),
             tls_cert_file: None,
             tls_key_file: None,
         }

@@ -130,7 +130,6 @@ impl Config {
     /// Keys that were changed although nothing in this version looks at them, each with what it waits for.
     pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
         let default = Self::default();
-        let page = "the admin page";
         [
             (
                 "archive.typing",
@@ -139,10 +138,6 @@ impl Config {
             ),
             ("archive.raw", "the raw event stream", self.archive.raw != default.archive.raw),
             ("retention.default_days", "the retention scheduler", self.retention != default.retention),
-            ("admin.listen", page, self.admin.listen != default.admin.listen),
-            ("admin.token_file", page, self.admin.token_file.is_some()),
-            ("admin.tls_cert_file", page, self.admin.tls_cert_file.is_some()),
-            ("admin.tls_key_file", page, self.admin.tls_key_file.is_some()),
             (
                 "cluster.lease_ttl_s",
                 "several nodes on one PostgreSQL",

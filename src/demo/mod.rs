@@ -7,6 +7,7 @@ pub mod reckoning;
 
 use std::{
     io::{IsTerminal, Write},
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -56,9 +57,10 @@ async fn demonstrate(options: &DemoOptions) -> anyhow::Result<()> {
     .context("the simulator could not be started")?;
     let config = config_for(&simulator, url)?;
     let relay = Relay::start(&config).await?;
+    let admin = relay.answer_admin(&config.admin).await?;
     let accounts = simulator.account_uris();
     add_accounts(relay.store.as_ref(), &config, &accounts).await?;
-    introduce(&config, &accounts, options);
+    introduce(&config, &accounts, options, admin.url());
 
     simulator.start_traffic(Some(TrafficSettings {
         messages_per_second: options.rate * (1.0 - OUTGOING_SHARE),
@@ -89,6 +91,7 @@ async fn demonstrate(options: &DemoOptions) -> anyhow::Result<()> {
     let archive = relay.store.history(&everything()).await?;
     let outbox =
         relay.store.outbox_rows(&OutboxFilter { limit: i64::MAX, ..OutboxFilter::default() }).await?;
+    admin.stop().await;
     relay.stop().await;
     simulator.shutdown().await;
 
@@ -142,10 +145,19 @@ fn config_for(simulator: &Simulator, database_url: String) -> anyhow::Result<Con
     config.database.url = database_url;
     config.server.discovery_url = Some(simulator.discovery_url().parse().context("the simulator's address")?);
     config.server.allow_http = true;
+    config.admin.listen = free_admin_address(config.admin.listen);
     if let Some(path) = config.database.sqlite_path() {
         config.secrets.key_file = Some(path.with_extension("key"));
     }
     Ok(config)
+}
+
+/// The usual address, or any free port if something listens there already.
+fn free_admin_address(usual: SocketAddr) -> SocketAddr {
+    match std::net::TcpListener::bind(usual) {
+        Ok(_) => usual,
+        Err(_) => SocketAddr::new(usual.ip(), 0),
+    }
 }
 
 async fn add_accounts(store: &dyn Store, config: &Config, accounts: &[String]) -> anyhow::Result<()> {
@@ -170,7 +182,7 @@ async fn add_accounts(store: &dyn Store, config: &Config, accounts: &[String]) -
     Ok(())
 }
 
-fn introduce(config: &Config, accounts: &[String], options: &DemoOptions) {
+fn introduce(config: &Config, accounts: &[String], options: &DemoOptions, admin: Option<&str>) {
     let database = config
         .database
         .sqlite_path()
@@ -179,6 +191,7 @@ fn introduce(config: &Config, accounts: &[String], options: &DemoOptions) {
     println!(
         "ucwa-relay demo: {} accounts at a simulated Skype for Business Server, about {} messages a second\n\
          database: {database}\n\
+         {}\n\
          try, in another terminal, while it runs:\n\
          \x20 sqlite3 {database} \"SELECT sent_at, account, direction, sender, body FROM message_history ORDER BY message_id DESC LIMIT 5\"\n\
          \x20 sqlite3 {database} \"INSERT INTO outbox (account, recipients, body) VALUES ('{account}', 'sip:echo@fabrikam.example', 'Hello from SQL')\"\n\
@@ -186,6 +199,10 @@ fn introduce(config: &Config, accounts: &[String], options: &DemoOptions) {
          {}",
         options.accounts,
         options.rate,
+        admin.map_or_else(
+            || "no admin page: its address is taken".to_owned(),
+            |url| format!("metrics and health: {url}metrics and {url}readyz")
+        ),
         if options.duration.is_some() { "" } else { "Ctrl-C ends it with a reckoning\n" },
     );
 }

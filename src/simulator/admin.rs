@@ -20,7 +20,7 @@
 //! | `GET /faults` | every fault with its `id`, how often it has `struck`, and how often it will yet (`remaining`) |
 //! | `DELETE /faults`, `DELETE /faults?id=N` | switches all of them off, or one |
 //! | `GET /logs?account=A` | the conversation logs of an account, the oldest first |
-//! | `POST /settings` `{"token_lifetime_ms"?,"application_expiry_ms"?,"link_only_share"?,"early_event_share"?,"started_share"?,"discovery_redirect"?:{"location","status"?},"user_redirect"?,"conversation_logs"?,"log_delay_ms"?,"missed_calls_logged"?}` | changes settings from now on and answers as `GET /settings`; an empty location switches a redirect off |
+//! | `POST /settings` `{"token_lifetime_ms"?,"application_expiry_ms"?,"link_only_share"?,"early_event_share"?,"started_share"?,"discovery_redirect"?:{"location","status"?},"user_redirect"?,"conversation_logs"?,"log_delay_ms"?,"missed_calls_logged"?,"password_sign_in"?,"windows_sign_in"?}` | changes settings from now on and answers as `GET /settings`; an empty location switches a redirect off; `windows_sign_in` is `off`, `ntlm`, `negotiate` or `kerberos` |
 //! | `GET /settings` | what `POST /settings` can change, as it is now |
 //!
 //! Bodies are JSON. A request that cannot be carried out is answered with `{"error"}`.
@@ -31,7 +31,7 @@
 //! concerns all of them, without `operation` every request. It strikes `count` times; once where neither `count` nor
 //! `share` is given; with a `share` alone without end, in that share of the requests, by the seed.
 //!
-//! `operation` is one of `any`, `discovery`, `user`, `token`, `applications`, `application`, `makeMeAvailable`,
+//! `operation` is one of `any`, `discovery`, `user`, `token`, `ntlmNegotiate`, `ntlmAuthenticate`, `applications`, `application`, `makeMeAvailable`,
 //! `reportMyActivity`, `events`, `batch`, `startMessaging`, `addMessaging`, `addParticipant`, `accept`, `decline`,
 //! `invitation`, `sendMessage`, `stopMessaging`, `messaging`, `participant`, `message`, `conversation`,
 //! `conversations`, `conversationLogs`, `people`, `other`.

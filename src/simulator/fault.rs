@@ -35,7 +35,7 @@ use tokio::sync::watch;
 
 use super::{
     application::{self, Account, Application, Registration},
-    event_channel,
+    event_channel, ntlm,
     payload::Failure,
     server::{Exchange, Reply, Server, answer, reply},
     sign_in,
@@ -52,8 +52,12 @@ pub enum Operation {
     Discovery,
     /// The `user` resource.
     User,
-    /// The web ticket service.
+    /// The web ticket service; every request there.
     Token,
+    /// The web ticket service: the first message of NTLM.
+    NtlmNegotiate,
+    /// The web ticket service: the answer to NTLM's challenge.
+    NtlmAuthenticate,
     /// POST on `applications`.
     Applications,
     /// The application itself.
@@ -108,9 +112,22 @@ impl Operation {
         match lower.as_slice() {
             [] | ["autodiscover", "autodiscoverservice.svc", "root"] => Self::Discovery,
             ["autodiscover", "autodiscoverservice.svc", "root", ..] => Self::User,
-            ["webticket", ..] => Self::Token,
+            ["webticket", ..] => match ntlm::message_type(exchange) {
+                Some(ntlm::MessageType::Negotiate) => Self::NtlmNegotiate,
+                Some(ntlm::MessageType::Authenticate) => Self::NtlmAuthenticate,
+                _ => Self::Token,
+            },
             ["ucwa", "oauth", "v1", "applications"] => Self::below_applications(exchange),
             _ => Self::Other,
+        }
+    }
+
+    /// Whether a fault that is switched on for this strikes a request that asks for `other`.
+    fn covers(self, other: Self) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Token => matches!(other, Self::Token | Self::NtlmNegotiate | Self::NtlmAuthenticate),
+            _ => self == other,
         }
     }
 
@@ -461,7 +478,7 @@ struct Subject {
 impl Subject {
     fn of(server: &Server, exchange: &Exchange, operation: Operation) -> Self {
         let account = || -> Option<Arc<Account>> {
-            if operation == Operation::Token {
+            if Operation::Token.covers(operation) {
                 return sign_in::account_named_in(server, exchange);
             }
             if let Some(account) = server.tokens.bearer(&exchange.headers) {
@@ -552,7 +569,7 @@ impl Faults {
             let Fault { account, operation, kind, .. } = &state.fault;
             let meant = if kind.concerns_events_only() { Operation::Events } else { *operation };
             let concerned = kind.moment() == moment
-                && (meant == Operation::Any || meant == subject.operation)
+                && meant.covers(subject.operation)
                 && (account.is_none() || *account == subject.account);
             if concerned && Self::strikes(server, state) {
                 kinds.push(state.fault.kind.clone());
@@ -646,7 +663,7 @@ pub(crate) async fn carry_out(server: &Arc<Server>, exchange: &Exchange) -> Resu
     }
     match last {
         None => Ok(whole(answered)),
-        Some(kind) => spoil(exchange, answered, kind).await,
+        Some(kind) => spoil(server, exchange, answered, kind).await,
     }
 }
 
@@ -670,9 +687,9 @@ async fn before(
             }
             FaultKind::ExpiredToken => {
                 server.tokens.forget(&exchange.headers);
-                sign_in::challenge(exchange)
+                sign_in::challenge(server, exchange)
             }
-            FaultKind::Status(refusal) => refuse(exchange, &refusal),
+            FaultKind::Status(refusal) => refuse(server, exchange, &refusal),
             FaultKind::PgetReplaced => exchange.refusal(&event_channel::replaced()),
             FaultKind::ApplicationNotFound { keep } => {
                 lose(server, exchange, Failure::application_not_found(), keep)
@@ -701,7 +718,7 @@ async fn before(
     None
 }
 
-fn refuse(exchange: &Exchange, refusal: &Refusal) -> Reply {
+fn refuse(server: &Server, exchange: &Exchange, refusal: &Refusal) -> Reply {
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let subcode = refusal.subcode.clone().unwrap_or_else(|| "None".to_owned());
     let body = match refusal.body {
@@ -739,7 +756,7 @@ fn refuse(exchange: &Exchange, refusal: &Refusal) -> Reply {
         }
     }
     if refusal.challenge {
-        sign_in::add_challenge(exchange, headers);
+        sign_in::add_challenge(server, exchange, headers);
     }
     if let Some(number) = &refusal.diagnostics {
         let text = format!("{number};source=\"simulator.invalid\";reason=\"As requested.\"");
@@ -786,9 +803,14 @@ async fn without_onward_link(answered: Reply) -> Reply {
 }
 
 /// Spoils the answer to a request that was carried out.
-async fn spoil(exchange: &Exchange, answered: Reply, kind: FaultKind) -> Result<Sent, io::Error> {
+async fn spoil(
+    server: &Server,
+    exchange: &Exchange,
+    answered: Reply,
+    kind: FaultKind,
+) -> Result<Sent, io::Error> {
     if let FaultKind::Status(refusal) = &kind {
-        return Ok(whole(refuse(exchange, refusal)));
+        return Ok(whole(refuse(server, exchange, refusal)));
     }
     if matches!(kind, FaultKind::CutAfter) {
         return Err(cut());

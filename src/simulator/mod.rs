@@ -10,6 +10,7 @@
 //! | `server` | accept loop, requests and answers, the table of addresses |
 //! | `payload` | resources and their two spellings, request bodies, data URIs |
 //! | `sign_in` | discovery, challenge, web ticket service, tokens |
+//! | `ntlm` | how a connection is signed in for the Windows grant |
 //! | `application` | accounts, applications, `me`, `communication` |
 //! | `people` | search, contacts |
 //! | `event_channel` | packages of events and their acknowledgement |
@@ -41,6 +42,7 @@ mod ledger;
 mod leg;
 mod meeting;
 mod messaging;
+mod ntlm;
 mod payload;
 mod people;
 mod server;
@@ -130,6 +132,25 @@ pub struct SimulatorSettings {
     pub log_page: usize,
     /// Whether a call to an account without an available application is taken, and appears in its log as missed.
     pub missed_calls_logged: bool,
+    /// Whether the web ticket service takes the password grant.
+    pub password_sign_in: bool,
+    /// By what the web ticket service takes the Windows grant.
+    pub windows_sign_in: WindowsSignIn,
+}
+
+/// By what a web ticket service takes the grant `urn:microsoft.rtc:windows`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WindowsSignIn {
+    /// Not at all; the challenge does not offer it.
+    #[default]
+    Off,
+    /// The schemes `Negotiate` and `NTLM` are offered, and NTLM works in both.
+    Ntlm,
+    /// `Negotiate` is offered, and takes NTLM's messages.
+    Negotiate,
+    /// `Negotiate` is offered, and NTLM is refused. Nobody has a Kerberos ticket for a simulator.
+    Kerberos,
 }
 
 /// Where discovery leads to.
@@ -166,6 +187,10 @@ pub struct SettingsChange {
     pub log_delay_ms: Option<u64>,
     /// Whether a call to an account without an available application appears in its log.
     pub missed_calls_logged: Option<bool>,
+    /// Whether the web ticket service takes the password grant.
+    pub password_sign_in: Option<bool>,
+    /// By what the web ticket service takes the Windows grant.
+    pub windows_sign_in: Option<WindowsSignIn>,
 }
 
 impl Default for SimulatorSettings {
@@ -200,6 +225,8 @@ impl Default for SimulatorSettings {
             log_delay: Duration::from_secs(2),
             log_page: 10,
             missed_calls_logged: false,
+            password_sign_in: true,
+            windows_sign_in: WindowsSignIn::Off,
         }
     }
 }
@@ -731,6 +758,8 @@ impl Simulator {
             conversation_logs,
             log_delay_ms,
             missed_calls_logged,
+            password_sign_in,
+            windows_sign_in,
         } = change;
         let set = |place: &mut Duration, ms: Option<u64>| *place = ms.map_or(*place, Duration::from_millis);
         set(&mut settings.token_lifetime, token_lifetime_ms);
@@ -741,6 +770,8 @@ impl Simulator {
         set(&mut settings.log_delay, log_delay_ms);
         settings.conversation_logs = conversation_logs.unwrap_or(settings.conversation_logs);
         settings.missed_calls_logged = missed_calls_logged.unwrap_or(settings.missed_calls_logged);
+        settings.password_sign_in = password_sign_in.unwrap_or(settings.password_sign_in);
+        settings.windows_sign_in = windows_sign_in.unwrap_or(settings.windows_sign_in);
         if let Some(redirect) = discovery_redirect {
             settings.discovery_redirect = Some(redirect).filter(|redirect| !redirect.location.is_empty());
         }
@@ -764,6 +795,8 @@ impl Simulator {
             conversation_logs: Some(settings.conversation_logs),
             log_delay_ms: Some(ms(settings.log_delay)),
             missed_calls_logged: Some(settings.missed_calls_logged),
+            password_sign_in: Some(settings.password_sign_in),
+            windows_sign_in: Some(settings.windows_sign_in),
         }
     }
 

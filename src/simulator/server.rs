@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode,
+    HeaderMap, Method, Request, Response, StatusCode, Version,
     body::Incoming,
     header::{self, HeaderValue},
     service::service_fn,
@@ -37,7 +37,7 @@ use super::{
     conversation::Conversation,
     conversation_log, event_channel, fault,
     ledger::Ledger,
-    messaging,
+    messaging, ntlm,
     payload::{Failure, Format, Resource},
     people, sign_in,
     timers::Timers,
@@ -184,6 +184,8 @@ pub(crate) struct Exchange {
     pub(crate) origin: String,
     pub(crate) site: Site,
     pub(crate) format: Format,
+    /// The connection it came on, where it can be signed in: not over HTTP/2, where requests of many share one.
+    pub(crate) connection: Option<Arc<ntlm::Connection>>,
 }
 
 impl Exchange {
@@ -220,6 +222,7 @@ impl Exchange {
             origin: host.map_or_else(|| default_origin.to_owned(), |host| format!("http://{host}")),
             site,
             format: Format::negotiate(&parts.headers),
+            connection: None,
         }
     }
 
@@ -307,7 +310,10 @@ pub(crate) async fn accept(server: Arc<Server>, listener: TcpListener, site: Sit
         }
         let server = Arc::clone(&server);
         tokio::spawn(async move {
-            let service = service_fn(|request| exchange_over_http(Arc::clone(&server), site, request));
+            let connection = Arc::new(ntlm::Connection::default());
+            let service = service_fn(|request| {
+                exchange_over_http(Arc::clone(&server), site, Arc::clone(&connection), request)
+            });
             let builder = auto::Builder::new(TokioExecutor::new());
             let connection = builder.serve_connection(TokioIo::new(stream), service);
             tokio::select! {
@@ -328,6 +334,7 @@ pub(crate) async fn accept(server: Arc<Server>, listener: TcpListener, site: Sit
 async fn exchange_over_http(
     server: Arc<Server>,
     site: Site,
+    connection: Arc<ntlm::Connection>,
     request: Request<Incoming>,
 ) -> Result<fault::Sent, io::Error> {
     let (parts, body) = request.into_parts();
@@ -337,7 +344,8 @@ async fn exchange_over_http(
         Err(error) if error.is::<http_body_util::LengthLimitError>() => (Bytes::new(), true),
         Err(error) => return Err(io::Error::other(error)),
     };
-    let exchange = Exchange::read(&parts, body, site, &format!("http://{}", server.address));
+    let mut exchange = Exchange::read(&parts, body, site, &format!("http://{}", server.address));
+    exchange.connection = (parts.version < Version::HTTP_2).then_some(connection);
     let mut answer = if too_large {
         let failure = Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "None", "The body is too large.");
         fault::whole(exchange.refusal(&failure))
@@ -389,7 +397,7 @@ pub(crate) async fn answer(server: &Arc<Server>, exchange: &Exchange) -> Result<
 
 async fn under_applications(server: &Arc<Server>, exchange: &Exchange, rest: &[&str]) -> Reply {
     let Some(account) = server.tokens.account(exchange) else {
-        return sign_in::challenge(exchange);
+        return sign_in::challenge(server, exchange);
     };
     let outcome = match rest {
         [] => application::create(server, &account, exchange),

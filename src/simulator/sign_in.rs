@@ -1,6 +1,8 @@
 //! Discovery, the challenge and the web ticket service: everything up to a valid token.
 //!
-//! Owns the tokens. A token belongs to one account and one site and expires; nothing renews it but another grant.
+//! Owns the tokens. A token belongs to one account and one site and expires; nothing renews it but another grant. The
+//! web ticket service takes the grants that the settings name: a password, or (MS-OCAUTHWS) a connection that HTTP's
+//! `NTLM` or `Negotiate` has signed in, for which `ntlm` does the server's part.
 
 use std::{
     collections::HashMap,
@@ -16,8 +18,9 @@ use hyper::{
 use tokio::time::Instant;
 
 use super::{
-    DiscoveryRedirect,
+    DiscoveryRedirect, WindowsSignIn,
     application::Account,
+    ntlm,
     payload::Resource,
     server::{Exchange, Outcome, Reply, Server, Site, read_form, reply},
 };
@@ -27,8 +30,8 @@ pub(crate) const XFRAME: &str = "<!DOCTYPE html><html><head><title>XFrame</title
 
 const ROOT: &str = "/Autodiscover/AutodiscoverService.svc/root";
 
-/// The grants that are offered because they work.
-const OFFERED_GRANTS: &str = "password";
+const PASSWORD_GRANT: &str = "password";
+const WINDOWS_GRANT: &str = "urn:microsoft.rtc:windows";
 
 #[derive(Clone)]
 struct Token {
@@ -129,7 +132,7 @@ pub(crate) fn root(server: &Server, exchange: &Exchange) -> Outcome {
 pub(crate) fn user(server: &Server, exchange: &Exchange) -> Outcome {
     exchange.only(&Method::GET)?;
     if server.tokens.account(exchange).is_none() {
-        return Ok(challenge(exchange));
+        return Ok(challenge(server, exchange));
     }
     let origin = &exchange.origin;
     // As captured: `self` lacks the `oauth` of the address that was asked for.
@@ -150,22 +153,32 @@ fn absolute(exchange: &Exchange, location: &str) -> String {
 }
 
 /// 401 with the two challenges and a body of HTML.
-pub(crate) fn challenge(exchange: &Exchange) -> Reply {
-    let body = "<html><head><title>401 - Unauthorized</title></head>\
-        <body><h2>401 - Unauthorized: Access is denied due to invalid credentials.</h2></body></html>";
-    let mut answer = reply(StatusCode::UNAUTHORIZED, "text/html", body.to_owned());
-    add_challenge(exchange, answer.headers_mut());
+pub(crate) fn challenge(server: &Server, exchange: &Exchange) -> Reply {
+    let mut answer = unauthorized();
+    add_challenge(server, exchange, answer.headers_mut());
     answer
 }
 
+fn unauthorized() -> Reply {
+    let body = "<html><head><title>401 - Unauthorized</title></head>\
+        <body><h2>401 - Unauthorized: Access is denied due to invalid credentials.</h2></body></html>";
+    reply(StatusCode::UNAUTHORIZED, "text/html", body.to_owned())
+}
+
 /// The two challenges, which may come with other statuses as well.
-pub(crate) fn add_challenge(exchange: &Exchange, headers: &mut HeaderMap) {
+pub(crate) fn add_challenge(server: &Server, exchange: &Exchange, headers: &mut HeaderMap) {
     let bearer = "Bearer trusted_issuers=\"00000002-0000-0ff1-ce00-000000000000@simulator\", \
         client_id=\"00000004-0000-0ff1-ce00-000000000000\"";
     headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(bearer));
+    // Only what works is offered.
+    let settings = server.now();
+    let windows = (settings.windows_sign_in != WindowsSignIn::Off).then_some(WINDOWS_GRANT);
+    let password = settings.password_sign_in.then_some(PASSWORD_GRANT);
+    let grants: Vec<&str> = windows.into_iter().chain(password).collect();
     let ticket_service = format!(
-        "MsRtcOAuth href=\"{}/WebTicket/oauthtoken\",grant_type=\"{OFFERED_GRANTS}\"",
-        exchange.origin
+        "MsRtcOAuth href=\"{}/WebTicket/oauthtoken\",grant_type=\"{}\"",
+        exchange.origin,
+        grants.join(",")
     );
     if let Ok(value) = HeaderValue::from_str(&ticket_service) {
         headers.append(header::WWW_AUTHENTICATE, value);
@@ -175,24 +188,29 @@ pub(crate) fn add_challenge(exchange: &Exchange, headers: &mut HeaderMap) {
 /// The web ticket service.
 pub(crate) fn token(server: &Server, exchange: &Exchange) -> Outcome {
     exchange.only(&Method::POST)?;
+    let windows = server.now().windows_sign_in != WindowsSignIn::Off;
+    // The first messages of a handshake may come without the form.
+    if windows
+        && exchange.headers.contains_key(header::AUTHORIZATION)
+        && let Some(unauthorized) = sign_connection_in(server, exchange)
+    {
+        return Ok(unauthorized);
+    }
     let form = read_form(&String::from_utf8_lossy(&exchange.body));
     let field = |name: &str| form.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
     let mut answer = match field("grant_type") {
         None => refuse("invalid_request", "28020", "No valid security token."),
-        Some("password") => {
+        Some(PASSWORD_GRANT) if server.now().password_sign_in => {
             let account = field("username").and_then(|name| account_of(server, name));
             match account.filter(|account| field("password") == Some(account.password.as_str())) {
-                Some(account) => {
-                    let lifetime = server.now().token_lifetime;
-                    let text = server.tokens.issue(server, &account, exchange.site, lifetime);
-                    let seconds = lifetime.as_secs().max(1);
-                    let body = format!(
-                        "{{\"access_token\":\"{text}\",\"expires_in\":{seconds},\
-                         \"ms_rtc_identityscope\":\"local\",\"token_type\":\"Bearer\"}}"
-                    );
-                    reply(StatusCode::OK, "application/json", body)
-                }
+                Some(account) => issue(server, exchange, &account),
                 None => refuse("invalid_grant", "28020", "No valid security token."),
+            }
+        }
+        Some(WINDOWS_GRANT) if windows => {
+            match exchange.connection.as_ref().and_then(|connection| connection.account()) {
+                Some(account) => issue(server, exchange, &account),
+                None => unauthorized_by(windows_schemes(server).0.iter().map(|scheme| (*scheme).to_owned())),
             }
         }
         Some(_) => refuse("unsupported_grant_type", "28029", "Authentication type not allowed."),
@@ -200,6 +218,52 @@ pub(crate) fn token(server: &Server, exchange: &Exchange) -> Outcome {
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer.headers_mut().insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
     Ok(answer)
+}
+
+fn issue(server: &Server, exchange: &Exchange, account: &Arc<Account>) -> Reply {
+    let lifetime = server.now().token_lifetime;
+    let text = server.tokens.issue(server, account, exchange.site, lifetime);
+    let seconds = lifetime.as_secs().max(1);
+    let body = format!(
+        "{{\"access_token\":\"{text}\",\"expires_in\":{seconds},\
+         \"ms_rtc_identityscope\":\"local\",\"token_type\":\"Bearer\"}}"
+    );
+    reply(StatusCode::OK, "application/json", body)
+}
+
+/// The schemes under which a connection can be signed in, and whether NTLM works in them.
+fn windows_schemes(server: &Server) -> (&'static [&'static str], bool) {
+    match server.now().windows_sign_in {
+        WindowsSignIn::Off => (&[], false),
+        WindowsSignIn::Ntlm => (&["Negotiate", "NTLM"], true),
+        WindowsSignIn::Negotiate => (&["Negotiate"], true),
+        WindowsSignIn::Kerberos => (&["Negotiate"], false),
+    }
+}
+
+/// What the web server makes of `Authorization` before the web ticket service sees the request: 401 with how to go on,
+/// or nothing where the connection is signed in now.
+fn sign_connection_in(server: &Server, exchange: &Exchange) -> Option<Reply> {
+    let (schemes, ntlm_works) = windows_schemes(server);
+    let step = match &exchange.connection {
+        Some(connection) if ntlm_works => connection.take(server, &exchange.headers, schemes),
+        _ => ntlm::Step::Refused,
+    };
+    match step {
+        ntlm::Step::SignedIn => None,
+        ntlm::Step::Refused => Some(unauthorized_by(schemes.iter().map(|scheme| (*scheme).to_owned()))),
+        ntlm::Step::Challenge { scheme, token } => Some(unauthorized_by([format!("{scheme} {token}")])),
+    }
+}
+
+fn unauthorized_by(schemes: impl IntoIterator<Item = String>) -> Reply {
+    let mut answer = unauthorized();
+    for scheme in schemes {
+        if let Ok(value) = HeaderValue::from_str(&scheme) {
+            answer.headers_mut().append(header::WWW_AUTHENTICATE, value);
+        }
+    }
+    answer
 }
 
 fn refuse(error: &str, number: &str, reason: &str) -> Reply {
@@ -215,12 +279,14 @@ fn refuse(error: &str, number: &str, reason: &str) -> Reply {
 /// The account that a request to the web ticket service names.
 pub(crate) fn account_named_in(server: &Server, exchange: &Exchange) -> Option<Arc<Account>> {
     let form = read_form(&String::from_utf8_lossy(&exchange.body));
-    let (_, name) = form.iter().find(|(known, _)| known == "username")?;
-    account_of(server, name)
+    match form.iter().find(|(known, _)| known == "username") {
+        Some((_, name)) => account_of(server, name),
+        None => ntlm::account_named_in(server, exchange),
+    }
 }
 
 /// The account that signs in as `sip:user@domain`, `user@domain`, `DOMAIN\user` or `user`, in any case.
-fn account_of(server: &Server, name: &str) -> Option<Arc<Account>> {
+pub(crate) fn account_of(server: &Server, name: &str) -> Option<Arc<Account>> {
     let name = name.trim().to_lowercase();
     let name = name.strip_prefix("sip:").unwrap_or(&name);
     let domain = server.settings.domain.to_lowercase();

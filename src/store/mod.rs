@@ -7,11 +7,16 @@
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
 //! A failure of one caller's part never undoes another's. Readers use connections of their own.
 
+mod columns;
 mod coverage;
+mod known_accounts;
 mod quarantine;
 mod reading;
+mod rows;
 mod selection;
 mod sqlite;
+mod trouble;
+mod writer;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -282,6 +287,18 @@ pub enum AccountState {
 }
 
 impl AccountState {
+    /// Every state, in the order in which an account meets them.
+    pub const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Discovering,
+        Self::SigningIn,
+        Self::Online,
+        Self::Stalled,
+        Self::BackingOff,
+        Self::NeedsAttention,
+        Self::Stopped,
+    ];
+
     /// As the column `state` spells it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::{HistoryRow, StoreError};
+use super::{HistoryRow, StoreError, columns::Columns};
 use crate::{
     archive::chain,
     identifiers::{AccountId, ConversationId, MessageId},
@@ -245,4 +245,82 @@ pub trait ReadingStore: Send + Sync {
         query: &Query,
         to: i64,
     ) -> Result<Vec<DayCount>, StoreError>;
+}
+
+// ------------------------------------------------------------------------------------------------ rows
+
+/// From a row with the columns of `messages` that are hashed, and `sip_uri`.
+pub(super) fn chained(row: &impl Columns) -> Result<ChainedMessage, sqlx::Error> {
+    Ok(ChainedMessage {
+        message_id: MessageId(row.integer("id")?),
+        chain_seq: row.integer("chain_seq")?,
+        account: row.some_lossy_text("sip_uri")?,
+        conversation_id: ConversationId(row.integer("conversation_id")?),
+        direction: row.some_lossy_text("direction")?,
+        sender_uri: row.lossy_text("sender_uri")?,
+        sender_name: row.lossy_text("sender_name")?,
+        content_type: row.some_lossy_text("content_type")?,
+        body: row.some_lossy_text("body")?,
+        body_html: row.lossy_text("body_html")?,
+        sent_at: row.shown_time("sent_at")?.unwrap_or_default(),
+        operation_id: row.lossy_text("operation_id")?,
+        outbox_id: row.optional_integer("outbox_id")?,
+        correlation: row.lossy_text("correlation")?,
+        content_hash: row.lossy_text("content_hash")?,
+        chain_hash: row.lossy_text("chain_hash")?,
+        purged_at: row.shown_time("purged_at")?,
+    })
+}
+
+/// From such a row with the further columns of `messages` and those of `message_history`.
+pub(super) fn archived(row: &impl Columns) -> Result<ArchivedMessage, sqlx::Error> {
+    Ok(ArchivedMessage {
+        message: chained(row)?,
+        recipients: row.lossy_text("recipients")?,
+        thread_id: row.lossy_text("thread_id")?,
+        subject: row.lossy_text("subject")?,
+        status: row.some_lossy_text("status")?,
+        code: row.lossy_text("code")?,
+        subcode: row.lossy_text("subcode")?,
+        reason: row.lossy_text("reason")?,
+        failed_recipients: row.lossy_text("failed_recipients")?,
+        source: row.some_lossy_text("source")?,
+        archived_at: row.shown_time("archived_at")?.unwrap_or_default(),
+    })
+}
+
+/// From a row of `conversations`, without the stays.
+pub(super) fn conversation(row: &impl Columns) -> Result<ConversationDetails, sqlx::Error> {
+    Ok(ConversationDetails {
+        id: ConversationId(row.integer("id")?),
+        thread_id: row.lossy_text("thread_id")?,
+        subject: row.lossy_text("subject")?,
+        importance: row.lossy_text("importance")?,
+        multiparty: row.flag("multiparty")?,
+        started_at: row.shown_time("started_at")?.unwrap_or_default(),
+        ended_at: row.shown_time("ended_at")?,
+        stays: Vec::new(),
+    })
+}
+
+/// From a row of `participants`.
+pub(super) fn stay(row: &impl Columns) -> Result<Stay, sqlx::Error> {
+    Ok(Stay {
+        sip_uri: row.lossy_text("sip_uri")?,
+        display_name: row.lossy_text("display_name")?,
+        role: row.lossy_text("role")?,
+        is_local: row.flag("is_local")?,
+        joined_at: row.shown_time("joined_at")?,
+        left_at: row.shown_time("left_at")?,
+    })
+}
+
+/// From a row with the counts of a day.
+pub(super) fn day_count(row: &impl Columns) -> Result<DayCount, sqlx::Error> {
+    Ok(DayCount {
+        day: row.some_lossy_text("day")?,
+        incoming: row.integer("incoming")?,
+        outgoing: row.integer("outgoing")?,
+        failed: row.integer("failed")?,
+    })
 }

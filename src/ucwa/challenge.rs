@@ -1,7 +1,8 @@
 //! The `WWW-Authenticate` headers with which a server says where tokens are to be had.
 //!
 //! They come as several headers or as one, with quoted and bare values, in any case and order, beside challenges of
-//! proxies. So they are tokenised, never split at commas. Sources: `AuthenticationInUCWA`, MS-OCAUTHWS, RFC 9110 11.
+//! proxies. So they are tokenised, never split at commas. Sources: `AuthenticationInUCWA`, MS-OCAUTHWS, RFC 9110 11,
+//! RFC 4559 and MS-NTHT for `Negotiate` and `NTLM`.
 
 /// What the headers of one answer ask for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -10,6 +11,20 @@ pub(super) struct Challenges {
     pub oauth: Option<OAuthChallenge>,
     /// All schemes in order, lower case: `bearer`, `msrtcoauth`, `negotiate`, `ntlm`.
     pub schemes: Vec<String>,
+    /// What the connection's sign-in goes on with, by scheme (`negotiate` or `ntlm`): base64, as given.
+    tokens: Vec<(String, String)>,
+}
+
+impl Challenges {
+    /// The scheme is offered, with or without a token.
+    pub(super) fn offers(&self, scheme: &str) -> bool {
+        self.schemes.iter().any(|offered| offered == scheme)
+    }
+
+    /// The token that came with a scheme.
+    pub(super) fn token(&self, scheme: &str) -> Option<&str> {
+        self.tokens.iter().find(|(offered, _)| offered == scheme).map(|(_, token)| token.as_str())
+    }
 }
 
 /// `MsRtcOAuth`: a token service and the grants it takes.
@@ -35,12 +50,13 @@ pub(super) fn parse<'a>(headers: impl IntoIterator<Item = &'a str>) -> Challenge
     let mut challenges = Challenges::default();
     for header in headers {
         let mut scheme = Scheme::default();
-        for word in (Words { rest: header }) {
+        for word in (Words { rest: header, takes_token: false }) {
             match word {
                 Word::Scheme(name) => {
                     scheme.finish(&mut challenges);
                     scheme = Scheme { name: name.to_ascii_lowercase(), ..Scheme::default() };
                 }
+                Word::Token(token) => challenges.tokens.push((scheme.name.clone(), token.to_owned())),
                 Word::Parameter(name, value) if name.eq_ignore_ascii_case("href") => {
                     scheme.href = Some(value);
                 }
@@ -85,17 +101,26 @@ impl Scheme {
 enum Word<'a> {
     Scheme(&'a str),
     Parameter(&'a str, String),
+    Token(&'a str),
 }
 
 /// Cuts a header into schemes and their parameters.
 struct Words<'a> {
     rest: &'a str,
+    /// The word before was a scheme that is followed by base64 and not by parameters.
+    takes_token: bool,
 }
 
 impl<'a> Iterator for Words<'a> {
     type Item = Word<'a>;
 
     fn next(&mut self) -> Option<Word<'a>> {
+        if std::mem::take(&mut self.takes_token)
+            && let Some((token, rest)) = take_token(self.rest)
+        {
+            self.rest = rest;
+            return Some(Word::Token(token));
+        }
         // A quotation mark or an equals sign in front of a word is debris.
         self.rest = self.rest.trim_start_matches(|c: char| c.is_whitespace() || matches!(c, ',' | '"' | '='));
         if self.rest.is_empty() {
@@ -112,8 +137,21 @@ impl<'a> Iterator for Words<'a> {
             return Some(Word::Parameter(name, value));
         }
         self.rest = after;
+        self.takes_token = name.eq_ignore_ascii_case("negotiate") || name.eq_ignore_ascii_case("ntlm");
         Some(Word::Scheme(name))
     }
+}
+
+/// The `token68` of RFC 9110 11.2, if the text goes on with one up to a comma or the end.
+fn take_token(text: &str) -> Option<(&str, &str)> {
+    let text = text.trim_start();
+    let digits = text
+        .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '~' | '+' | '/')))
+        .unwrap_or(text.len());
+    let padding = text[digits..].len() - text[digits..].trim_start_matches('=').len();
+    let (token, rest) = text.split_at(digits + padding);
+    let ends = matches!(rest.trim_start().chars().next(), None | Some(','));
+    (digits > 0 && ends).then_some((token, rest))
 }
 
 /// A quoted string with backslash escapes, or everything up to a comma or white space.
@@ -195,6 +233,27 @@ mod tests {
         }
         let both = parse(["Bearer a=b, Negotiate"]);
         assert_eq!(both.schemes, ["bearer", "negotiate"]);
+    }
+
+    #[test]
+    fn the_token_of_a_windows_sign_in_is_kept_whole() {
+        for (headers, scheme, token) in [
+            (&["NTLM TlRMTVNTUAAC+/A="][..], "ntlm", Some("TlRMTVNTUAAC+/A=")),
+            (&["Negotiate", "NTLM TlRM"], "ntlm", Some("TlRM")),
+            (&["negotiate  oYG2MIGz== , NTLM"], "negotiate", Some("oYG2MIGz==")),
+            (&["Negotiate TlRM, MsRtcOAuth href=\"x\""], "negotiate", Some("TlRM")),
+            (&["Negotiate, NTLM TlRM"], "negotiate", None),
+            (&["NTLM realm=\"x\""], "ntlm", None),
+            (&["NTLM"], "ntlm", None),
+            (&["Bearer TlRM"], "bearer", None),
+        ] {
+            let challenges = parse(headers.iter().copied());
+            assert!(challenges.offers(scheme), "{headers:?}");
+            assert_eq!(challenges.token(scheme), token, "{headers:?}");
+        }
+        let both = parse(["Negotiate TlRM, NTLM"]);
+        assert_eq!(both.schemes, ["negotiate", "ntlm"]);
+        assert!(!both.offers("kerberos"));
     }
 
     #[test]

@@ -35,6 +35,33 @@ const DEFAULT_POLL_TIMEOUT: Duration = Duration::from_mins(3);
 /// How often a creation that meets one in progress (409 `AlreadyExists`) is made again.
 const CREATION_RETRIES: usize = 3;
 
+/// How an account proves to the token service who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignInMethod {
+    /// The grant `password`: the token service is given user name and password.
+    Password,
+    /// The grant `urn:microsoft.rtc:windows` on a connection that NTLM (version 2) signs in.
+    Ntlm,
+}
+
+impl SignInMethod {
+    /// As challenges and token services spell it.
+    pub(super) fn grant(self) -> &'static str {
+        match self {
+            Self::Password => "password",
+            Self::Ntlm => "urn:microsoft.rtc:windows",
+        }
+    }
+
+    /// For sentences: what the operator set, and what it asks the server for.
+    pub(super) fn describe(self) -> &'static str {
+        match self {
+            Self::Password => "auth = password (grant password)",
+            Self::Ntlm => "auth = ntlm (grant urn:microsoft.rtc:windows)",
+        }
+    }
+}
+
 /// Whose client, and how it signs in.
 #[derive(Debug, Clone)]
 pub struct SignInSettings {
@@ -42,6 +69,8 @@ pub struct SignInSettings {
     pub sip_uri: SipUri,
     /// What the token service takes: `user@ad-domain` or `DOMAIN\user`.
     pub username: String,
+    /// What is done with user name and password.
+    pub method: SignInMethod,
     /// Replaces both discovery addresses.
     pub discovery_url: Option<Url>,
     /// Domains that discovery may lead to, beside the account's own.

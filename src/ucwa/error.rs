@@ -147,12 +147,26 @@ pub enum UcwaError {
         address: String,
     },
     /// The server does not take the grant that the account uses.
-    #[error("the server offers {offered}, the account is configured for {configured}")]
+    #[error(
+        "the server offers {offered}, the account is configured for {configured}: set its auth to what the server \
+         offers, or allow it there"
+    )]
     GrantNotOffered {
         /// Grants the server takes.
         offered: String,
-        /// The account's grant.
+        /// The account's way to sign in, and its grant.
         configured: &'static str,
+    },
+    /// The token service takes the Windows grant, but not by NTLM. No proof of the password was sent.
+    #[error(
+        "the token service {host} takes the Windows grant by {offered}, not by NTLM: allow NTLM there, or set the \
+         account's auth to password"
+    )]
+    NtlmNotOffered {
+        /// Host and port.
+        host: String,
+        /// What it takes.
+        offered: String,
     },
     /// The token service could not or would not issue a token. The request for which it was wanted was not sent, or
     /// not executed.
@@ -234,6 +248,16 @@ pub enum Action {
 }
 
 impl UcwaError {
+    /// What to count a request as that brought no HTTP status.
+    pub(super) fn without_status(&self) -> &'static str {
+        match self {
+            Self::Timeout { .. } => "timeout",
+            Self::Tls { .. } => "tls",
+            Self::TooLarge { .. } => "too_large",
+            _ => "network",
+        }
+    }
+
     /// HTTP status of the resource's answer. `None` if there was none, also when a token could not be had.
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -314,6 +338,7 @@ impl UcwaError {
             | Self::CredentialsRefused { .. }
             | Self::PassiveSignInWanted { .. }
             | Self::GrantNotOffered { .. }
+            | Self::NtlmNotOffered { .. }
             | Self::SecondTokenRefused { .. }
             | Self::Setup { .. } => Action::StopAccount,
             Self::Network { .. }

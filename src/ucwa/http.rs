@@ -2,7 +2,8 @@
 //!
 //! [`HttpClients`] is shared by all accounts. Commands go through one client. Parked GETs go through others, each for
 //! a limited number of accounts: over HTTP/2 a server lets a client park about 100 requests on its one connection and
-//! leaves the rest waiting without a word.
+//! leaves the rest waiting without a word. What signs in a connection gets a client of its own
+//! ([`HttpClients::one_connection`]): on a shared one it would sign in everybody else, too.
 
 use std::{
     error::Error,
@@ -11,7 +12,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use reqwest::{
@@ -25,11 +26,13 @@ use url::Url;
 
 use super::{
     challenge::{self, Challenges},
+    connect_once::ConnectOnce,
     error::{TOKEN_INVALID, UcwaError, WEB_TICKET_INVALID, parse_retry_after},
     model::Resource,
     trust::host_of,
     xml,
 };
+use crate::metrics;
 
 /// Sent with every request.
 const USER_AGENT: &str = concat!("ucwa-relay/", env!("CARGO_PKG_VERSION"));
@@ -107,7 +110,7 @@ impl HttpClients {
                 }
             },
         };
-        let commands = build(settings, &authorities)?;
+        let commands = build(settings, &authorities, Connections::Many)?;
         let shared =
             Shared { settings: settings.clone(), authorities, commands, polls: Mutex::new(Vec::new()) };
         Ok(Self { shared: Arc::new(shared) })
@@ -121,7 +124,7 @@ impl HttpClients {
         let poll = free.unwrap_or_else(|| {
             // Building succeeded once with the same settings. If the system's certificates are gone since, sharing
             // a client is better than no event channel.
-            let client = build(&self.shared.settings, &self.shared.authorities)
+            let client = build(&self.shared.settings, &self.shared.authorities, Connections::Many)
                 .unwrap_or_else(|_| self.shared.commands.clone());
             let poll = Arc::new(PollClient { client, accounts: AtomicUsize::new(0) });
             polls.push(Arc::clone(&poll));
@@ -129,6 +132,15 @@ impl HttpClients {
         });
         poll.accounts.fetch_add(1, Ordering::Relaxed);
         PollLease { poll }
+    }
+
+    /// A client whose requests all go over one connection, by HTTP/1.1. The connection ends with it.
+    ///
+    /// # Errors
+    /// [`UcwaError::Setup`], as for [`Self::new`].
+    pub(super) fn one_connection(&self) -> Result<OneConnection, UcwaError> {
+        let client = build(&self.shared.settings, &self.shared.authorities, Connections::One)?;
+        Ok(OneConnection { client, timeout: self.shared.settings.request_timeout })
     }
 
     /// Makes one request and reads its answer, whatever the status.
@@ -140,78 +152,128 @@ impl HttpClients {
         call: &Call<'_>,
         bearer: Option<&HeaderValue>,
     ) -> Result<Reply, UcwaError> {
+        let began = Instant::now();
+        let exchanged = self.exchange(call, bearer).await;
+        let took = call.parked.is_none().then(|| began.elapsed());
+        match &exchanged {
+            Ok(reply) => metrics::count_request(call.resource, &reply.status.to_string(), took),
+            Err(error) => metrics::count_request(call.resource, error.without_status(), took),
+        }
+        exchanged
+    }
+
+    async fn exchange(&self, call: &Call<'_>, bearer: Option<&HeaderValue>) -> Result<Reply, UcwaError> {
         let (client, timeout) = match call.parked {
             Some((lease, timeout)) => (&lease.poll.client, timeout + self.shared.settings.poll_margin),
             None => (&self.shared.commands, self.shared.settings.request_timeout),
         };
-        let mut request = client
-            .request(call.method.clone(), call.url.clone())
-            .timeout(timeout)
-            .header(ACCEPT, call.accept);
-        if let Some(bearer) = bearer {
-            request = request.header(AUTHORIZATION, bearer.clone());
-        }
-        match &call.body {
-            Some((content_type, text)) => {
-                request = request.header(CONTENT_TYPE, content_type).body(text.clone());
-            }
-            // IIS answers 411 to a POST without a length.
-            None if call.method == Method::POST => request = request.header(CONTENT_LENGTH, "0").body(""),
-            None => {}
-        }
-        let host = host_of(&call.url);
-        let failed = |error: reqwest::Error| describe_failure(error, call.resource, &host);
-        let mut response = request.send().await.map_err(failed)?;
-        let status = response.status().as_u16();
-        let headers = std::mem::take(response.headers_mut());
-        let limit = if call.parked.is_some() { EVENTS_LIMIT } else { BODY_LIMIT };
-        let mut body = Vec::new();
-        loop {
-            match response.chunk().await {
-                Ok(Some(chunk)) if body.len() + chunk.len() > limit => {
-                    if call.parked.is_some() && status == 200 {
-                        // What was read goes to quarantine as the torn response it is; a response that is always
-                        // refused would block the channel for ever.
-                        body.extend_from_slice(&chunk[..limit - body.len()]);
-                        break;
-                    }
-                    if call.body_matters(status) {
-                        return Err(UcwaError::TooLarge { resource: call.resource, limit });
-                    }
-                    body.clear();
-                    break;
-                }
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-                Ok(None) => break,
-                Err(error) if call.body_matters(status) => return Err(failed(error)),
-                // The status says all that is needed.
-                Err(_) => {
-                    body.clear();
-                    break;
-                }
-            }
-        }
-        let reply = Reply { resource: call.resource, host, status, headers, body };
-        if status >= 400 {
-            tracing::debug!(
-                resource = reply.resource,
-                status,
-                host = %reply.host,
-                diagnostics = reply.header(&DIAGNOSTICS).as_deref(),
-                server_fqdn = reply.header(&SERVER_FQDN).as_deref(),
-                warning = reply.header(&WARNING).as_deref(),
-                "the server refused a request"
-            );
-        }
-        Ok(reply)
+        exchange(client, timeout, call, bearer).await
     }
+}
+
+/// A client with one connection, which no other client uses.
+pub(super) struct OneConnection {
+    client: Client,
+    timeout: Duration,
+}
+
+impl OneConnection {
+    /// Makes one request and reads its answer to the end, so that the next one finds the connection free.
+    ///
+    /// # Errors
+    /// As [`HttpClients::execute`]; [`UcwaError::Network`] with nothing sent if the connection was closed since the
+    /// last request.
+    pub(super) async fn execute(
+        &self,
+        call: &Call<'_>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Reply, UcwaError> {
+        exchange(&self.client, self.timeout, call, authorization).await
+    }
+}
+
+async fn exchange(
+    client: &Client,
+    timeout: Duration,
+    call: &Call<'_>,
+    authorization: Option<&HeaderValue>,
+) -> Result<Reply, UcwaError> {
+    let mut request =
+        client.request(call.method.clone(), call.url.clone()).timeout(timeout).header(ACCEPT, call.accept);
+    if let Some(authorization) = authorization {
+        request = request.header(AUTHORIZATION, authorization.clone());
+    }
+    match &call.body {
+        Some((content_type, text)) => {
+            request = request.header(CONTENT_TYPE, content_type).body(text.clone());
+        }
+        // IIS answers 411 to a POST without a length.
+        None if call.method == Method::POST => request = request.header(CONTENT_LENGTH, "0").body(""),
+        None => {}
+    }
+    let host = host_of(&call.url);
+    let failed = |error: reqwest::Error| describe_failure(error, call.resource, &host);
+    let mut response = request.send().await.map_err(failed)?;
+    let status = response.status().as_u16();
+    let headers = std::mem::take(response.headers_mut());
+    let limit = if call.parked.is_some() { EVENTS_LIMIT } else { BODY_LIMIT };
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() > limit => {
+                if call.parked.is_some() && status == 200 {
+                    // What was read goes to quarantine as the torn response it is; a response that is always
+                    // refused would block the channel for ever.
+                    body.extend_from_slice(&chunk[..limit - body.len()]);
+                    break;
+                }
+                if call.body_matters(status) {
+                    return Err(UcwaError::TooLarge { resource: call.resource, limit });
+                }
+                body.clear();
+                break;
+            }
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => break,
+            Err(error) if call.body_matters(status) => return Err(failed(error)),
+            // The status says all that is needed.
+            Err(_) => {
+                body.clear();
+                break;
+            }
+        }
+    }
+    let reply = Reply { resource: call.resource, host, status, headers, body };
+    if status >= 400 {
+        tracing::debug!(
+            resource = reply.resource,
+            status,
+            host = %reply.host,
+            diagnostics = reply.header(&DIAGNOSTICS).as_deref(),
+            server_fqdn = reply.header(&SERVER_FQDN).as_deref(),
+            warning = reply.header(&WARNING).as_deref(),
+            "the server refused a request"
+        );
+    }
+    Ok(reply)
 }
 
 fn setup(problem: &str) -> UcwaError {
     UcwaError::Setup { problem: problem.to_owned() }
 }
 
-fn build(settings: &HttpSettings, authorities: &[reqwest::Certificate]) -> Result<Client, UcwaError> {
+/// How many connections a client opens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Connections {
+    Many,
+    One,
+}
+
+fn build(
+    settings: &HttpSettings,
+    authorities: &[reqwest::Certificate],
+    connections: Connections,
+) -> Result<Client, UcwaError> {
     let builder = || {
         let builder = Client::builder()
             .user_agent(USER_AGENT)
@@ -228,6 +290,10 @@ fn build(settings: &HttpSettings, authorities: &[reqwest::Certificate]) -> Resul
             .http2_keep_alive_timeout(Duration::from_secs(20))
             // Challenges were seen with folded lines.
             .http1_allow_obsolete_multiline_headers_in_responses(true);
+        let builder = match connections {
+            Connections::Many => builder,
+            Connections::One => builder.http1_only().connector_layer(ConnectOnce::default()),
+        };
         if settings.allow_http { builder.no_proxy() } else { builder }
     };
     let built = builder().tls_certs_merge(authorities.iter().cloned()).build();

@@ -12,6 +12,7 @@
 mod application;
 mod challenge;
 mod client;
+mod connect_once;
 pub mod data_uri;
 pub mod decode;
 mod discovery;
@@ -20,6 +21,7 @@ pub mod html;
 mod http;
 pub mod json;
 pub mod model;
+mod ntlm;
 pub mod time;
 mod token;
 mod trust;
@@ -29,7 +31,7 @@ pub use url::Url;
 
 pub use self::{
     application::{Application, NewApplication},
-    client::{EventParameters, OutgoingInvitation, PollAnswer, SignInSettings, UcwaClient},
+    client::{EventParameters, OutgoingInvitation, PollAnswer, SignInMethod, SignInSettings, UcwaClient},
     discovery::{SignInStep, SignedIn},
     error::{Action, UcwaError},
     http::{HttpClients, HttpSettings},

@@ -1,4 +1,5 @@
-//! Tokens: one per origin, got for a password from the token service that the origin's challenge names.
+//! Tokens: one per origin, got for a password from the token service that the origin's challenge names: by giving it
+//! the password, or by proving with NTLM that it is known (MS-OCAUTHWS's Windows grant).
 //!
 //! A token is renewed before it ends, lazily in front of the request that finds it due, and once when a server refuses
 //! it. One renewal at a time per origin; who waited for it shares its result, also a failure. A password that the
@@ -14,14 +15,13 @@ use tokio::{sync::MutexGuard, time::Instant};
 use url::{Url, form_urlencoded};
 
 use super::{
-    client::UcwaClient,
+    client::{SignInMethod, UcwaClient},
     error::{Action, UcwaError, printable},
     http::{Call, Reply},
+    ntlm::{self, NtlmError},
     trust::{host_of, resolve},
 };
 
-/// The grant of this client.
-const PASSWORD: &str = "password";
 /// Assumed if the token service does not tell.
 const DEFAULT_LIFETIME: Duration = Duration::from_hours(1);
 /// A renewal ahead of time may take so long before the old token is used instead: the event channel has to be asked
@@ -141,14 +141,15 @@ impl UcwaClient {
         self.obtain(&mut state, url, Instant::now()).await
     }
 
-    /// The token service that an answer names, if it may be given the password.
+    /// The token service that an answer names, if the account may sign in there.
     fn token_service(&self, url: &Url, reply: &Reply) -> Result<Url, UcwaError> {
         let challenges = reply.challenges();
+        let method = self.inner.settings.method;
         let Some(oauth) = challenges.oauth else {
-            if challenges.schemes.iter().any(|scheme| scheme == "bearer") {
+            if challenges.offers("bearer") {
                 return Err(UcwaError::GrantNotOffered {
                     offered: "Azure AD (Bearer) only".to_owned(),
-                    configured: PASSWORD,
+                    configured: method.describe(),
                 });
             }
             return Err(UcwaError::NoChallenge {
@@ -157,11 +158,11 @@ impl UcwaClient {
                 status: reply.status,
             });
         };
-        if !oauth.offers(PASSWORD) {
+        if !oauth.offers(method.grant()) {
             let offered = oauth.grants.unwrap_or_default().join(", ");
             let offered =
                 if offered.is_empty() { "no grant at all".to_owned() } else { printable(&offered, 200) };
-            return Err(UcwaError::GrantNotOffered { offered, configured: PASSWORD });
+            return Err(UcwaError::GrantNotOffered { offered, configured: method.describe() });
         }
         let service = resolve(url, &oauth.href)?;
         self.inner.trust.admit(&service, "the challenge for a token")?;
@@ -215,28 +216,19 @@ impl UcwaClient {
         self.ask_token_service(&service).await
     }
 
-    /// `POST grant_type=password`.
+    /// Signs in at the token service and reads its answer.
     async fn ask_token_service(&self, service: &Url) -> Result<(HeaderValue, Duration), UcwaError> {
         let host = host_of(service);
         if self.inner.credentials_refused() {
             return Err(UcwaError::CredentialsRefused { host });
         }
-        let form = form_urlencoded::Serializer::new(String::new())
-            .append_pair("grant_type", PASSWORD)
-            .append_pair("username", &self.inner.settings.username)
-            .append_pair("password", self.inner.password.expose_secret())
-            .finish();
-        let call = Call {
-            resource: "token service",
-            method: Method::POST,
-            url: service.clone(),
-            accept: "application/json",
-            body: Some(("application/x-www-form-urlencoded;charset=UTF-8".to_owned(), form)),
-            parked: None,
+        let method = self.inner.settings.method;
+        let reply = match method {
+            SignInMethod::Password => self.ask_with_password(service).await?,
+            SignInMethod::Ntlm => self.ask_with_ntlm(service).await?,
         };
-        let reply = self.inner.http.execute(&call, None).await?;
         let answer = serde_json::from_str::<Value>(&reply.text()).unwrap_or(Value::Null);
-        let result = read_token_answer(&host, reply.status, &answer, reply.retry_after());
+        let result = read_token_answer(&host, method, reply.status, &answer, reply.retry_after());
         if let Err(error) = &result
             && error.is_credentials_refused()
         {
@@ -244,11 +236,95 @@ impl UcwaClient {
         }
         result
     }
+
+    /// `POST grant_type=password`.
+    async fn ask_with_password(&self, service: &Url) -> Result<Reply, UcwaError> {
+        let call = token_call(
+            service,
+            &[
+                ("grant_type", SignInMethod::Password.grant()),
+                ("username", &self.inner.settings.username),
+                ("password", self.inner.password.expose_secret()),
+            ],
+        );
+        self.inner.http.execute(&call, None).await
+    }
+
+    /// `POST grant_type=urn:microsoft.rtc:windows`: once to learn what the service takes, then on a connection of its own
+    /// with NTLM's first message and with the answer to its challenge, which sign that connection in.
+    ///
+    /// A status other than 401 ends the handshake and is the service's answer; a 401 that this returns is its refusal
+    /// of user name or password. What a proxy asks for by 407 is not answered.
+    async fn ask_with_ntlm(&self, service: &Url) -> Result<Reply, UcwaError> {
+        let host = host_of(service);
+        let call = token_call(service, &[("grant_type", SignInMethod::Ntlm.grant())]);
+        // Servers refuse Windows sign-ins over HTTP/2, so that the shared client is no good for asking either.
+        let reply = self.inner.http.one_connection()?.execute(&call, None).await?;
+        if reply.status != 401 {
+            return Ok(reply);
+        }
+        let challenges = reply.challenges();
+        // Windows takes NTLM's messages within `Negotiate` as they are, so that SPNEGO adds nothing here.
+        let Some(scheme) = ["ntlm", "negotiate"].into_iter().find(|scheme| challenges.offers(scheme)) else {
+            let offered = printable(&challenges.schemes.join(", "), 80);
+            let offered = if offered.is_empty() { "nothing that it names".to_owned() } else { offered };
+            return Err(UcwaError::NtlmNotOffered { host, offered });
+        };
+        let connection = self.inner.http.one_connection()?;
+        let first = ntlm::negotiate().map_err(|error| handshake_failure(&reply, error))?;
+        let reply = connection.execute(&call, Some(&proof(scheme, &first)?)).await?;
+        if reply.status != 401 {
+            return Ok(reply);
+        }
+        let challenges = reply.challenges();
+        let Some(challenge) = challenges.token(scheme) else {
+            let offered = format!("{scheme} without an answer to NTLM (Kerberos only, or a policy)");
+            return Err(UcwaError::NtlmNotOffered { host, offered });
+        };
+        let answer = ntlm::authenticate(challenge, &self.inner.settings.username, &self.inner.password)
+            .map_err(|error| handshake_failure(&reply, error))?;
+        connection.execute(&call, Some(&proof(scheme, &answer)?)).await
+    }
+}
+
+/// A request to a token service.
+fn token_call(service: &Url, form: &[(&str, &str)]) -> Call<'static> {
+    let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+    Call {
+        resource: "token service",
+        method: Method::POST,
+        url: service.clone(),
+        accept: "application/json",
+        body: Some(("application/x-www-form-urlencoded;charset=UTF-8".to_owned(), form)),
+        parked: None,
+    }
+}
+
+/// `Authorization` with a message of NTLM, which printing hides.
+fn proof(scheme: &str, message: &str) -> Result<HeaderValue, UcwaError> {
+    let scheme = if scheme == "ntlm" { "NTLM" } else { "Negotiate" };
+    let mut value = HeaderValue::from_str(&format!("{scheme} {message}"))
+        .map_err(|_| UcwaError::Setup { problem: "an NTLM message fits no header".to_owned() })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn handshake_failure(reply: &Reply, error: NtlmError) -> UcwaError {
+    match error {
+        NtlmError::Unreadable => UcwaError::TokenService {
+            host: reply.host.clone(),
+            status: reply.status,
+            error: error.to_string(),
+            retry_after: reply.retry_after(),
+        },
+        NtlmError::NameTooLong => UcwaError::Setup { problem: error.to_string() },
+    }
 }
 
 /// Tells a token, a refusal that concerns the operator and a passing trouble apart.
 fn read_token_answer(
     host: &str,
+    method: SignInMethod,
     status: u16,
     answer: &Value,
     retry_after: Option<Duration>,
@@ -279,9 +355,10 @@ fn read_token_answer(
         },
         (401, _) => Err(UcwaError::CredentialsRefused { host }),
         (400, "unsupported_grant_type") => Err(UcwaError::GrantNotOffered {
-            offered: format!("no sign-in with a password (its token service {host} has it switched off)"),
-            configured: PASSWORD,
+            offered: format!("another sign-in (its token service {host} has this one switched off)"),
+            configured: method.describe(),
         }),
+        (407, _) => Err(trouble("in a proxy's name: the relay signs in at no proxy")),
         (_, error) => Err(trouble(error)),
     }
 }
@@ -315,7 +392,7 @@ mod tests {
     use super::*;
 
     fn read(status: u16, answer: &Value) -> Result<(HeaderValue, Duration), UcwaError> {
-        read_token_answer("sts.test", status, answer, None)
+        read_token_answer("sts.test", SignInMethod::Password, status, answer, None)
     }
 
     #[test]

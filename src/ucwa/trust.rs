@@ -147,6 +147,7 @@ fn is_loopback(url: &Url) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ucwa::client::SignInMethod;
 
     fn url(text: &str) -> Url {
         Url::parse(text).unwrap()
@@ -156,6 +157,7 @@ mod tests {
         Trust::new(&SignInSettings {
             sip_uri: "sip:alice@contoso.test".parse().unwrap(),
             username: String::new(),
+            method: SignInMethod::Password,
             discovery_url: discovery_url.map(url),
             trusted_domains: trusted.iter().map(|domain| (*domain).to_owned()).collect(),
             allow_http,

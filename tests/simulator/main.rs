@@ -6,6 +6,7 @@ mod faults;
 mod logs;
 mod meetings;
 mod user;
+mod windows;
 
 use std::time::{Duration, Instant};
 

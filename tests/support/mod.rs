@@ -190,8 +190,10 @@ impl Relay {
     /// Writes a configuration for a simulator; `more` is TOML appended to it.
     pub(crate) fn configure(simulator: &Simulate, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        // Many servers run at once on the machine that tests.
+        let admin = if more.contains("[admin]") { "" } else { "[admin]\nlisten = \"127.0.0.1:0\"\n" };
         let text = format!(
-            "[database]\nurl = \"sqlite://{}\"\n[server]\ndiscovery_url = \"{}\"\nallow_http = true\n{more}\n",
+            "[database]\nurl = \"sqlite://{}\"\n[server]\ndiscovery_url = \"{}\"\nallow_http = true\n{admin}{more}\n",
             folder.path().join("archive.db").display(),
             simulator.discovery_url
         );

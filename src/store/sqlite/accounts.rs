@@ -1,147 +1,23 @@
 //! Accounts and what they are doing.
-//!
-//! Users write the table by plain SQL too, so any row may hold what cannot be read. Such a row stops no other: it needs
-//! attention, and if it was readable before, the server goes on with what it read then.
-
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AssertSqlSafe, SqliteConnection};
 
-use super::{
-    SqliteStore,
-    column::{
-        failed, lossy_text, optional_user_time, optional_word, some_lossy_text, time_text, undecodable,
-        user_time, word,
-    },
-    load::uri,
-};
+use super::{SqliteStore, column::time_text};
 use crate::{
     identifiers::{AccountId, SipUri},
     store::{
-        Account, AccountOverview, AccountState, AccountStore, Auth, InvitationPolicy, NewAccount,
-        SecretSource, StoreError,
+        Account, AccountOverview, AccountState, AccountStore, InvitationPolicy, NewAccount, SecretSource,
+        StoreError,
+        rows::{self, secret_columns},
+        trouble::failed,
     },
 };
 
 const COLUMNS: &str =
     "id, sip_uri, username, auth, secret_sealed, secret_ref, display_name, enabled, invitations,
                        retention_days, updated_at";
-
-/// What the latest readings of the table brought.
-#[derive(Debug, Default)]
-pub(super) struct KnownAccounts(Mutex<Known>);
-
-#[derive(Debug, Default)]
-struct Known {
-    /// Each account as it was when it could be read last.
-    readable: HashMap<AccountId, Account>,
-    /// Rows that cannot be read now, with the sentence that was logged.
-    unreadable: HashMap<AccountId, String>,
-}
-
-/// One reading of the table.
-#[derive(Debug, Default)]
-struct Reading {
-    accounts: Vec<Account>,
-    /// Rows that cannot be read since this reading and never could; with why.
-    unreadable: Vec<(AccountId, String)>,
-}
-
-impl KnownAccounts {
-    /// Takes in what the table holds now.
-    fn read(&self, rows: &[SqliteRow]) -> Result<Reading, sqlx::Error> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut now = Known::default();
-        let mut reading = Reading::default();
-        for row in rows {
-            let id = AccountId(row.try_get("id")?);
-            let problem = match account(row) {
-                Ok(account) => {
-                    if known.unreadable.contains_key(&id) {
-                        tracing::info!(account.id = id.0, "the account's row can be read again");
-                    }
-                    now.readable.insert(id, account.clone());
-                    reading.accounts.push(account);
-                    continue;
-                }
-                Err(error) => unreadable(error)?,
-            };
-            let news = known.unreadable.get(&id) != Some(&problem);
-            if news {
-                tracing::warn!(account.id = id.0, problem, "a row of the table accounts can't be read");
-            }
-            if let Some(last) = known.readable.get(&id) {
-                now.readable.insert(id, last.clone());
-                reading.accounts.push(Account { enabled: row.try_get("enabled")?, ..last.clone() });
-            } else if news {
-                reading.unreadable.push((id, problem.clone()));
-            }
-            now.unreadable.insert(id, problem);
-        }
-        *known = now;
-        Ok(reading)
-    }
-}
-
-/// What a user is told of a row that cannot be read. Errors that are not about a value pass through.
-fn unreadable(error: sqlx::Error) -> Result<String, sqlx::Error> {
-    match error {
-        sqlx::Error::ColumnDecode { index, source } => Ok(format!(
-            "{} can't be read ({source}); correct the account's row of the table accounts",
-            index.trim_matches('"')
-        )),
-        error => Err(error),
-    }
-}
-
-fn account(row: &SqliteRow) -> Result<Account, sqlx::Error> {
-    let sip_uri = uri(row, "sip_uri")?;
-    let stored: &str = row.try_get("sip_uri")?;
-    if sip_uri.as_str() != stored {
-        // Two rows would be one account.
-        return Err(undecodable("sip_uri", format!("{stored:?} has to be written as {sip_uri}")));
-    }
-    let sealed: Option<Vec<u8>> = row.try_get("secret_sealed")?;
-    let reference: Option<String> = row.try_get("secret_ref")?;
-    Ok(Account {
-        id: AccountId(row.try_get("id")?),
-        sip_uri,
-        username: row.try_get("username")?,
-        auth: word(row, "auth", |text| {
-            [Auth::Password, Auth::Ntlm, Auth::Kerberos, Auth::Aad]
-                .into_iter()
-                .find(|auth| auth.as_str() == text)
-        })?,
-        secret: match (sealed, reference) {
-            (_, Some(reference)) => SecretSource::Reference(reference),
-            (Some(sealed), None) => SecretSource::Sealed(sealed),
-            (None, None) => SecretSource::Missing,
-        },
-        display_name: lossy_text(row, "display_name")?,
-        enabled: row.try_get("enabled")?,
-        invitations: optional_word(row, "invitations", |text| {
-            [InvitationPolicy::Accept, InvitationPolicy::Decline, InvitationPolicy::Ignore]
-                .into_iter()
-                .find(|policy| policy.as_str() == text)
-        })?,
-        retention_days: row.try_get("retention_days")?,
-        updated_at: user_time(row, "updated_at")?,
-    })
-}
-
-/// The columns `secret_sealed` and `secret_ref`.
-fn secret_columns(secret: &SecretSource) -> (Option<Vec<u8>>, Option<String>) {
-    match secret {
-        SecretSource::Reference(reference) => (None, Some(reference.clone())),
-        SecretSource::Sealed(sealed) => (Some(sealed.clone()), None),
-        SecretSource::Missing => (None, None),
-    }
-}
 
 /// Adds an account, or revives a removed one under its old id.
 async fn add(connection: &mut SqliteConnection, new: &NewAccount) -> Result<AccountId, StoreError> {
@@ -203,7 +79,7 @@ impl AccountStore for SqliteStore {
         .fetch_optional(&self.readers)
         .await
         .map_err(&failed)?
-        .map(|row| account(&row).map_err(&failed))
+        .map(|row| rows::account(&row).map_err(&failed))
         .transpose()
     }
 
@@ -405,30 +281,7 @@ impl AccountStore for SqliteStore {
         .await
         .map_err(&failed)?
         .iter()
-        .map(|row| overview(row).map_err(&failed))
+        .map(|row| rows::account_overview(row).map_err(&failed))
         .collect()
     }
-}
-
-/// From a row of the view with the account's own columns beside it.
-fn overview(row: &SqliteRow) -> Result<AccountOverview, sqlx::Error> {
-    let mut overview = AccountOverview {
-        account: some_lossy_text(row, "account")?,
-        state: some_lossy_text(row, "state")?,
-        since: optional_user_time(row, "since")?,
-        detail: lossy_text(row, "detail")?,
-        messages_today: row.try_get("messages_today")?,
-        queued: row.try_get("queued")?,
-        last_event_at: optional_user_time(row, "last_event_at")?,
-        node_id: lossy_text(row, "node_id")?,
-        restarts: row.try_get("restarts")?,
-    };
-    if let Err(error) = account(row) {
-        // Also where no server has seen it yet; one that goes on with what it read before keeps its state.
-        overview.detail = Some(unreadable(error)?);
-        if overview.state == AccountState::Stopped.as_str() {
-            AccountState::NeedsAttention.as_str().clone_into(&mut overview.state);
-        }
-    }
-    Ok(overview)
 }

@@ -4,38 +4,24 @@
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
-use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{Row, SqliteConnection};
 
-use super::{
-    SqliteStore,
-    column::{failed, invitation_kind, optional_time, time, time_text, word},
-    flush::flush,
-    load::{Waiting, waiting_messages},
-};
+use super::{SqliteDialect, SqliteStore, column::time_text, flush::flush, load::waiting_messages};
 use crate::{
     archive::{
-        PATIENCE,
-        fact::{ArchiveCommit, Fetch, FetchedResource},
+        fact::{ArchiveCommit, Fetch},
         text::storable,
         workspace::RuleSettings,
     },
-    identifiers::{AccountId, ConversationId, SessionId},
-    store::{ArchiveStore, CommitOutcome, OpenConversation, Session, StoreError},
+    identifiers::{AccountId, SessionId},
+    store::{
+        ArchiveStore, CommitOutcome, OpenConversation, Session, StoreError,
+        columns::Columns,
+        rows,
+        trouble::failed,
+        writer::{Waiting, settle_overdue},
+    },
 };
-
-/// Settles what has waited long enough.
-pub(super) async fn settle_overdue(
-    connection: &mut SqliteConnection,
-    rules: RuleSettings,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let failed = failed("settling messages");
-    let mut workspace = waiting_messages(connection, rules, Waiting::ArchivedBefore(now - PATIENCE))
-        .await
-        .map_err(&failed)?;
-    workspace.settle_overdue(now);
-    flush(connection, &workspace.changes()).await.map_err(&failed)
-}
 
 /// Ends a session with everything that is open in it.
 async fn end(
@@ -137,15 +123,6 @@ async fn endpoint_id(connection: &mut SqliteConnection, account: AccountId) -> R
     .map_err(failed("giving an account its endpoint id"))
 }
 
-fn session(row: &SqliteRow) -> Result<Session, sqlx::Error> {
-    Ok(Session {
-        id: SessionId(row.try_get("id")?),
-        application_href: row.try_get("application_href")?,
-        endpoint_id: row.try_get("endpoint_id")?,
-        event_cursor: row.try_get("event_cursor")?,
-    })
-}
-
 #[async_trait]
 impl ArchiveStore for SqliteStore {
     async fn endpoint_id(&self, account: AccountId) -> Result<String, StoreError> {
@@ -176,7 +153,7 @@ impl ArchiveStore for SqliteStore {
         .fetch_optional(&self.readers)
         .await
         .map_err(&failed)?
-        .map(|row| session(&row).map_err(&failed))
+        .map(|row| rows::session(&row).map_err(&failed))
         .transpose()
     }
 
@@ -256,11 +233,11 @@ impl ArchiveStore for SqliteStore {
                     .map_err(&failed)?;
                     if let Some(previous) = previous {
                         let id = SessionId(previous.try_get("id").map_err(&failed)?);
-                        let ended_at = optional_time(&previous, "ended_at").map_err(&failed)?;
+                        let ended_at = previous.optional_time("ended_at").map_err(&failed)?;
                         let end_reason: Option<String> = previous.try_get("end_reason").map_err(&failed)?;
-                        let followed_until = optional_time(&previous, "last_ack_at")
+                        let followed_until = previous.optional_time("last_ack_at")
                             .map_err(&failed)?
-                            .unwrap_or(time(&previous, "started_at").map_err(&failed)?);
+                            .unwrap_or(previous.time("started_at").map_err(&failed)?);
                         let reason = end_reason.unwrap_or(reason);
                         insert_gap(connection, account, id, followed_until, now, &reason).await?;
                         if ended_at.is_none() {
@@ -350,9 +327,10 @@ impl ArchiveStore for SqliteStore {
                     .fetch_one(&mut *connection)
                     .await
                     .map_err(&failed)?;
-                    let from = optional_time(&row, "last_ack_at")
+                    let from = row
+                        .optional_time("last_ack_at")
                         .map_err(&failed)?
-                        .unwrap_or(time(&row, "started_at").map_err(&failed)?);
+                        .unwrap_or(row.time("started_at").map_err(&failed)?);
                     insert_gap(connection, account, session, from, to, &reason).await?;
                     // What is recorded once is not recorded again.
                     sqlx::query(
@@ -403,7 +381,7 @@ impl ArchiveStore for SqliteStore {
         .fetch_all(&self.readers)
         .await
         .map_err(&failed)?;
-        rows.iter().map(|row| fetch(row).map_err(&failed)).collect()
+        rows.iter().map(|row| rows::fetch(row).map_err(&failed)).collect()
     }
 
     async fn open_conversations(
@@ -432,14 +410,14 @@ impl ArchiveStore for SqliteStore {
         .fetch_all(&self.readers)
         .await
         .map_err(&failed)?;
-        rows.iter().map(|row| open_conversation(row).map_err(&failed)).collect()
+        rows.iter().map(|row| rows::open_conversation(row).map_err(&failed)).collect()
     }
 
     async fn settle_overdue(&self, now: Timestamp) -> Result<(), StoreError> {
         let rules = self.rules;
         self.writer
             .run("settling messages", false, move |connection| {
-                Box::pin(settle_overdue(connection, rules, now))
+                Box::pin(settle_overdue::<SqliteDialect>(connection, rules, now))
             })
             .await
     }
@@ -475,28 +453,4 @@ impl ArchiveStore for SqliteStore {
             })
             .await
     }
-}
-
-fn fetch(row: &SqliteRow) -> Result<Fetch, sqlx::Error> {
-    Ok(Fetch {
-        resource: match row.try_get::<i64, _>("urgency")? {
-            0 => FetchedResource::Message,
-            1 => FetchedResource::Invitation(word(row, "kind", invitation_kind)?),
-            2 => FetchedResource::Conversation,
-            _ => FetchedResource::Participant,
-        },
-        href: row.try_get("href")?,
-        conversation_href: row.try_get("conversation_href")?,
-    })
-}
-
-fn open_conversation(row: &SqliteRow) -> Result<OpenConversation, sqlx::Error> {
-    let remote: Option<String> = row.try_get("remote")?;
-    Ok(OpenConversation {
-        id: ConversationId(row.try_get("id")?),
-        href: row.try_get("href")?,
-        remote_uri: remote.filter(|remote| !remote.contains(';')),
-        multiparty: row.try_get("multiparty")?,
-        thread_id: row.try_get("thread_id")?,
-    })
 }

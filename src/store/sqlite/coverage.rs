@@ -4,51 +4,16 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
-use sqlx::{Row, sqlite::SqliteRow};
+use sqlx::Row;
 
-use super::{
-    SqliteStore,
-    archive::insert_gap,
-    column::{failed, optional_time, time, time_text},
-};
+use super::{SqliteStore, archive::insert_gap, column::time_text};
 use crate::{
     identifiers::{AccountId, SessionId, SipUri},
-    store::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap, StoreError},
+    store::{AccountCoverage, Backfill, CoverageStore, StoreError, rows, trouble::failed},
 };
 
 /// A hint that is older than this has been followed as often as it deserves, whatever hints came since.
 const HINT_LASTS: SignedDuration = SignedDuration::from_hours(3);
-
-fn backfill(row: &SqliteRow) -> Result<Backfill, sqlx::Error> {
-    Ok(Backfill {
-        id: row.try_get("id")?,
-        open_gap: row.try_get("open_gap")?,
-        from: time(row, "from_at")?,
-        due_at: time(row, "due_at")?,
-        first_at: optional_time(row, "first_at")?,
-        runs: row.try_get("runs")?,
-    })
-}
-
-fn session(row: &SqliteRow) -> Result<FollowedSession, sqlx::Error> {
-    let from = time(row, "started_at")?;
-    Ok(FollowedSession {
-        from,
-        to: optional_time(row, "last_ack_at")?.unwrap_or(from),
-        open: row.try_get::<Option<&str>, _>("ended_at")?.is_none(),
-        end_reason: row.try_get("end_reason")?,
-    })
-}
-
-fn gap(row: &SqliteRow) -> Result<Gap, sqlx::Error> {
-    Ok(Gap {
-        from: time(row, "from_at")?,
-        to: time(row, "to_at")?,
-        reason: row.try_get("reason")?,
-        backfilled: row.try_get("backfilled")?,
-        detail: row.try_get("detail")?,
-    })
-}
 
 #[async_trait]
 impl CoverageStore for SqliteStore {
@@ -81,7 +46,7 @@ impl CoverageStore for SqliteStore {
         .await
         .map_err(&failed)?
         .iter()
-        .map(|row| backfill(row).map_err(&failed))
+        .map(|row| rows::backfill(row).map_err(&failed))
         .collect()
     }
 
@@ -195,7 +160,7 @@ impl CoverageStore for SqliteStore {
                 .entry(uri.clone())
                 .or_insert_with(|| AccountCoverage { account: uri, sessions: Vec::new(), gaps: Vec::new() })
                 .sessions
-                .push(session(row).map_err(&failed)?);
+                .push(rows::followed_session(row).map_err(&failed)?);
         }
         let gaps = sqlx::query(
             "SELECT account, from_at, to_at, reason, backfilled, detail
@@ -210,7 +175,7 @@ impl CoverageStore for SqliteStore {
         for row in &gaps {
             let uri: &str = row.try_get("account").map_err(&failed)?;
             if let Some(account) = accounts.get_mut(uri) {
-                account.gaps.push(gap(row).map_err(&failed)?);
+                account.gaps.push(rows::gap(row).map_err(&failed)?);
             }
         }
         Ok(accounts.into_values().collect())

@@ -7,8 +7,7 @@
 
 use sqlx::SqlitePool;
 
-use super::column::failed;
-use crate::store::StoreError;
+use crate::store::{StoreError, trouble::failed};
 
 const CREATE: [&str; 5] = [
     "CREATE VIRTUAL TABLE messages_fts USING fts5(

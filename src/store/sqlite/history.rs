@@ -2,10 +2,10 @@
 
 use async_trait::async_trait;
 
-use super::{SqliteStore, column::failed};
+use super::SqliteStore;
 use crate::{
     identifiers::SipUri,
-    store::{HistoryFilter, HistoryRow, HistoryStore, ReadingStore, StoreError},
+    store::{HistoryFilter, HistoryRow, HistoryStore, ReadingStore, StoreError, trouble::failed},
 };
 
 #[async_trait]

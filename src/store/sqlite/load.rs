@@ -4,23 +4,16 @@
 //! prepared. `CROSS JOIN` keeps SQLite's planner from turning the look-ups round.
 
 use serde::Serialize;
-use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{Row, SqliteConnection};
 
-use super::column::{
-    direction, invitation_action, invitation_kind, lossy_text, optional_time, optional_user_time,
-    optional_word, outbox_state, some_lossy_text, time, time_text, undecodable, word,
-};
+use super::column::time_text;
 use crate::{
     archive::{
         Keys, Workspace,
         keys::ResourceKey,
-        row::{
-            AttemptRow, Awaiting, ChainHead, ConversationRow, InvitationRow, MessageRow, MessageSource,
-            MessageStatus, OutboxSend, ParticipantRow, SessionRow,
-        },
         workspace::{Counters, RuleSettings},
     },
-    identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId, SipUri},
+    store::{rows, writer::Waiting},
 };
 
 /// Everything that commits with these keys may read or change.
@@ -82,7 +75,7 @@ async fn sessions(
     let ids: Vec<i64> = keys.sessions.iter().map(|(_, session)| session.0).collect();
     let rows = sqlx::query(
         "SELECT s.id, s.account_id, s.event_cursor, s.last_ack_at, s.ended_at, a.sip_uri,
-                coalesce(h.seq, 0) AS chain_seq, h.hash AS chain_hash
+                h.seq AS head_seq, h.hash AS head_hash
            FROM json_each(?1) k
           CROSS JOIN sessions s ON s.id = k.value
            JOIN accounts a ON a.id = s.account_id
@@ -92,33 +85,10 @@ async fn sessions(
     .fetch_all(connection)
     .await?;
     for row in rows {
-        workspace.load_chain_head(chain_head(&row)?);
-        workspace.load_session(SessionRow {
-            id: SessionId(row.try_get("id")?),
-            account: AccountId(row.try_get("account_id")?),
-            account_uri: uri(&row, "sip_uri")?,
-            event_cursor: row.try_get("event_cursor")?,
-            last_ack_at: optional_time(&row, "last_ack_at")?,
-            ended_at: optional_time(&row, "ended_at")?,
-        });
+        workspace.load_chain_head(rows::chain_head(&row)?);
+        workspace.load_session(rows::session_row(&row)?);
     }
     Ok(())
-}
-
-/// From a row with `account_id`, `sip_uri`, `chain_seq` and `chain_hash`.
-fn chain_head(row: &SqliteRow) -> Result<ChainHead, sqlx::Error> {
-    Ok(ChainHead {
-        account: AccountId(row.try_get("account_id")?),
-        account_uri: uri(row, "sip_uri")?,
-        seq: row.try_get("chain_seq")?,
-        hash: row
-            .try_get::<Option<String>, _>("chain_hash")?
-            .unwrap_or_else(|| crate::archive::chain::GENESIS.to_owned()),
-    })
-}
-
-pub(super) fn uri(row: &SqliteRow, column: &str) -> Result<SipUri, sqlx::Error> {
-    row.try_get::<&str, _>(column)?.parse().map_err(|error| undecodable(column, error))
 }
 
 async fn conversations(
@@ -140,7 +110,7 @@ async fn conversations(
     .fetch_all(connection)
     .await?;
     for row in rows {
-        workspace.load_conversation(conversation(&row)?);
+        workspace.load_conversation(rows::conversation(&row)?);
     }
     Ok(())
 }
@@ -160,32 +130,9 @@ async fn conversations_by_id(
         .fetch_all(connection)
         .await?;
     for row in rows {
-        workspace.load_conversation(conversation(&row)?);
+        workspace.load_conversation(rows::conversation(&row)?);
     }
     Ok(())
-}
-
-fn conversation(row: &SqliteRow) -> Result<ConversationRow, sqlx::Error> {
-    Ok(ConversationRow {
-        id: ConversationId(row.try_get("id")?),
-        account: AccountId(row.try_get("account_id")?),
-        session: row.try_get::<Option<i64>, _>("session_id")?.map(SessionId),
-        href: row.try_get("href")?,
-        thread_id: row.try_get("thread_id")?,
-        subject: row.try_get("subject")?,
-        importance: row.try_get("importance")?,
-        direction: optional_word(row, "direction", direction)?,
-        state: row.try_get("state")?,
-        multiparty: row.try_get("multiparty")?,
-        online_meeting_uri: row.try_get("online_meeting_uri")?,
-        started_at: time(row, "started_at")?,
-        connected_at: optional_time(row, "connected_at")?,
-        ended_at: optional_time(row, "ended_at")?,
-        end_code: row.try_get("end_code")?,
-        end_subcode: row.try_get("end_subcode")?,
-        awaiting_fetch: row.try_get::<Option<&str>, _>("awaiting")?.is_some(),
-        first_message_href: row.try_get("first_message_href")?,
-    })
 }
 
 async fn invitations(
@@ -205,7 +152,7 @@ async fn invitations(
         .fetch_all(&mut *connection)
         .await?;
         for row in rows {
-            workspace.load_invitation(invitation(&row)?);
+            workspace.load_invitation(rows::invitation(&row)?);
         }
     }
     if !keys.operations.is_empty() {
@@ -219,38 +166,10 @@ async fn invitations(
         .fetch_all(connection)
         .await?;
         for row in rows {
-            workspace.load_invitation(invitation(&row)?);
+            workspace.load_invitation(rows::invitation(&row)?);
         }
     }
     Ok(())
-}
-
-fn invitation(row: &SqliteRow) -> Result<InvitationRow, sqlx::Error> {
-    Ok(InvitationRow {
-        id: row.try_get("id")?,
-        account: AccountId(row.try_get("account_id")?),
-        conversation: row.try_get::<Option<i64>, _>("conversation_id")?.map(ConversationId),
-        session: row.try_get::<Option<i64>, _>("session_id")?.map(SessionId),
-        href: row.try_get("href")?,
-        kind: word(row, "kind", invitation_kind)?,
-        direction: optional_word(row, "direction", direction)?,
-        state: row.try_get("state")?,
-        operation_id: row.try_get::<Option<String>, _>("operation_id")?.map(OperationId),
-        thread_id: row.try_get("thread_id")?,
-        subject: row.try_get("subject")?,
-        importance: row.try_get("importance")?,
-        from_uri: row.try_get("from_uri")?,
-        from_name: row.try_get("from_name")?,
-        to_uri: row.try_get("to_uri")?,
-        message: row.try_get::<Option<i64>, _>("message_id")?.map(MessageId),
-        action: optional_word(row, "action", invitation_action)?,
-        started_at: time(row, "started_at")?,
-        finished_at: optional_time(row, "finished_at")?,
-        code: row.try_get("code")?,
-        subcode: row.try_get("subcode")?,
-        reason: row.try_get("reason")?,
-        awaiting_fetch: row.try_get::<Option<&str>, _>("awaiting")?.is_some(),
-    })
 }
 
 async fn participants(
@@ -277,7 +196,7 @@ async fn participants(
     .fetch_all(connection)
     .await?;
     for row in rows {
-        workspace.load_participant(participant(&row)?);
+        workspace.load_participant(rows::participant(&row)?);
     }
     Ok(())
 }
@@ -298,7 +217,7 @@ async fn participants_by_href(
     .fetch_all(connection)
     .await?;
     for row in rows {
-        workspace.load_participant(participant(&row)?);
+        workspace.load_participant(rows::participant(&row)?);
     }
     Ok(())
 }
@@ -313,24 +232,6 @@ pub(super) async fn missing_senders(
         return Ok(());
     }
     participants_by_href(connection, workspace, &json(&senders)?).await
-}
-
-fn participant(row: &SqliteRow) -> Result<ParticipantRow, sqlx::Error> {
-    Ok(ParticipantRow {
-        id: row.try_get("id")?,
-        account: AccountId(row.try_get("account_id")?),
-        conversation: ConversationId(row.try_get("conversation_id")?),
-        session: row.try_get::<Option<i64>, _>("session_id")?.map(SessionId),
-        href: row.try_get("href")?,
-        sip_uri: row.try_get("sip_uri")?,
-        display_name: row.try_get("display_name")?,
-        role: row.try_get("role")?,
-        source_network: row.try_get("source_network")?,
-        is_local: row.try_get("is_local")?,
-        joined_at: optional_time(row, "joined_at")?,
-        left_at: optional_time(row, "left_at")?,
-        awaiting_fetch: row.try_get::<Option<&str>, _>("awaiting")?.is_some(),
-    })
 }
 
 /// What conversation logs are compared with.
@@ -358,7 +259,7 @@ async fn logged(
     .fetch_all(&mut *connection)
     .await?;
     for row in rows {
-        workspace.load_conversation(conversation(&row)?);
+        workspace.load_conversation(rows::conversation(&row)?);
     }
     let rows = sqlx::query(
         "SELECT p.*
@@ -372,7 +273,7 @@ async fn logged(
     .fetch_all(&mut *connection)
     .await?;
     for row in rows {
-        workspace.load_participant(participant(&row)?);
+        workspace.load_participant(rows::participant(&row)?);
     }
     let rows = sqlx::query(
         "SELECT DISTINCT c.*
@@ -387,7 +288,7 @@ async fn logged(
     .fetch_all(&mut *connection)
     .await?;
     for row in rows {
-        workspace.load_conversation(conversation(&row)?);
+        workspace.load_conversation(rows::conversation(&row)?);
     }
     let rows = sqlx::query(
         "SELECT m.*
@@ -403,7 +304,7 @@ async fn logged(
     .fetch_all(connection)
     .await?;
     for row in rows {
-        workspace.load_message(message(&row)?);
+        workspace.load_message(rows::message(&row)?);
     }
     Ok(())
 }
@@ -423,7 +324,7 @@ async fn outbox(
         .fetch_all(&mut *connection)
         .await?;
         for row in rows {
-            workspace.load_outbox(outbox_send(&row)?);
+            workspace.load_outbox(rows::outbox_send(&row)?);
         }
     }
     if !keys.sending.is_empty() {
@@ -437,7 +338,7 @@ async fn outbox(
         .fetch_all(&mut *connection)
         .await?;
         for row in rows {
-            workspace.load_outbox(outbox_send(&row)?);
+            workspace.load_outbox(rows::outbox_send(&row)?);
         }
         let rows = sqlx::query(
             "SELECT t.id, t.outbox_id, t.operation_id, t.finished_at, t.outcome, t.http_status, t.code, t.subcode,
@@ -450,7 +351,7 @@ async fn outbox(
         .fetch_all(connection)
         .await?;
         for row in rows {
-            workspace.load_attempt(attempt(&row)?);
+            workspace.load_attempt(rows::attempt(&row)?);
         }
     }
     Ok(())
@@ -474,7 +375,7 @@ async fn sends_by_operation(
     .fetch_all(&mut *connection)
     .await?;
     for row in rows {
-        workspace.load_attempt(attempt(&row)?);
+        workspace.load_attempt(rows::attempt(&row)?);
     }
     let rows = sqlx::query(
         "SELECT o.*
@@ -487,7 +388,7 @@ async fn sends_by_operation(
     .fetch_all(connection)
     .await?;
     for row in rows {
-        workspace.load_outbox(outbox_send(&row)?);
+        workspace.load_outbox(rows::outbox_send(&row)?);
     }
     Ok(())
 }
@@ -500,46 +401,6 @@ async fn sends_of_messages(
     let operations = workspace.missing_operations();
     let operations: Vec<&str> = operations.iter().map(|operation| operation.0.as_str()).collect();
     sends_by_operation(connection, workspace, &operations).await
-}
-
-fn attempt(row: &SqliteRow) -> Result<AttemptRow, sqlx::Error> {
-    Ok(AttemptRow {
-        id: row.try_get("id")?,
-        outbox: OutboxId(row.try_get("outbox_id")?),
-        operation_id: OperationId(row.try_get("operation_id")?),
-        finished_at: optional_time(row, "finished_at")?,
-        outcome: row.try_get("outcome")?,
-        http_status: row.try_get("http_status")?,
-        code: row.try_get("code")?,
-        subcode: row.try_get("subcode")?,
-        detail: row.try_get("detail")?,
-    })
-}
-
-/// A row of which users write a part, and may do so while it is on its way: nothing in it may stop an account's facts.
-fn outbox_send(row: &SqliteRow) -> Result<OutboxSend, sqlx::Error> {
-    Ok(OutboxSend {
-        id: OutboxId(row.try_get("id")?),
-        account: AccountId(row.try_get("account_id")?),
-        destination: some_lossy_text(row, "destination")?,
-        body: some_lossy_text(row, "body")?,
-        content_type: some_lossy_text(row, "content_type")?,
-        correlation: lossy_text(row, "correlation")?,
-        given_conversation: row.try_get::<Option<i64>, _>("given_conversation_id")?.map(ConversationId),
-        conversation: row.try_get::<Option<i64>, _>("conversation_id")?.map(ConversationId),
-        state: word(row, "state", outbox_state)?,
-        operation_id: lossy_text(row, "operation_id")?.map(OperationId),
-        attempts: row.try_get("attempts")?,
-        max_attempts: row.try_get("max_attempts")?,
-        message: row.try_get::<Option<i64>, _>("message_id")?.map(MessageId),
-        next_attempt_at: optional_user_time(row, "next_attempt_at")?,
-        last_code: lossy_text(row, "last_code")?,
-        last_subcode: lossy_text(row, "last_subcode")?,
-        last_error: lossy_text(row, "last_error")?,
-        claimed_at: optional_user_time(row, "claimed_at")?,
-        sent_at: optional_user_time(row, "sent_at")?,
-        finished_at: optional_user_time(row, "finished_at")?,
-    })
 }
 
 async fn messages(
@@ -559,7 +420,7 @@ async fn messages(
         .fetch_all(&mut *connection)
         .await?;
         for row in rows {
-            workspace.load_message(message(&row)?);
+            workspace.load_message(rows::message(&row)?);
         }
     }
     // Attempts of rows that are in flight may have said something under an id that no event names.
@@ -575,7 +436,7 @@ async fn messages(
         .fetch_all(&mut *connection)
         .await?;
         for row in rows {
-            workspace.load_message(message(&row)?);
+            workspace.load_message(rows::message(&row)?);
         }
     }
     let referenced = workspace.referenced_messages();
@@ -586,7 +447,7 @@ async fn messages(
             .fetch_all(&mut *connection)
             .await?;
         for row in rows {
-            workspace.load_message(message(&row)?);
+            workspace.load_message(rows::message(&row)?);
         }
     }
     let conversations = workspace.conversation_keys();
@@ -604,7 +465,7 @@ async fn messages(
         .fetch_all(connection)
         .await?;
         for row in rows {
-            workspace.load_message(message(&row)?);
+            workspace.load_message(rows::message(&row)?);
         }
     }
     Ok(())
@@ -647,80 +508,11 @@ pub(super) async fn waiting_messages(
         }
     };
     for row in rows {
-        match waiting_message(&row) {
-            Ok((head, message)) => {
-                workspace.load_chain_head(head);
-                workspace.load_message(message);
-            }
-            // Such as an address that a user has spoilt by plain SQL: that account's messages wait until it is mended.
-            Err(error) => tracing::debug!(%error, "a waiting message can't be settled yet"),
+        if let Some((head, message)) = rows::waiting_message(&row) {
+            workspace.load_chain_head(head);
+            workspace.load_message(message);
         }
     }
     missing_senders(connection, &mut workspace).await?;
     Ok(workspace)
-}
-
-fn waiting_message(row: &SqliteRow) -> Result<(ChainHead, MessageRow), sqlx::Error> {
-    let head = ChainHead {
-        account: AccountId(row.try_get("account_id")?),
-        account_uri: uri(row, "sip_uri")?,
-        seq: row.try_get::<Option<i64>, _>("head_seq")?.unwrap_or(0),
-        hash: row
-            .try_get::<Option<String>, _>("head_hash")?
-            .unwrap_or_else(|| crate::archive::chain::GENESIS.to_owned()),
-    };
-    Ok((head, message(row)?))
-}
-
-/// Which messages to settle.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Waiting {
-    /// Repetition or receipt did not come in time.
-    ArchivedBefore(jiff::Timestamp),
-    /// The session ends.
-    OfSession(SessionId),
-}
-
-fn message(row: &SqliteRow) -> Result<MessageRow, sqlx::Error> {
-    Ok(MessageRow {
-        id: MessageId(row.try_get("id")?),
-        account: AccountId(row.try_get("account_id")?),
-        conversation: ConversationId(row.try_get("conversation_id")?),
-        session: row.try_get::<Option<i64>, _>("session_id")?.map(SessionId),
-        direction: word(row, "direction", direction)?,
-        sender_uri: row.try_get("sender_uri")?,
-        sender_name: row.try_get("sender_name")?,
-        content_type: row.try_get("content_type")?,
-        body: row.try_get("body")?,
-        body_html: row.try_get("body_html")?,
-        sent_at: time(row, "sent_at")?,
-        archived_at: time(row, "archived_at")?,
-        status: word(row, "status", |text| {
-            [MessageStatus::Pending, MessageStatus::Delivered, MessageStatus::Failed]
-                .into_iter()
-                .find(|known| known.as_str() == text)
-        })?,
-        code: row.try_get("code")?,
-        subcode: row.try_get("subcode")?,
-        reason: row.try_get("reason")?,
-        failed_recipients: row.try_get("failed_recipients")?,
-        operation_id: row.try_get::<Option<String>, _>("operation_id")?.map(OperationId),
-        outbox: row.try_get::<Option<i64>, _>("outbox_id")?.map(OutboxId),
-        correlation: row.try_get("correlation")?,
-        source: word(row, "source", |text| {
-            [MessageSource::Invitation, MessageSource::Event, MessageSource::ConversationLog]
-                .into_iter()
-                .find(|known| known.as_str() == text)
-        })?,
-        href: row.try_get("href")?,
-        chain_seq: row.try_get("chain_seq")?,
-        content_hash: row.try_get("content_hash")?,
-        chain_hash: row.try_get("chain_hash")?,
-        awaiting: optional_word(row, "awaiting", |text| {
-            [Awaiting::Fetch, Awaiting::Sender, Awaiting::Copy, Awaiting::Receipt]
-                .into_iter()
-                .find(|known| known.as_str() == text)
-        })?,
-        sender_href: row.try_get("sender_href")?,
-    })
 }

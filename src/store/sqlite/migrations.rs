@@ -7,8 +7,7 @@ use sqlx::{
     migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
 
-use super::column::failed;
-use crate::store::StoreError;
+use crate::store::{StoreError, trouble::failed};
 
 /// Every migration there ever was, in order: number, name, text. A published one is never changed.
 const MIGRATIONS: [(i64, &str, &str); 1] =

@@ -1,6 +1,5 @@
 //! SQLite: one file, one server at a time.
 //!
-//! - [`writer`]: the one task that writes; group commit.
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
 //! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`reading`]: the traits, one file each, SQL in full beside its method.
 //! - [`migrations`], [`full_text`]: the schema. [`mod@column`]: how values stand in columns.
@@ -21,7 +20,6 @@ mod migrations;
 mod outbox;
 mod quarantine;
 mod reading;
-mod writer;
 
 use std::{
     fs::{File, TryLockError},
@@ -32,13 +30,17 @@ use std::{
 
 use jiff::Timestamp;
 use sqlx::{
-    SqlitePool,
+    Connection as _, Pool, Sqlite, SqliteConnection, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use self::writer::Writer;
-use super::{Role, StoreError, StoreSettings};
-use crate::archive::workspace::RuleSettings;
+use super::{
+    Role, StoreError, StoreSettings,
+    known_accounts::KnownAccounts,
+    trouble::failed,
+    writer::{Dialect, Waiting, Writer},
+};
+use crate::archive::{Changes, Keys, Workspace, workspace::RuleSettings};
 
 /// How long a statement waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,12 +49,11 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const PREPARED_STATEMENTS: usize = 256;
 
 /// The store on a SQLite file.
-#[derive(Debug)]
 pub(super) struct SqliteStore {
-    writer: Writer,
+    writer: Writer<SqliteDialect>,
     readers: SqlitePool,
     rules: RuleSettings,
-    known_accounts: accounts::KnownAccounts,
+    known_accounts: KnownAccounts,
     /// Says what a server does at its end; a tool leaves no trace.
     server: Option<ServerHold>,
 }
@@ -71,6 +72,64 @@ enum Location {
     /// Only in tests: gone with the last connection.
     Memory,
     File(PathBuf),
+}
+
+/// What the writer needs of SQLite.
+#[derive(Debug, Default)]
+pub(super) struct SqliteDialect {
+    /// What `PRAGMA data_version` said last; on the writer's connection it counts the other processes' changes.
+    data_version: Option<i64>,
+}
+
+impl Dialect for SqliteDialect {
+    type Database = Sqlite;
+    // The driver has waited for locks; a full disk is not emptied within moments.
+    const RETRY_AFTER: &'static [Duration] = &[];
+    // A file answers or fails.
+    const TRANSACTION_LIMIT: Duration = Duration::from_hours(1);
+
+    async fn begin<'c>(
+        &self,
+        connection: &'c mut SqliteConnection,
+        _: i64,
+    ) -> Result<Transaction<'c, Sqlite>, sqlx::Error> {
+        connection.begin_with("BEGIN IMMEDIATE").await
+    }
+
+    async fn execute(connection: &mut SqliteConnection, statement: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::query(statement).execute(connection).await.map(drop)
+    }
+
+    /// A `COMMIT` that fails has stored nothing.
+    async fn was_stored(&self, _: &Pool<Sqlite>, _: i64) -> Result<bool, sqlx::Error> {
+        Ok(false)
+    }
+
+    async fn load(
+        connection: &mut SqliteConnection,
+        keys: &Keys,
+        rules: RuleSettings,
+    ) -> Result<Workspace, sqlx::Error> {
+        load::workspace(connection, keys, rules).await
+    }
+
+    async fn load_waiting(
+        connection: &mut SqliteConnection,
+        rules: RuleSettings,
+        which: Waiting,
+    ) -> Result<Workspace, sqlx::Error> {
+        load::waiting_messages(connection, rules, which).await
+    }
+
+    async fn flush(connection: &mut SqliteConnection, changes: &Changes<'_>) -> Result<(), sqlx::Error> {
+        flush::flush(connection, changes).await
+    }
+
+    async fn changed(&mut self, pool: &Pool<Sqlite>) -> Result<bool, sqlx::Error> {
+        let mut connection = pool.acquire().await?;
+        let version = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *connection).await?;
+        Ok(self.data_version.replace(version).is_some_and(|known| known != version))
+    }
 }
 
 impl SqliteStore {
@@ -92,6 +151,7 @@ impl SqliteStore {
         };
         let watched = location != Location::Memory;
         let writer = Writer::start(
+            SqliteDialect::default(),
             writing,
             settings.commit_interval,
             settings.rules,
@@ -102,7 +162,7 @@ impl SqliteStore {
             writer,
             readers: reading,
             rules: settings.rules,
-            known_accounts: accounts::KnownAccounts::default(),
+            known_accounts: KnownAccounts::default(),
             server,
         })
     }
@@ -210,7 +270,7 @@ async fn open(location: &Location, readers: u32) -> Result<(SqlitePool, SqlitePo
 /// A server's start: its row in `nodes`, and no state left over from a predecessor that could not say goodbye.
 async fn begin_service(pool: &SqlitePool, node: &str) -> Result<(), StoreError> {
     let now = column::time_text(Timestamp::now());
-    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await.map_err(column::failed("starting"))?;
+    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed("starting"))?;
     sqlx::query(
         "INSERT INTO nodes (node_id, version, started_at, heartbeat_at, stopped_at) VALUES (?1, ?2, ?3, ?3, NULL)
          ON CONFLICT (node_id) DO UPDATE SET version = excluded.version, started_at = excluded.started_at,
@@ -221,7 +281,7 @@ async fn begin_service(pool: &SqlitePool, node: &str) -> Result<(), StoreError> 
     .bind(&now)
     .execute(&mut *transaction)
     .await
-    .map_err(column::failed("starting"))?;
+    .map_err(failed("starting"))?;
     sqlx::query(
         "UPDATE account_status SET state = 'stopped', detail = 'the server was not running', since = ?1, node_id = NULL
           WHERE state <> 'stopped'",
@@ -229,8 +289,8 @@ async fn begin_service(pool: &SqlitePool, node: &str) -> Result<(), StoreError> 
     .bind(&now)
     .execute(&mut *transaction)
     .await
-    .map_err(column::failed("starting"))?;
-    transaction.commit().await.map_err(column::failed("starting"))
+    .map_err(failed("starting"))?;
+    transaction.commit().await.map_err(failed("starting"))
 }
 
 impl SqliteStore {
@@ -257,7 +317,7 @@ impl SqliteStore {
                         .bind(&now)
                         .execute(&mut *connection)
                         .await
-                        .map_err(column::failed("stopping"))?;
+                        .map_err(failed("stopping"))?;
                     sqlx::query(
                         "UPDATE account_status SET state = 'stopped', detail = 'the server was stopped', since = ?1,
                                                    node_id = NULL
@@ -266,7 +326,7 @@ impl SqliteStore {
                     .bind(&now)
                     .execute(connection)
                     .await
-                    .map_err(column::failed("stopping"))?;
+                    .map_err(failed("stopping"))?;
                     Ok(())
                 })
             })

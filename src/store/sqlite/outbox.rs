@@ -11,17 +11,17 @@ use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     SqliteStore,
-    column::{
-        exact_text, failed, is_duplicate, lossy_text, optional_time_text, optional_user_time, outbox_state,
-        some_lossy_text, time_text, user_time, word,
-    },
+    column::{optional_time_text, time_text},
 };
 use crate::{
-    identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SipUri},
-    outbox::admission::{self, GivenTime, Lookup, Refusal, Submission, admit},
+    identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
+    outbox::admission::{GivenTime, Lookup, Refusal, Submission, admit},
     store::{
         ClaimSettings, ClaimedSend, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow, OutboxState,
         OutboxStore, StoreError, UnsettledSend,
+        columns::Columns,
+        rows::{self, allowed_before},
+        trouble::{failed, is_duplicate},
     },
 };
 
@@ -84,8 +84,8 @@ async fn admit_new_rows(
             Ok(submission) => (submission, None),
             // Of what cannot be read only the account matters, which may well be readable.
             Err(error) => {
-                let account = some_lossy_text(row, "account")?;
-                (Submission { account, ..Submission::default() }, Some(unreadable(error)?))
+                let account = row.some_lossy_text("account")?;
+                (Submission { account, ..Submission::default() }, Some(rows::unreadable_send(error)?))
             }
         };
         submissions.push((OutboxId(row.try_get("id")?), looked_at));
@@ -121,25 +121,10 @@ async fn admit_new_rows(
     Ok(i64::try_from(rows.len()).is_ok_and(|count| count == ADMITTED_AT_ONCE))
 }
 
-/// What a user is told of a row that holds something else than text. Errors that are not about a value pass through.
-fn unreadable(error: sqlx::Error) -> Result<Refusal, sqlx::Error> {
-    let sqlx::Error::ColumnDecode { index, source } = error else {
-        return Err(error);
-    };
-    Ok(Refusal {
-        code: "Unreadable",
-        sentence: format!(
-            "{} can't be read ({source}); write it again as UTF-8 text and set the row's state to queued",
-            index.trim_matches('"')
-        ),
-        expired: false,
-    })
-}
-
 fn submission(row: &SqliteRow) -> Result<Submission, sqlx::Error> {
     // Not needed here; but what is admitted must be readable in full.
     for column in ["correlation", "idempotency_key"] {
-        exact_text(row, column)?;
+        row.optional_text(column)?;
     }
     let given_time = |given: &str, read: &str| -> Result<GivenTime, sqlx::Error> {
         let Some(text) = row.try_get::<Option<String>, _>(given)? else {
@@ -211,7 +196,7 @@ async fn known(
     .fetch_all(connection)
     .await?;
     for row in conversations {
-        let remote = lossy_text(&row, "remote")?;
+        let remote = row.lossy_text("remote")?;
         let only = remote.filter(|remote| !remote.contains(';')).and_then(|remote| remote.parse().ok());
         known
             .conversations
@@ -376,10 +361,10 @@ async fn claim(
     .fetch_all(&mut *connection)
     .await?;
     for row in &rows {
-        match claimed_send(row, settings.max_attempts, exact_text) {
+        match rows::claimed_send(row, settings.max_attempts) {
             Ok(send) => claimed.sends.push(send),
             Err(error) => {
-                let refusal = unreadable(error)?;
+                let refusal = rows::unreadable_send(error)?;
                 refuse_claimed(connection, OutboxId(row.try_get("id")?), &refusal, now).await?;
                 claimed.refused += 1;
             }
@@ -413,96 +398,6 @@ async fn refuse_claimed(
             .await?;
     }
     Ok(())
-}
-
-/// How text is read: [`exact_text`] for what is to be sent, [`lossy_text`] for what is on its way already.
-type ReadText = fn(&SqliteRow, &str) -> Result<Option<String>, sqlx::Error>;
-
-fn claimed_send(
-    row: &SqliteRow,
-    default_max_attempts: i64,
-    text: ReadText,
-) -> Result<ClaimedSend, sqlx::Error> {
-    let content_type = text(row, "content_type")?.unwrap_or_default();
-    let importance = text(row, "importance")?.unwrap_or_default();
-    let given: Option<i64> = row.try_get("given_conversation_id")?;
-    Ok(ClaimedSend {
-        outbox: OutboxId(row.try_get("id")?),
-        account: AccountId(row.try_get("account_id")?),
-        operation_id: OperationId(text(row, "operation_id")?.unwrap_or_default()),
-        // Admission has read them before; a row that was changed since is looked at again first.
-        recipients: admission::recipients(&text(row, "recipients")?.unwrap_or_default()).unwrap_or_default(),
-        conversation: match given {
-            Some(id) => Some((ConversationId(id), text(row, "href")?)),
-            None => None,
-        },
-        body: text(row, "body")?.unwrap_or_default(),
-        content_type: admission::content_type(&content_type).unwrap_or("text/plain").to_owned(),
-        subject: text(row, "subject")?,
-        importance: admission::importance(&importance).unwrap_or("Normal").to_owned(),
-        thread_id: text(row, "thread_id")?,
-        attempt: row.try_get("attempts")?,
-        max_attempts: row.try_get::<Option<i64>, _>("max_attempts")?.unwrap_or(default_max_attempts),
-        expires_at: optional_user_time(row, "expires_at")?,
-        created_at: user_time(row, "created_at")?,
-    })
-}
-
-fn outbox_row(row: &SqliteRow) -> Result<OutboxRow, sqlx::Error> {
-    Ok(OutboxRow {
-        id: OutboxId(row.try_get("id")?),
-        account: some_lossy_text(row, "account")?,
-        recipients: lossy_text(row, "recipients")?,
-        body: some_lossy_text(row, "body")?,
-        content_type: some_lossy_text(row, "content_type")?,
-        subject: lossy_text(row, "subject")?,
-        importance: some_lossy_text(row, "importance")?,
-        conversation_id: row.try_get::<Option<i64>, _>("conversation_id")?.map(ConversationId),
-        thread_id: lossy_text(row, "thread_id")?,
-        priority: row.try_get("priority")?,
-        send_after: lossy_text(row, "send_after")?,
-        expires_at: lossy_text(row, "expires_at")?,
-        max_attempts: row.try_get("max_attempts")?,
-        idempotency_key: lossy_text(row, "idempotency_key")?,
-        correlation: lossy_text(row, "correlation")?,
-        state: word(row, "state", outbox_state)?,
-        attempts: row.try_get("attempts")?,
-        next_attempt_at: optional_user_time(row, "next_attempt_at")?,
-        operation_id: lossy_text(row, "operation_id")?.map(OperationId),
-        message_id: row.try_get::<Option<i64>, _>("message_id")?.map(MessageId),
-        last_code: lossy_text(row, "last_code")?,
-        last_subcode: lossy_text(row, "last_subcode")?,
-        last_error: lossy_text(row, "last_error")?,
-        created_at: user_time(row, "created_at")?,
-        sent_at: optional_user_time(row, "sent_at")?,
-        finished_at: optional_user_time(row, "finished_at")?,
-    })
-}
-
-fn outbox_attempt(row: &SqliteRow) -> Result<OutboxAttempt, sqlx::Error> {
-    Ok(OutboxAttempt {
-        attempt: row.try_get("attempt")?,
-        node: lossy_text(row, "node")?,
-        started_at: user_time(row, "started_at")?,
-        finished_at: optional_user_time(row, "finished_at")?,
-        outcome: lossy_text(row, "outcome")?,
-        http_status: row.try_get("http_status")?,
-        code: lossy_text(row, "code")?,
-        subcode: lossy_text(row, "subcode")?,
-        detail: lossy_text(row, "detail")?,
-    })
-}
-
-/// From which states a user may set `state`.
-fn allowed_before(state: OutboxState) -> &'static [OutboxState] {
-    match state {
-        OutboxState::Cancelled => &[OutboxState::Queued, OutboxState::Held],
-        OutboxState::Held => &[OutboxState::Queued],
-        OutboxState::Queued => {
-            &[OutboxState::Held, OutboxState::Failed, OutboxState::Expired, OutboxState::Uncertain]
-        }
-        _ => &[],
-    }
 }
 
 #[async_trait]
@@ -557,7 +452,7 @@ impl OutboxStore for SqliteStore {
         .fetch_one(&self.readers)
         .await
         .map_err(&failed)?;
-        optional_user_time(&row, "due").map_err(&failed)
+        row.optional_user_time("due").map_err(&failed)
     }
 
     async fn unsettled_sends(&self, account: AccountId) -> Result<Vec<UnsettledSend>, StoreError> {
@@ -572,16 +467,7 @@ impl OutboxStore for SqliteStore {
         .fetch_all(&self.readers)
         .await
         .map_err(&failed)?;
-        rows.iter()
-            .map(|row| {
-                let send = claimed_send(row, i64::MAX, lossy_text)?;
-                Ok(UnsettledSend {
-                    claimed_at: optional_user_time(row, "claimed_at")?.unwrap_or(send.created_at),
-                    send,
-                })
-            })
-            .collect::<Result<_, sqlx::Error>>()
-            .map_err(failed)
+        rows.iter().map(rows::unsettled_send).collect::<Result<_, sqlx::Error>>().map_err(failed)
     }
 
     async fn release_claim(&self, outbox: OutboxId, operation_id: &OperationId) -> Result<(), StoreError> {
@@ -669,7 +555,7 @@ impl OutboxStore for SqliteStore {
         .fetch_all(&self.readers)
         .await
         .map_err(&failed)?;
-        rows.iter().map(|row| outbox_row(row).map_err(&failed)).collect()
+        rows.iter().map(|row| rows::outbox_row(row).map_err(&failed)).collect()
     }
 
     async fn outbox_row(&self, id: OutboxId) -> Result<Option<(OutboxRow, Vec<OutboxAttempt>)>, StoreError> {
@@ -687,8 +573,9 @@ impl OutboxStore for SqliteStore {
             .fetch_all(&self.readers)
             .await
             .map_err(&failed)?;
-        let attempts = attempts.iter().map(outbox_attempt).collect::<Result<_, _>>().map_err(&failed)?;
-        Ok(Some((outbox_row(&row).map_err(&failed)?, attempts)))
+        let attempts =
+            attempts.iter().map(rows::outbox_attempt).collect::<Result<_, _>>().map_err(&failed)?;
+        Ok(Some((rows::outbox_row(&row).map_err(&failed)?, attempts)))
     }
 
     async fn set_outbox_state(&self, id: OutboxId, state: OutboxState) -> Result<bool, StoreError> {

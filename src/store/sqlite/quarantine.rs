@@ -2,40 +2,15 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sqlx::{Row, sqlite::SqliteRow};
 
-use super::{
-    SqliteStore,
-    column::{failed, optional_time, time, time_text, undecodable},
-};
+use super::{SqliteStore, column::time_text};
 use crate::{
-    identifiers::{AccountId, SessionId, SipUri},
-    store::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload, StoreError},
+    identifiers::SipUri,
+    store::{
+        QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload, StoreError, rows,
+        trouble::failed,
+    },
 };
-
-fn entry(row: &SqliteRow) -> Result<QuarantineEntry, sqlx::Error> {
-    Ok(QuarantineEntry {
-        id: row.try_get("id")?,
-        account: row.try_get("sip_uri")?,
-        received_at: time(row, "received_at")?,
-        reason: row.try_get("reason")?,
-        payload_bytes: row.try_get("payload_bytes")?,
-        resolved_at: optional_time(row, "resolved_at")?,
-    })
-}
-
-fn payload(row: &SqliteRow) -> Result<QuarantinedPayload, sqlx::Error> {
-    let sender: Option<&str> = row.try_get("sender")?;
-    Ok(QuarantinedPayload {
-        entry: entry(row)?,
-        account: AccountId(row.try_get("account_id")?),
-        session: row.try_get::<Option<i64>, _>("session_id")?.map(SessionId),
-        payload: row.try_get("payload")?,
-        sender: sender
-            .map(|sender| serde_json::from_str(sender).map_err(|error| undecodable("sender", error)))
-            .transpose()?,
-    })
-}
 
 #[async_trait]
 impl QuarantineStore for SqliteStore {
@@ -59,7 +34,7 @@ impl QuarantineStore for SqliteStore {
         .await
         .map_err(&failed)?
         .iter()
-        .map(|row| entry(row).map_err(&failed))
+        .map(|row| rows::quarantine_entry(row).map_err(&failed))
         .collect()
     }
 
@@ -75,7 +50,7 @@ impl QuarantineStore for SqliteStore {
         .fetch_optional(&self.readers)
         .await
         .map_err(&failed)?
-        .map(|row| payload(&row).map_err(&failed))
+        .map(|row| rows::quarantined_payload(&row).map_err(&failed))
         .transpose()
     }
 

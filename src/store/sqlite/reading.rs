@@ -1,19 +1,19 @@
 //! Reading the archive at length.
 
 use async_trait::async_trait;
-use sqlx::{AssertSqlSafe, Row, Sqlite, SqlitePool, query::Query as Statement, sqlite::SqliteRow};
+use sqlx::{AssertSqlSafe, Row, Sqlite, SqlitePool, query::Query as Statement};
 
-use super::{
-    SqliteStore,
-    column::{direction, failed, lossy_text, some_lossy_text, time_text, user_time, word},
-};
+use super::{SqliteStore, column::time_text};
 use crate::{
     identifiers::{AccountId, ConversationId, MessageId},
     query::{Query, fold},
     store::{
         ArchivedAccount, ArchivedMessage, ChainRange, ChainedMessage, ConversationDetails, DayCount,
-        ExportOrder, Head, HistoryRow, Page, ReadingStore, Stay, StoreError,
+        ExportOrder, Head, HistoryRow, Page, ReadingStore, StoreError,
+        columns::Columns,
+        reading, rows,
         selection::{Dialect, Sql, Value},
+        trouble::failed,
     },
 };
 
@@ -91,90 +91,10 @@ fn statement(sql: Sql<'_>) -> Statement<'static, Sqlite, sqlx::sqlite::SqliteArg
     statement
 }
 
-fn history_row(row: &SqliteRow) -> Result<HistoryRow, sqlx::Error> {
-    Ok(HistoryRow {
-        message_id: MessageId(row.try_get("message_id")?),
-        account: some_lossy_text(row, "account")?,
-        sent_at: user_time(row, "sent_at")?,
-        direction: word(row, "direction", direction)?,
-        sender: lossy_text(row, "sender")?,
-        sender_name: lossy_text(row, "sender_name")?,
-        recipients: lossy_text(row, "recipients")?,
-        conversation_id: ConversationId(row.try_get("conversation_id")?),
-        thread_id: lossy_text(row, "thread_id")?,
-        subject: lossy_text(row, "subject")?,
-        body: some_lossy_text(row, "body")?,
-        status: some_lossy_text(row, "status")?,
-        source: some_lossy_text(row, "source")?,
-    })
-}
-
 /// What a [`ChainedMessage`] is read from; `m` is `messages`, `a` is `accounts`.
 const CHAINED: &str = "m.id, m.chain_seq, a.sip_uri, m.conversation_id, m.direction, m.sender_uri, m.sender_name, \
                        m.content_type, m.body, m.body_html, m.sent_at, m.operation_id, m.outbox_id, m.correlation, \
                        m.content_hash, m.chain_hash, m.purged_at";
-
-fn chained(row: &SqliteRow) -> Result<ChainedMessage, sqlx::Error> {
-    Ok(ChainedMessage {
-        message_id: MessageId(row.try_get("id")?),
-        chain_seq: row.try_get("chain_seq")?,
-        account: some_lossy_text(row, "sip_uri")?,
-        conversation_id: ConversationId(row.try_get("conversation_id")?),
-        direction: some_lossy_text(row, "direction")?,
-        sender_uri: lossy_text(row, "sender_uri")?,
-        sender_name: lossy_text(row, "sender_name")?,
-        content_type: some_lossy_text(row, "content_type")?,
-        body: some_lossy_text(row, "body")?,
-        body_html: lossy_text(row, "body_html")?,
-        sent_at: some_lossy_text(row, "sent_at")?,
-        operation_id: lossy_text(row, "operation_id")?,
-        outbox_id: row.try_get("outbox_id")?,
-        correlation: lossy_text(row, "correlation")?,
-        content_hash: lossy_text(row, "content_hash")?,
-        chain_hash: lossy_text(row, "chain_hash")?,
-        purged_at: lossy_text(row, "purged_at")?,
-    })
-}
-
-fn archived(row: &SqliteRow) -> Result<ArchivedMessage, sqlx::Error> {
-    Ok(ArchivedMessage {
-        message: chained(row)?,
-        recipients: lossy_text(row, "recipients")?,
-        thread_id: lossy_text(row, "thread_id")?,
-        subject: lossy_text(row, "subject")?,
-        status: some_lossy_text(row, "status")?,
-        code: lossy_text(row, "code")?,
-        subcode: lossy_text(row, "subcode")?,
-        reason: lossy_text(row, "reason")?,
-        failed_recipients: lossy_text(row, "failed_recipients")?,
-        source: some_lossy_text(row, "source")?,
-        archived_at: some_lossy_text(row, "archived_at")?,
-    })
-}
-
-fn conversation(row: &SqliteRow) -> Result<ConversationDetails, sqlx::Error> {
-    Ok(ConversationDetails {
-        id: ConversationId(row.try_get("id")?),
-        thread_id: lossy_text(row, "thread_id")?,
-        subject: lossy_text(row, "subject")?,
-        importance: lossy_text(row, "importance")?,
-        multiparty: row.try_get("multiparty")?,
-        started_at: some_lossy_text(row, "started_at")?,
-        ended_at: lossy_text(row, "ended_at")?,
-        stays: Vec::new(),
-    })
-}
-
-fn stay(row: &SqliteRow) -> Result<Stay, sqlx::Error> {
-    Ok(Stay {
-        sip_uri: lossy_text(row, "sip_uri")?,
-        display_name: lossy_text(row, "display_name")?,
-        role: lossy_text(row, "role")?,
-        is_local: row.try_get("is_local")?,
-        joined_at: lossy_text(row, "joined_at")?,
-        left_at: lossy_text(row, "left_at")?,
-    })
-}
 
 /// Adds ` IN (...)` with the ids.
 fn push_ids(sql: &mut Sql<'_>, ids: &[ConversationId]) {
@@ -203,8 +123,8 @@ impl ReadingStore for SqliteStore {
             Page::After(id) => sql.push(" AND m.id > ").bind_integer(id.0).push(" ORDER BY m.id"),
         };
         sql.push(" LIMIT ").bind_integer(limit).push(") ORDER BY h.message_id");
-        let rows = statement(sql).fetch_all(&self.readers).await.map_err(&failed)?;
-        rows.iter().map(|row| history_row(row).map_err(&failed)).collect()
+        let found = statement(sql).fetch_all(&self.readers).await.map_err(&failed)?;
+        found.iter().map(|row| rows::history_row(row).map_err(&failed)).collect()
     }
 
     async fn archived_accounts(&self) -> Result<Vec<ArchivedAccount>, StoreError> {
@@ -217,7 +137,7 @@ impl ReadingStore for SqliteStore {
             .map(|row| {
                 Ok(ArchivedAccount {
                     id: AccountId(row.try_get("id")?),
-                    uri: some_lossy_text(row, "sip_uri")?,
+                    uri: row.some_lossy_text("sip_uri")?,
                 })
             })
             .collect::<Result<_, sqlx::Error>>()
@@ -231,7 +151,7 @@ impl ReadingStore for SqliteStore {
             .fetch_optional(&self.readers)
             .await
             .map_err(&failed)?
-            .map(|row| Ok(Head { seq: row.try_get("seq")?, hash: some_lossy_text(&row, "hash")? }))
+            .map(|row| Ok(Head { seq: row.try_get("seq")?, hash: row.some_lossy_text("hash")? }))
             .transpose()
             .map_err(&failed)
     }
@@ -255,7 +175,7 @@ impl ReadingStore for SqliteStore {
         .await
         .map_err(&failed)?
         .iter()
-        .map(|row| chained(row).map_err(&failed))
+        .map(|row| reading::chained(row).map_err(&failed))
         .collect()
     }
 
@@ -334,7 +254,7 @@ impl ReadingStore for SqliteStore {
         };
         sql.and_fits(query).push(by).push(" LIMIT ").bind_integer(limit).push(")").push(by);
         let rows = statement(sql).fetch_all(&self.readers).await.map_err(&failed)?;
-        rows.iter().map(|row| archived(row).map_err(&failed)).collect()
+        rows.iter().map(|row| reading::archived(row).map_err(&failed)).collect()
     }
 
     async fn conversation_details(
@@ -354,7 +274,7 @@ impl ReadingStore for SqliteStore {
         sql.push(" ORDER BY c.id");
         let rows = statement(sql).fetch_all(&self.readers).await.map_err(&failed)?;
         let mut conversations: Vec<ConversationDetails> =
-            rows.iter().map(|row| conversation(row).map_err(&failed)).collect::<Result<_, _>>()?;
+            rows.iter().map(|row| reading::conversation(row).map_err(&failed)).collect::<Result<_, _>>()?;
 
         let mut sql = Sql::new(
             &dialect,
@@ -367,7 +287,7 @@ impl ReadingStore for SqliteStore {
         for row in &statement(sql).fetch_all(&self.readers).await.map_err(&failed)? {
             let id = ConversationId(row.try_get("conversation_id").map_err(&failed)?);
             if let Ok(place) = conversations.binary_search_by_key(&id, |conversation| conversation.id) {
-                conversations[place].stays.push(stay(row).map_err(&failed)?);
+                conversations[place].stays.push(reading::stay(row).map_err(&failed)?);
             }
         }
         Ok(conversations)
@@ -392,17 +312,7 @@ impl ReadingStore for SqliteStore {
         sql.bind_integer(account.0).push(" AND m.chain_seq <= ").bind_integer(to).and_fits(query);
         sql.push(" GROUP BY 1 ORDER BY 1");
         let rows = statement(sql).fetch_all(&self.readers).await.map_err(&failed)?;
-        rows.iter()
-            .map(|row| {
-                Ok(DayCount {
-                    day: some_lossy_text(row, "day")?,
-                    incoming: row.try_get("incoming")?,
-                    outgoing: row.try_get("outgoing")?,
-                    failed: row.try_get("failed")?,
-                })
-            })
-            .collect::<Result<_, sqlx::Error>>()
-            .map_err(&failed)
+        rows.iter().map(|row| reading::day_count(row).map_err(&failed)).collect()
     }
 }
 

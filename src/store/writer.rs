@@ -1,4 +1,4 @@
-//! The one task that writes.
+//! The one task that writes, whatever the dialect.
 //!
 //! Callers put requests into a bounded queue. The writer takes what waits, does all of it in one transaction that is
 //! synchronised to disk once, and answers each caller only afterwards. A lone request is not kept waiting; only after a
@@ -12,25 +12,112 @@
 //! A panic in a commit's rules or in a job is the end of that part and of nothing else: it is undone and its caller gets
 //! [`StoreError::Refused`]. Should the task end all the same without being asked to, [`Writer::broken`] tells.
 //!
-//! Between batches the writer asks SQLite whether another process has changed the file (`PRAGMA data_version`, which on
-//! this connection counts exactly that), and settles messages that have waited long enough.
+//! A dialect may say that trouble passes quickly ([`Dialect::RETRY_AFTER`]): then the batch is done again before anybody is
+//! told. And it may lose the answer to a `COMMIT`: then the writer finds out what became of the transaction by its number
+//! ([`Dialect::was_stored`]), however long that takes, before it answers anybody. So no request is ever done twice.
+//!
+//! Between batches the writer looks for changes by other processes where only it can ([`Dialect::changed`]), and settles
+//! messages that have waited long enough.
 
 use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
-use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, Transaction, pool::PoolConnection};
+use sqlx::{Connection as _, Database, Pool, Transaction, pool::PoolConnection};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
-    time::{Instant, MissedTickBehavior, interval, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{archive, column::failed, flush::flush, load};
+use super::trouble::failed;
 use crate::{
-    archive::{Keys, fact::ArchiveCommit, workspace::RuleSettings},
+    archive::{
+        Changes, Keys, PATIENCE, Workspace,
+        fact::{ArchiveCommit, Direction},
+        row::MessageSource,
+        workspace::RuleSettings,
+    },
+    identifiers::SessionId,
+    metrics,
     store::{CommitOutcome, StoreError},
 };
+
+/// A dialect's connection.
+pub(super) type Connection<D> = <<D as Dialect>::Database as Database>::Connection;
+
+/// Which messages to settle.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Waiting {
+    /// Repetition or receipt did not come in time.
+    ArchivedBefore(Timestamp),
+    /// The session ends.
+    OfSession(SessionId),
+}
+
+/// What the writer needs of a dialect: rows of a batch in and out, and how transactions begin and end.
+pub(super) trait Dialect: Send + Sync + 'static {
+    /// The driver.
+    type Database: Database;
+    /// After passing trouble a batch is done again so many times, each time after such a while, before its callers are told.
+    const RETRY_AFTER: &'static [Duration];
+    /// No transaction takes longer, unless the database is out of reach and nobody says so.
+    const TRANSACTION_LIMIT: Duration;
+
+    /// Begins a transaction that writes. `number` is never used again by this writer.
+    fn begin<'c>(
+        &self,
+        connection: &'c mut Connection<Self>,
+        number: i64,
+    ) -> impl Future<Output = Result<Transaction<'c, Self::Database>, sqlx::Error>> + Send;
+    /// Does a statement without parameters.
+    fn execute(
+        connection: &mut Connection<Self>,
+        statement: &'static str,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Whether the transaction with this number is durable, asked after its `COMMIT` was not answered well. An error
+    /// means that nobody can tell yet.
+    fn was_stored(
+        &self,
+        pool: &Pool<Self::Database>,
+        number: i64,
+    ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
+    /// Everything that commits with these keys may read or change.
+    fn load(
+        connection: &mut Connection<Self>,
+        keys: &Keys,
+        rules: RuleSettings,
+    ) -> impl Future<Output = Result<Workspace, sqlx::Error>> + Send;
+    /// Messages that wait, with what settling them needs.
+    fn load_waiting(
+        connection: &mut Connection<Self>,
+        rules: RuleSettings,
+        which: Waiting,
+    ) -> impl Future<Output = Result<Workspace, sqlx::Error>> + Send;
+    /// Writes what a batch changed.
+    fn flush(
+        connection: &mut Connection<Self>,
+        changes: &Changes<'_>,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Whether another process has changed the database since this was asked last; only asked where the writer watches.
+    fn changed(
+        &mut self,
+        pool: &Pool<Self::Database>,
+    ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
+}
+
+/// Settles what has waited long enough.
+pub(super) async fn settle_overdue<D: Dialect>(
+    connection: &mut Connection<D>,
+    rules: RuleSettings,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let failed = failed("settling messages");
+    let mut workspace =
+        D::load_waiting(connection, rules, Waiting::ArchivedBefore(now - PATIENCE)).await.map_err(&failed)?;
+    workspace.settle_overdue(now);
+    D::flush(connection, &workspace.changes()).await.map_err(&failed)
+}
 
 /// Requests that may wait; the next caller waits for room.
 const QUEUE: usize = 1024;
@@ -38,7 +125,7 @@ const QUEUE: usize = 1024;
 /// Requests joined into one transaction.
 const BATCH: usize = 512;
 
-/// How often the file is looked at for changes by other processes.
+/// How often is looked for changes by other processes.
 const WATCH_EVERY: Duration = Duration::from_millis(20);
 
 /// How often overdue messages are settled.
@@ -46,15 +133,16 @@ const SETTLE_EVERY: Duration = Duration::from_secs(15);
 
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
-enum Request {
+enum Request<D: Dialect> {
     Archive { commit: ArchiveCommit, reply: Reply<CommitOutcome> },
-    Job(Box<dyn Job>),
+    Job(Box<dyn Job<D>>),
     Close(oneshot::Sender<()>),
 }
 
 /// Work on the open transaction, with its answer kept until the commit.
-trait Job: Send {
-    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<(), StoreError>>;
+trait Job<D: Dialect>: Send {
+    /// May be called again after the transaction has failed.
+    fn run<'a>(&'a mut self, connection: &'a mut Connection<D>) -> BoxFuture<'a, Result<(), StoreError>>;
     /// Answers the caller: with what `run` brought if the transaction is durable.
     fn answer(self: Box<Self>, outcome: Result<(), StoreError>);
     /// The queue may have something to send afterwards.
@@ -62,22 +150,23 @@ trait Job: Send {
 }
 
 struct Task<T, F> {
-    work: Option<F>,
+    work: F,
     result: Option<T>,
     reply: Reply<T>,
     wakes: bool,
 }
 
-impl<T, F> Job for Task<T, F>
+impl<D, T, F> Job<D> for Task<T, F>
 where
+    D: Dialect,
     T: Send,
-    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, StoreError>> + Send,
+    F: for<'c> FnOnce(&'c mut Connection<D>) -> BoxFuture<'c, Result<T, StoreError>> + Clone + Send,
 {
-    fn run<'a>(&'a mut self, connection: &'a mut SqliteConnection) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn run<'a>(&'a mut self, connection: &'a mut Connection<D>) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
-            if let Some(work) = self.work.take() {
-                self.result = Some(work(connection).await?);
-            }
+            self.result = None;
+            let work = self.work.clone();
+            self.result = Some(work(connection).await?);
             Ok(())
         })
     }
@@ -97,20 +186,39 @@ where
     }
 }
 
+/// The writer's own job.
+struct Settling {
+    rules: RuleSettings,
+}
+
+impl<D: Dialect> Job<D> for Settling {
+    fn run<'a>(&'a mut self, connection: &'a mut Connection<D>) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(settle_overdue::<D>(connection, self.rules, Timestamp::now()))
+    }
+
+    fn answer(self: Box<Self>, _: Result<(), StoreError>) {}
+
+    fn wakes(&self) -> bool {
+        false
+    }
+}
+
 /// Handle of the writer's task.
-#[derive(Debug)]
-pub(super) struct Writer {
-    requests: mpsc::Sender<Request>,
+pub(super) struct Writer<D: Dialect> {
+    requests: mpsc::Sender<Request<D>>,
     /// Rows of the queue may be due.
     due: Arc<Notify>,
     /// The task has ended and nobody had asked it to.
     broken: CancellationToken,
+    /// Somebody waits for the writer's end: it does not wait for the database any more.
+    closing: CancellationToken,
 }
 
-impl Writer {
+impl<D: Dialect> Writer<D> {
     /// Starts the task. `watches`: look for changes by other processes; `settles`: settle overdue messages.
     pub(super) fn start(
-        pool: SqlitePool,
+        dialect: D,
+        pool: Pool<D::Database>,
         commit_interval: Duration,
         rules: RuleSettings,
         watches: bool,
@@ -118,13 +226,16 @@ impl Writer {
     ) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE);
         let due = Arc::new(Notify::new());
+        let closing = CancellationToken::new();
         let task = WriterTask {
+            dialect,
             pool,
             queue,
             commit_interval,
             rules,
             due: Arc::clone(&due),
-            data_version: None,
+            closing: closing.clone(),
+            transactions: 0,
             last_batch: 0,
         };
         let broken = CancellationToken::new();
@@ -136,7 +247,7 @@ impl Writer {
                 tell.cancel();
             }
         });
-        Self { requests, due, broken }
+        Self { requests, due, broken, closing }
     }
 
     /// Stores facts.
@@ -155,10 +266,13 @@ impl Writer {
     ) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, StoreError>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut Connection<D>) -> BoxFuture<'c, Result<T, StoreError>>
+            + Clone
+            + Send
+            + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        let task = Task { work: Some(work), result: None, reply, wakes };
+        let task = Task { work, result: None, reply, wakes };
         self.requests.send(Request::Job(Box::new(task))).await.map_err(|_| StoreError::Closing)?;
         let answer = answer.await.map_err(|_| StoreError::Closing)?;
         if let Err(error) = &answer {
@@ -184,6 +298,7 @@ impl Writer {
 
     /// Does what waits, and ends.
     pub(super) async fn close(&self) {
+        self.closing.cancel();
         let (reply, closed) = oneshot::channel();
         if self.requests.send(Request::Close(reply)).await.is_ok() {
             let _ = closed.await;
@@ -191,31 +306,48 @@ impl Writer {
     }
 }
 
-struct WriterTask {
-    pool: SqlitePool,
-    queue: mpsc::Receiver<Request>,
+struct WriterTask<D: Dialect> {
+    dialect: D,
+    pool: Pool<D::Database>,
+    queue: mpsc::Receiver<Request<D>>,
     commit_interval: Duration,
     rules: RuleSettings,
     due: Arc<Notify>,
-    data_version: Option<i64>,
+    closing: CancellationToken,
+    /// Transactions begun so far: the number of the latest.
+    transactions: i64,
     /// Size of the last batch: company is waited for only where there was some.
     last_batch: usize,
 }
 
 /// What became of the requests of a batch, before the commit.
-struct Batch {
+struct Batch<D: Dialect> {
     commits: Vec<(ArchiveCommit, Reply<CommitOutcome>)>,
-    jobs: Vec<Box<dyn Job>>,
+    jobs: Vec<Box<dyn Job<D>>>,
 }
 
 /// Outcomes of a batch, to be told after the commit.
+#[derive(Default)]
 struct Done {
     commits: Vec<Result<CommitOutcome, StoreError>>,
     jobs: Vec<Result<(), StoreError>>,
     wakes: bool,
+    /// Rows that the commits changed.
+    rows: usize,
+    /// What the commits brought into `messages`.
+    messages: Vec<(Direction, MessageSource)>,
 }
 
-impl WriterTask {
+/// How a transaction ended.
+enum Ended {
+    Stored(Done),
+    /// Nothing of it was stored.
+    Undone(StoreError),
+    /// The `COMMIT` was not answered well; with what is to be told if it is durable all the same.
+    Unknown(sqlx::Error, Done),
+}
+
+impl<D: Dialect> WriterTask<D> {
     async fn run(mut self, watches: bool, settles: bool) {
         self.look_for_changes().await;
         let mut watch = interval(WATCH_EVERY);
@@ -244,7 +376,7 @@ impl WriterTask {
                     looked_at = Instant::now();
                 }
                 _ = settle.tick(), if settles => {
-                    if let Err(error) = contained("settling messages", self.settle()).await {
+                    if let Err(error) = self.settle().await {
                         tracing::warn!(error = %error_text(&error), "could not settle overdue messages");
                     }
                 }
@@ -254,10 +386,10 @@ impl WriterTask {
     }
 
     /// Collects company for a request and does the batch. Who asked for the writer's end is handed back.
-    async fn batch_from(&mut self, first: Request) -> Option<oneshot::Sender<()>> {
+    async fn batch_from(&mut self, first: Request<D>) -> Option<oneshot::Sender<()>> {
         let mut batch = Batch { commits: Vec::new(), jobs: Vec::new() };
         let mut closing = None;
-        let mut take = |request: Request, batch: &mut Batch| match request {
+        let mut take = |request: Request<D>, batch: &mut Batch<D>| match request {
             Request::Archive { commit, reply } => batch.commits.push((commit, reply)),
             Request::Job(job) => batch.jobs.push(job),
             Request::Close(reply) => closing = Some(reply),
@@ -286,9 +418,16 @@ impl WriterTask {
         closing
     }
 
-    async fn commit(&mut self, mut batch: Batch) {
-        match self.transaction(&mut batch).await {
+    async fn commit(&mut self, mut batch: Batch<D>) {
+        let began = Instant::now();
+        match self.with_patience(&mut batch).await {
             Ok(done) => {
+                if !done.commits.is_empty() {
+                    metrics::time_commit(began.elapsed(), done.rows);
+                }
+                for (direction, source) in &done.messages {
+                    metrics::count_archived(*direction, source.as_str());
+                }
                 if done.wakes {
                     self.due.notify_one();
                 }
@@ -315,60 +454,112 @@ impl WriterTask {
         }
     }
 
+    /// Does a batch, again if trouble passes quickly. An error means that nothing of it was stored.
+    async fn with_patience(&mut self, batch: &mut Batch<D>) -> Result<Done, StoreError> {
+        for pause in D::RETRY_AFTER {
+            match self.transaction(batch).await {
+                Err(error) if !self.closing.is_cancelled() => {
+                    tracing::info!(error = %error_text(&error), "a transaction failed; it is done again");
+                    sleep(*pause).await;
+                }
+                done => return done,
+            }
+        }
+        self.transaction(batch).await
+    }
+
     /// Does a batch in one transaction. An error means that nothing of it was stored.
-    async fn transaction(&mut self, batch: &mut Batch) -> Result<Done, StoreError> {
+    async fn transaction(&mut self, batch: &mut Batch<D>) -> Result<Done, StoreError> {
         let failed = failed("committing");
+        self.transactions += 1;
+        let number = self.transactions;
         let mut connection = self.pool.acquire().await.map_err(&failed)?;
-        let done = self.on_connection(&mut connection, batch).await;
-        if done.is_err() {
-            // SQLite may have ended the transaction by itself: do not guess, begin with a new connection.
+        let done = self.on_connection(&mut connection, number, batch).await;
+        if matches!(done, Ended::Stored(_)) {
+            drop(connection);
+        } else {
+            // The database may have ended the transaction by itself: do not guess, begin with a new connection.
             discard(connection).await;
         }
-        done
+        match done {
+            Ended::Stored(done) => Ok(done),
+            Ended::Undone(error) => Err(error),
+            Ended::Unknown(_, done) if self.was_stored(number).await => Ok(done),
+            Ended::Unknown(error, _) => Err(failed(error)),
+        }
+    }
+
+    /// Finds out what became of a transaction whose `COMMIT` was not answered well. Nobody else's request is served
+    /// before, since none could be.
+    async fn was_stored(&self, number: i64) -> bool {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            let problem = match in_time::<D, _>(self.dialect.was_stored(&self.pool, number)).await {
+                Ok(stored) => return stored,
+                Err(problem) => problem,
+            };
+            tracing::warn!(error = %problem, "whether the last transaction is durable can't be asked yet; trying again");
+            tokio::select! {
+                // Callers are told to try again; whatever they send again has the same keys.
+                () = self.closing.cancelled() => return false,
+                () = sleep(pause) => pause = (pause * 2).min(Duration::from_secs(5)),
+            }
+        }
     }
 
     async fn on_connection(
         &self,
-        connection: &mut PoolConnection<Sqlite>,
-        batch: &mut Batch,
-    ) -> Result<Done, StoreError> {
-        let failed = failed("committing");
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
-        let mut done = Done { commits: Vec::new(), jobs: Vec::new(), wakes: false };
-        let commits: Vec<&ArchiveCommit> = batch.commits.iter().map(|(commit, _)| commit).collect();
-        self.archive(&mut transaction, &commits, &mut done).await?;
-        for job in &mut batch.jobs {
-            savepoint(&mut transaction).await?;
-            let outcome = contained("a request", job.run(&mut transaction)).await;
-            release(&mut transaction, &outcome).await?;
-            done.wakes |= job.wakes();
-            done.jobs.push(outcome);
+        connection: &mut PoolConnection<D::Database>,
+        number: i64,
+        batch: &mut Batch<D>,
+    ) -> Ended {
+        let parts = async {
+            let mut transaction =
+                self.dialect.begin(connection, number).await.map_err(failed("committing"))?;
+            let mut done = Done::default();
+            let commits: Vec<&ArchiveCommit> = batch.commits.iter().map(|(commit, _)| commit).collect();
+            self.archive(&mut transaction, &commits, &mut done).await?;
+            for job in &mut batch.jobs {
+                savepoint::<D>(&mut transaction).await?;
+                let outcome = contained("a request", job.run(&mut transaction)).await;
+                release::<D, _>(&mut transaction, &outcome).await?;
+                done.wakes |= job.wakes();
+                done.jobs.push(outcome);
+            }
+            Ok((transaction, done))
+        };
+        match timeout(D::TRANSACTION_LIMIT, parts).await {
+            Err(_) => Ended::Undone(failed("committing")(too_long::<D>())),
+            Ok(Err(error)) => Ended::Undone(error),
+            Ok(Ok((transaction, done))) => match in_time::<D, _>(transaction.commit()).await {
+                Ok(()) => Ended::Stored(done),
+                Err(error) => Ended::Unknown(error, done),
+            },
         }
-        transaction.commit().await.map_err(&failed)?;
-        Ok(done)
     }
 
     async fn archive(
         &self,
-        transaction: &mut Transaction<'_, Sqlite>,
+        transaction: &mut Transaction<'_, D::Database>,
         commits: &[&ArchiveCommit],
         done: &mut Done,
     ) -> Result<(), StoreError> {
         if commits.is_empty() {
             return Ok(());
         }
-        savepoint(transaction).await?;
+        savepoint::<D>(transaction).await?;
         let together = contained("storing facts", self.archive_together(transaction, commits, done)).await;
-        release(transaction, &together).await?;
+        release::<D, _>(transaction, &together).await?;
         if together.is_ok() {
             return Ok(());
         }
         // Somebody's part was refused: each alone, so that only the offender fails.
         done.commits.clear();
+        (done.rows, done.messages) = (0, Vec::new());
         for commit in commits {
-            savepoint(transaction).await?;
+            savepoint::<D>(transaction).await?;
             let alone = contained("storing facts", self.archive_together(transaction, &[commit], done)).await;
-            release(transaction, &alone).await?;
+            release::<D, _>(transaction, &alone).await?;
             if let Err(error) = alone {
                 done.commits.push(Err(error));
             }
@@ -378,13 +569,13 @@ impl WriterTask {
 
     async fn archive_together(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut Connection<D>,
         commits: &[&ArchiveCommit],
         done: &mut Done,
     ) -> Result<(), StoreError> {
         let failed = failed("storing facts");
         let keys = Keys::of(commits.iter().copied());
-        let mut workspace = load::workspace(connection, &keys, self.rules).await.map_err(&failed)?;
+        let mut workspace = D::load(connection, &keys, self.rules).await.map_err(&failed)?;
         let now = Timestamp::now();
         let mut outcomes = Vec::with_capacity(commits.len());
         for commit in commits {
@@ -397,38 +588,27 @@ impl WriterTask {
             });
         }
         let changes = workspace.changes();
-        flush(connection, &changes).await.map_err(&failed)?;
+        D::flush(connection, &changes).await.map_err(&failed)?;
         done.wakes |= !changes.outbox.is_empty();
+        done.rows += changes.rows();
+        done.messages.extend(workspace.new_messages().map(|message| (message.direction, message.source)));
         done.commits.extend(outcomes);
         Ok(())
     }
 
     async fn look_for_changes(&mut self) {
-        let version = match self.pool.acquire().await {
-            Ok(mut connection) => {
-                sqlx::query_scalar::<_, i64>("PRAGMA data_version").fetch_one(&mut *connection).await
-            }
-            Err(error) => Err(error),
-        };
-        match version {
-            Ok(version) => {
-                let changed = self.data_version.is_some_and(|known| known != version);
-                self.data_version = Some(version);
-                if changed {
-                    self.due.notify_one();
-                }
-            }
+        match self.dialect.changed(&self.pool).await {
+            Ok(true) => self.due.notify_one(),
+            Ok(false) => {}
             // The next transaction says more about it.
             Err(error) => tracing::debug!(%error, "could not look for changes"),
         }
     }
 
-    async fn settle(&self) -> Result<(), StoreError> {
-        let failed = failed("settling messages");
-        let mut connection = self.pool.acquire().await.map_err(&failed)?;
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
-        archive::settle_overdue(&mut transaction, self.rules, Timestamp::now()).await?;
-        transaction.commit().await.map_err(&failed)
+    async fn settle(&mut self) -> Result<(), StoreError> {
+        let mut batch =
+            Batch::<D> { commits: Vec::new(), jobs: vec![Box::new(Settling { rules: self.rules })] };
+        self.with_patience(&mut batch).await?.jobs.pop().unwrap_or(Ok(()))
     }
 }
 
@@ -453,13 +633,13 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("without a word")
 }
 
-async fn savepoint(connection: &mut SqliteConnection) -> Result<(), StoreError> {
-    sqlx::query("SAVEPOINT part").execute(connection).await.map_err(failed("committing")).map(drop)
+async fn savepoint<D: Dialect>(connection: &mut Connection<D>) -> Result<(), StoreError> {
+    D::execute(connection, "SAVEPOINT part").await.map_err(failed("committing"))
 }
 
 /// Keeps or undoes what was done since [`savepoint`]. Trouble of the database itself undoes the whole transaction.
-async fn release<T>(
-    connection: &mut SqliteConnection,
+async fn release<D: Dialect, T>(
+    connection: &mut Connection<D>,
     outcome: &Result<T, StoreError>,
 ) -> Result<(), StoreError> {
     match outcome {
@@ -471,15 +651,28 @@ async fn release<T>(
             });
         }
         Err(_) => {
-            sqlx::query("ROLLBACK TO part").execute(&mut *connection).await.map_err(failed("committing"))?;
+            D::execute(connection, "ROLLBACK TO SAVEPOINT part").await.map_err(failed("committing"))?;
         }
     }
-    sqlx::query("RELEASE part").execute(connection).await.map_err(failed("committing")).map(drop)
+    D::execute(connection, "RELEASE SAVEPOINT part").await.map_err(failed("committing"))
 }
 
-async fn discard(connection: PoolConnection<Sqlite>) {
-    if let Err(error) = connection.detach().close().await {
-        tracing::debug!(%error, "closing a connection after trouble");
+async fn in_time<D: Dialect, T>(
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    timeout(D::TRANSACTION_LIMIT, work).await.unwrap_or_else(|_| Err(too_long::<D>()))
+}
+
+fn too_long<D: Dialect>() -> sqlx::Error {
+    let words = format!("no answer within {} s", D::TRANSACTION_LIMIT.as_secs());
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, words))
+}
+
+async fn discard<DB: Database>(connection: PoolConnection<DB>) {
+    match timeout(Duration::from_secs(1), connection.detach().close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "closing a connection after trouble"),
+        Err(_) => tracing::debug!("a connection was left open after trouble"),
     }
 }
 
@@ -492,8 +685,10 @@ fn error_text(error: &StoreError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::{SqliteConnection, SqlitePool};
+
     use super::*;
-    use crate::archive::retry::RetryPolicy;
+    use crate::{archive::retry::RetryPolicy, store::sqlite::SqliteDialect};
 
     const RULES: RuleSettings = RuleSettings {
         retry_uncertain: false,
@@ -505,7 +700,7 @@ mod tests {
     /// Panics where nothing contains it: outside the transaction.
     struct Bomb;
 
-    impl Job for Bomb {
+    impl Job<SqliteDialect> for Bomb {
         fn run<'a>(&'a mut self, _: &'a mut SqliteConnection) -> BoxFuture<'a, Result<(), StoreError>> {
             Box::pin(async { Ok(()) })
         }
@@ -522,7 +717,7 @@ mod tests {
     #[tokio::test]
     async fn a_writer_that_dies_tells_and_takes_nothing_more() {
         let pool = SqlitePool::connect("sqlite::memory:").await.unwrap();
-        let writer = Writer::start(pool, Duration::ZERO, RULES, false, false);
+        let writer = Writer::start(SqliteDialect::default(), pool, Duration::ZERO, RULES, false, false);
         assert!(writer.run("a job", false, |_| Box::pin(async { Ok(1) })).await.is_ok());
         let panicking = writer.run("a job", false, |_| Box::pin(async { panic!("contained") }));
         let refused: StoreError = Result::<(), _>::unwrap_err(panicking.await);
@@ -530,7 +725,7 @@ mod tests {
         assert!(writer.broken().now_or_never().is_none(), "one job's panic is no end");
 
         writer.requests.send(Request::Job(Box::new(Bomb))).await.unwrap();
-        tokio::time::timeout(Duration::from_secs(5), writer.broken()).await.unwrap();
+        timeout(Duration::from_secs(5), writer.broken()).await.unwrap();
         let refused = writer.run("a job", false, |_| Box::pin(async { Ok(()) })).await;
         assert!(matches!(refused, Err(StoreError::Closing)));
         writer.close().await;
@@ -539,7 +734,7 @@ mod tests {
     #[tokio::test]
     async fn a_writer_that_is_closed_is_not_broken() {
         let pool = SqlitePool::connect("sqlite::memory:").await.unwrap();
-        let writer = Writer::start(pool, Duration::ZERO, RULES, false, false);
+        let writer = Writer::start(SqliteDialect::default(), pool, Duration::ZERO, RULES, false, false);
         writer.close().await;
         tokio::task::yield_now().await;
         assert!(writer.broken().now_or_never().is_none());

@@ -1,0 +1,186 @@
+//! The admin listener: health, metrics, and what people look at, over HTTP on `admin.listen`.
+//!
+//! It reads the database through the same traits as the commands and never writes the archive. Every request passes the
+//! [`guard`] first: a foreign `Host` is refused (DNS rebinding), and every answer carries headers that keep a browser
+//! from doing anything with it but show it. Trouble here ends no account: the listener is a task of its own.
+
+mod guard;
+mod health;
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use axum::{Router, middleware, routing::get};
+use axum_server::{Handle, tls_rustls::RustlsConfig};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::{account::state_board::CurrentStates, config::AdminSection, metrics, store::SharedStore};
+
+/// How often what histograms have gathered is folded together, so that it does not pile up where nobody scrapes.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+/// How soon an address that was taken is tried again.
+const BIND_AGAIN_EVERY: Duration = Duration::from_secs(5);
+/// How long answers that are under way may take at the end.
+const END_WITHIN: Duration = Duration::from_secs(2);
+
+/// What the pages show.
+#[derive(Clone)]
+struct AdminState {
+    store: SharedStore,
+    states: CurrentStates,
+    metrics: PrometheusHandle,
+    guard: Arc<guard::Guard>,
+}
+
+/// The running listener.
+pub struct AdminServer {
+    url: Option<String>,
+    handle: Handle<SocketAddr>,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+    upkeep: JoinHandle<()>,
+}
+
+impl AdminServer {
+    /// Listens on `admin.listen`. If another program has the address, accounts are served without the listener, which
+    /// tries again until the address is free: the archive does not wait for a page.
+    ///
+    /// # Errors
+    /// If the token or the certificate can't be used, or metrics can't be gathered; each names its key.
+    pub async fn start(
+        section: &AdminSection,
+        store: SharedStore,
+        states: CurrentStates,
+    ) -> anyhow::Result<Self> {
+        let guard = Arc::new(guard::Guard::new(section)?);
+        let metrics = metrics::install().context("metrics can't be gathered")?;
+        let router = router(AdminState { store, states, metrics: metrics.clone(), guard });
+        let tls = match (&section.tls_cert_file, &section.tls_key_file) {
+            (Some(certificate), Some(key)) => Some(tls(certificate, key).await?),
+            _ => None,
+        };
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let (listen, handle, stop) = (section.listen, Handle::new(), CancellationToken::new());
+        let listener = bind(listen);
+        let address = listener.as_ref().ok().and_then(|listener| listener.local_addr().ok());
+        let url = address.map(|address| format!("{scheme}://{address}/"));
+        match (&url, &listener) {
+            (Some(url), _) => tracing::info!(%url, "the admin listener answers"),
+            (None, Err(error)) => tracing::error!(
+                %error,
+                "admin.listen: {listen} can't be listened on, so there are no metrics and no health; tried again \
+                 every {} s",
+                BIND_AGAIN_EVERY.as_secs()
+            ),
+            (None, Ok(_)) => {}
+        }
+        let serving = {
+            let (handle, stop) = (handle.clone(), stop.clone());
+            tokio::spawn(async move {
+                let serving = async {
+                    let listener = bound(listener, listen).await;
+                    let service = router.into_make_service();
+                    match tls {
+                        Some(tls) => {
+                            axum_server::from_tcp_rustls(listener, tls)?.handle(handle).serve(service).await
+                        }
+                        None => axum_server::from_tcp(listener)?.handle(handle).serve(service).await,
+                    }
+                };
+                let served: std::io::Result<()> = tokio::select! {
+                    served = serving => served,
+                    () = stop.cancelled() => Ok(()),
+                };
+                if let Err(error) = served {
+                    tracing::error!(%error, "the admin listener has ended; accounts go on without it");
+                }
+            })
+        };
+        let upkeep = tokio::spawn(async move {
+            let mut tick = tokio::time::interval(UPKEEP_EVERY);
+            loop {
+                tick.tick().await;
+                metrics.run_upkeep();
+            }
+        });
+        Ok(Self { url, handle, stop, serving, upkeep })
+    }
+
+    /// `http://127.0.0.1:8470/`; `None` if the address was taken at the start.
+    pub fn url(&self) -> Option<&str> {
+        self.url.as_deref()
+    }
+
+    /// Answers what is under way and ends.
+    pub async fn stop(self) {
+        let Self { handle, stop, mut serving, upkeep, .. } = self;
+        handle.graceful_shutdown(Some(END_WITHIN));
+        upkeep.abort();
+        // A panic in it was logged when it happened.
+        if tokio::time::timeout(END_WITHIN * 2, &mut serving).await.is_err() {
+            stop.cancel();
+            let _ = serving.await;
+        }
+    }
+}
+
+fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(listen)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// The listener, as soon as its address is free.
+async fn bound(first: std::io::Result<TcpListener>, listen: SocketAddr) -> TcpListener {
+    let mut attempt = first;
+    loop {
+        match attempt {
+            Ok(listener) => return listener,
+            Err(_) => tokio::time::sleep(BIND_AGAIN_EVERY).await,
+        }
+        attempt = bind(listen);
+        if attempt.is_ok() {
+            tracing::info!(%listen, "the admin listener answers now");
+        }
+    }
+}
+
+fn router(state: AdminState) -> Router {
+    let guard = Arc::clone(&state.guard);
+    let restricted = Router::new()
+        .route("/metrics", get(health::metrics))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&guard), guard::require_token));
+    Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .merge(restricted)
+        .layer(middleware::from_fn_with_state(guard, guard::protect))
+        .with_state(state)
+}
+
+async fn tls(certificate: &Path, key: &Path) -> anyhow::Result<RustlsConfig> {
+    let read = |name: &'static str, path: &Path| {
+        let path = path.to_owned();
+        async move {
+            tokio::fs::read(&path).await.with_context(|| format!("{name} {} can't be read", path.display()))
+        }
+    };
+    let (certificates, private_key) =
+        (read("admin.tls_cert_file", certificate).await?, read("admin.tls_key_file", key).await?);
+    // An error means that the process has a provider already, which is what is wanted.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    RustlsConfig::from_pem(certificates, private_key).await.with_context(|| {
+        format!(
+            "admin.tls_cert_file {} and admin.tls_key_file {} are not a certificate chain and its key in PEM form",
+            certificate.display(),
+            key.display()
+        )
+    })
+}
