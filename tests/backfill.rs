@@ -159,6 +159,7 @@ async fn signed_in(root: Url) -> Account {
         node: "node".to_owned(),
         rules: RuleSettings {
             retry_uncertain: false,
+            typing: false,
             plain_from_html: str::to_owned,
             retry: RetryPolicy { base: Duration::from_secs(1), cap: Duration::from_secs(1) },
             max_attempts: 1,

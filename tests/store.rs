@@ -16,7 +16,7 @@ use ucwa_relay::{
             ArchiveCommit, Content, ConversationEnded, ConversationFact, Direction, EventSender, Fact,
             FailureReason, FetchedResource, InvitationFact, InvitationKind, LoggedConversation,
             LoggedMessage, MessageFact, OperationStatus, ParticipantChange, ParticipantDetails,
-            ParticipantFact, Person, Phase, Quarantined, SendFact, SendOutcome,
+            ParticipantFact, Person, Phase, Quarantined, SendFact, SendOutcome, TypingFact,
         },
         retry::RetryPolicy,
         workspace::RuleSettings,
@@ -57,6 +57,7 @@ fn settings(url: String) -> StoreSettings {
             retry: RetryPolicy { base: Duration::from_secs(30), cap: Duration::from_secs(600) },
             max_attempts: 5,
             retry_uncertain: false,
+            typing: true,
         },
     }
 }
@@ -201,6 +202,7 @@ impl Online {
 
 fn bob() -> Person {
     Person {
+        contact_uri: None,
         href: Some(format!("{TALK}/participants/bob")),
         uri: Some("sip:bob@contoso.com".to_owned()),
         name: Some("Bob".to_owned()),
@@ -209,6 +211,7 @@ fn bob() -> Person {
 
 fn bob_joined() -> Fact {
     Fact::Participant(ParticipantFact {
+        role: None,
         conversation_href: TALK.to_owned(),
         href: format!("{TALK}/participants/bob"),
         change: ParticipantChange::Joined,
@@ -233,6 +236,7 @@ fn conversation() -> Fact {
 
 fn message_fact(number: u32, text: &str) -> MessageFact {
     MessageFact {
+        unreadable_time: None,
         conversation_href: TALK.to_owned(),
         href: format!("{TALK}/messages/{number}"),
         phase: Phase::Completed,
@@ -266,6 +270,7 @@ fn link(number: u32) -> Fact {
 
 fn invitation() -> Fact {
     Fact::Invitation(InvitationFact {
+        derived_conversation_href: None,
         href: "/invitations/1".to_owned(),
         kind: InvitationKind::Messaging,
         phase: Phase::Started,
@@ -487,6 +492,47 @@ async fn a_session_is_resumed_and_a_new_one_ends_it() {
 }
 
 #[tokio::test]
+async fn a_resume_ends_what_was_open_in_the_commit_that_moves_the_cursor() {
+    let database = Database::new().await;
+    let (store, alice) = (&database.store, database.online("alice").await);
+    alice.events("/events?ack=2", vec![conversation(), bob_joined()]).await;
+    for recipient in ["bob@contoso.com", "carol@contoso.com"] {
+        store.enqueue(&row(recipient)).await.unwrap();
+    }
+    let claimed = database.claim().await;
+    assert_eq!(claimed.len(), 2);
+    let now = Timestamp::now();
+    let commit = alice.commit_of(Some("/events?ack=7"), vec![message(5, "with it")]);
+    for _ in 0..2 {
+        store.resume(commit.clone(), now - 1.minute(), "the server said resume").await.unwrap();
+    }
+    let mut outside = database.outside().await;
+    assert_eq!(outside.rows("SELECT reason FROM coverage_gaps").await, ["the server said resume"]);
+    assert_eq!(
+        outside.rows("SELECT end_code FROM conversations WHERE ended_at IS NOT NULL").await,
+        ["resume"]
+    );
+    assert_eq!(outside.count("participants WHERE left_at IS NULL").await, 0);
+    assert_eq!(outside.count("backfills").await, 1);
+    assert_eq!(texts(store).await, ["with it"]);
+    let session = store.open_session(alice.account).await.unwrap().unwrap();
+    assert_eq!((session.id, session.event_cursor.as_deref()), (alice.session.id, Some("/events?ack=7")));
+    assert_eq!(outside.count("outbox WHERE state = 'uncertain' AND last_error LIKE '%resume%'").await, 2);
+
+    // What never left goes back, and a refusal that comes late is believed.
+    store.release_claim(claimed[0].outbox, &claimed[0].operation_id).await.unwrap();
+    alice.send_fact(&claimed[1], retry_at(now)).await;
+    assert_eq!(
+        outside.rows("SELECT state, attempts, finished_at IS NULL FROM outbox ORDER BY id").await,
+        ["queued|0|1", "queued|1|1"]
+    );
+    let known = store.conversation(alice.account, ConversationId(1)).await.unwrap().unwrap();
+    assert_eq!(known.remote_uri.as_deref(), Some("sip:bob@contoso.com"));
+    assert_eq!((known.thread_id.as_deref(), known.multiparty), (Some("thread"), false));
+    assert_eq!(store.conversation(alice.account, ConversationId(9)).await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn the_time_between_two_sessions_is_a_gap() {
     let database = Database::new().await;
     let alice = database.online("alice").await;
@@ -603,6 +649,7 @@ async fn a_log_adds_what_no_session_has_archived_however_often_it_is_read() {
         ..ConversationFact::default()
     });
     let message = Fact::Message(MessageFact {
+        unreadable_time: None,
         conversation_href: TALK.to_owned(),
         href: "/messages/1".to_owned(),
         phase: Phase::Completed,
@@ -670,6 +717,49 @@ async fn quarantined_payloads_are_listed_shown_and_resolved() {
 }
 
 // ------------------------------------------------------------------------------------------------ archive
+
+#[tokio::test]
+async fn who_typed_and_where_a_talk_went_on_is_stored_once() {
+    let mut database = Database::new().await;
+    let alice = database.online("alice").await;
+    let typing = Fact::Typing(TypingFact { conversation_href: TALK.to_owned(), who: bob() });
+    let Fact::Invitation(derived) = invitation() else { unreachable!() };
+    let derived = Fact::Invitation(InvitationFact {
+        phase: Phase::Completed,
+        status: Some(OperationStatus::Failure),
+        derived_conversation_href: Some("/conversations/next".to_owned()),
+        ..derived
+    });
+    // As many others in between that the two conversations are written by different statements.
+    let others = (0..100).map(|number| {
+        Fact::Conversation(ConversationFact {
+            href: format!("/others/{number}"),
+            ..ConversationFact::default()
+        })
+    });
+    let facts: Vec<Fact> =
+        [conversation(), bob_joined(), typing].into_iter().chain(others).chain([derived]).collect();
+    let commit = alice.commit_of(Some("/events?ack=2"), facts);
+    alice.store.commit(commit.clone()).await.unwrap();
+    database.reopen().await;
+    database.store.commit(commit).await.unwrap();
+    let mut outside = database.outside().await;
+    assert_eq!(
+        outside
+            .rows(
+                "SELECT c.href, p.sip_uri, t.at = p.joined_at FROM typing t
+                   JOIN participants p ON p.id = t.participant_id JOIN conversations c ON c.id = t.conversation_id"
+            )
+            .await,
+        [format!("{TALK}|sip:bob@contoso.com|1")]
+    );
+    assert_eq!(
+        outside
+            .rows("SELECT d.href FROM conversation_summary s JOIN conversations d ON d.id = s.continued_in")
+            .await,
+        ["/conversations/next"]
+    );
+}
 
 #[tokio::test]
 async fn what_was_committed_and_not_acknowledged_comes_again_and_changes_nothing() {

@@ -261,11 +261,11 @@ async fn healthy_with(special: impl Fn(&Seen, &str) -> Option<Answer> + Send + S
 
 // ------------------------------------------------------------------------------------------------ the client
 
-fn clients() -> HttpClients {
+fn clients(poll_margin: Duration) -> HttpClients {
     HttpClients::new(&HttpSettings {
         extra_ca_pem: None,
         request_timeout: Duration::from_secs(20),
-        poll_margin: Duration::from_secs(20),
+        poll_margin,
         connect_timeout: Duration::from_secs(10),
         allow_http: true,
     })
@@ -277,6 +277,15 @@ fn client_of(discovery_url: Url, trusted: &[&str]) -> UcwaClient {
 }
 
 fn client_with(method: SignInMethod, discovery_url: Url, trusted: &[&str]) -> UcwaClient {
+    client_polling(method, discovery_url, trusted, Duration::from_secs(20))
+}
+
+fn client_polling(
+    method: SignInMethod,
+    discovery_url: Url,
+    trusted: &[&str],
+    poll_margin: Duration,
+) -> UcwaClient {
     let settings = SignInSettings {
         sip_uri: "sip:alice@contoso.test".parse().unwrap(),
         username: "CONTOSO\\alice".to_owned(),
@@ -285,7 +294,7 @@ fn client_with(method: SignInMethod, discovery_url: Url, trusted: &[&str]) -> Uc
         trusted_domains: trusted.iter().map(|domain| (*domain).to_owned()).collect(),
         allow_http: true,
     };
-    UcwaClient::new(&clients(), settings, SecretString::from(PASSWORD))
+    UcwaClient::new(&clients(poll_margin), settings, SecretString::from(PASSWORD))
 }
 
 async fn sign_in(server: &Server, trusted: &[&str]) -> (UcwaClient, Result<SignedIn, UcwaError>) {
@@ -425,7 +434,7 @@ async fn without_a_configured_address_both_discovery_hosts_are_asked_and_told() 
         trusted_domains: Vec::new(),
         allow_http: false,
     };
-    let client = UcwaClient::new(&clients(), settings, SecretString::from(PASSWORD));
+    let client = UcwaClient::new(&clients(Duration::from_secs(20)), settings, SecretString::from(PASSWORD));
     match client.sign_in(&|_| {}).await.unwrap_err() {
         UcwaError::DiscoveryFailed { attempts, .. } => {
             let hosts: Vec<_> = attempts.iter().map(|(host, _)| host.as_str()).collect();
@@ -1069,6 +1078,46 @@ async fn a_poll_hands_out_what_it_can_not_read_and_refusals_as_errors() {
     assert!(matches!(page, UcwaError::NotUcwa { .. }), "a proxy's page is no answer of the channel: {page}");
     let error = client.poll_events(&events, None).await.unwrap_err();
     assert_eq!((error.status(), error.subcode()), (Some(409), Some("PGetReplaced")));
+}
+
+#[tokio::test]
+async fn a_poll_on_which_nothing_comes_is_given_up_after_its_time_and_can_be_asked_again() {
+    let bound = Bound::bind().await;
+    let (base, issued, polls) = (bound.base.clone(), AtomicUsize::new(0), AtomicUsize::new(0));
+    let events = format!(
+        "<events href=\"/events?ack=1\" xmlns=\"{NAMESPACE}\">{}</events>",
+        link("next", "/events?ack=2")
+    );
+    let server = bound.serve(move |seen| {
+        let answer = match seen.is("GET", "/events").then(|| polls.fetch_add(1, Ordering::SeqCst)) {
+            // The connection stays, and nothing comes.
+            Some(0) => None,
+            Some(_) => Some(Answer::xml(200, &events)),
+            None => Some(healthy(&base, &seen, &issued, &|_| true)),
+        };
+        async move {
+            match answer {
+                Some(answer) => answer,
+                None => std::future::pending().await,
+            }
+        }
+    });
+    let client = client_polling(SignInMethod::Password, server.url("/root"), &[], Duration::from_millis(500));
+    client.sign_in(&|_| {}).await.unwrap();
+    let parameters = EventParameters {
+        low: Duration::from_secs(15),
+        medium: Duration::from_secs(5),
+        timeout: Duration::from_secs(1),
+        priority: 0,
+    };
+    let cursor = server.url("/events?ack=1");
+    let silent = client.poll_events(&cursor, Some(&parameters)).await.unwrap_err();
+    assert!(matches!(silent, UcwaError::Timeout { sent: true, .. }), "{silent:?}");
+    assert_eq!(silent.action(), Action::RepeatAsIs);
+    let answer = client.poll_events(&cursor, Some(&parameters)).await.unwrap();
+    assert!(answer.batch.is_ok());
+    let paths: Vec<_> = server.requests("GET", "/events").into_iter().map(|seen| seen.path).collect();
+    assert_eq!(paths[0], paths[1], "the same is asked again");
 }
 
 #[tokio::test]

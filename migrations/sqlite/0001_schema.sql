@@ -5,6 +5,9 @@
 -- so that the sqlite3 of an older distribution can still open the file. The full-text index is not part of it: the
 -- server makes and drops it as `archive.full_text` says.
 --
+-- Texts hold what came, control characters included, but for NUL, which stands as U+2400 (SYMBOL FOR NULL), and what is
+-- no character in its charset, which stands as U+FFFD.
+--
 -- Columns that the contract does not name carry the service's own bookkeeping; they are marked "own".
 
 -- ------------------------------------------------------------------------------------------------ accounts
@@ -121,7 +124,8 @@ CREATE TABLE conversations (
     end_code           TEXT,
     end_subcode        TEXT,
     awaiting           TEXT    CHECK (awaiting IN ('fetch')),   -- own: only a link came
-    first_message_href TEXT                                     -- own: first incoming message event, for the invitation's text
+    first_message_href TEXT,                                    -- own: first incoming message event, for the invitation's text
+    continued_in       INTEGER REFERENCES conversations (id) DEFERRABLE INITIALLY DEFERRED  -- derived conversation: where the talk went on
 ) STRICT;
 CREATE UNIQUE INDEX conversations_href ON conversations (account_id, session_id, href);
 CREATE INDEX conversations_open ON conversations (account_id, session_id) WHERE ended_at IS NULL;
@@ -147,6 +151,16 @@ CREATE INDEX participants_href ON participants (account_id, session_id, href);
 CREATE UNIQUE INDEX participants_one_open_stay ON participants (account_id, session_id, href)
     WHERE left_at IS NULL AND href IS NOT NULL;
 CREATE INDEX participants_uri ON participants (account_id, sip_uri) WHERE sip_uri IS NOT NULL;
+
+-- Who began to type when, if archive.typing is on.
+CREATE TABLE typing (
+    id              INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id      INTEGER NOT NULL REFERENCES accounts (id),
+    conversation_id INTEGER NOT NULL REFERENCES conversations (id),
+    participant_id  INTEGER NOT NULL REFERENCES participants (id),
+    at              TEXT    NOT NULL
+) STRICT;
+CREATE INDEX typing_of_conversation ON typing (account_id, conversation_id, at);
 
 CREATE TABLE messages (
     id                INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -473,7 +487,9 @@ SELECT a.sip_uri AS account,
        c.thread_id,
        c.subject,
        c.started_at,
-       c.ended_at
+       c.ended_at,
+       c.multiparty,
+       c.continued_in
   FROM conversations c
   JOIN accounts a ON a.id = c.account_id;
 

@@ -27,17 +27,20 @@ use crate::{
             InvitationProgress, MessagingView, SharedView, StopConversation, shared_view,
         },
         delivery::{DeliveryContext, call_operation_id, commit_send, release_claim, settle_left_over},
-        event_channel::{ChannelExited, ChannelHealth, EventChannel, EventsCommitted, Follow, StopChannel},
+        event_channel::{
+            ChannelExited, ChannelHealth, Continuity, EventChannel, EventsCommitted, Follow, StopChannel,
+        },
         sign_in::{SignInFailure, SignedIn, describe_end, sign_in},
+        take_up::{Open, TakenUp, learn_open, take_up},
     },
     archive::{
         fact::{
-            ArchiveCommit, ConversationEnded, Fact, FailureReason, Fetch, FetchedResource, InvitationAction,
-            InvitationAnswered, InvitationKind, SendFact, SendOutcome, Unfetchable,
+            ArchiveCommit, Fact, FailureReason, Fetch, FetchedResource, InvitationAction, InvitationAnswered,
+            InvitationKind, OperationStatus, SendFact, SendOutcome, Unfetchable,
         },
         interpret::interpret_fetched,
     },
-    identifiers::{OperationId, OutboxId, SipUri},
+    identifiers::{ConversationId, OperationId, OutboxId, SipUri},
     metrics::{self, Reconnect, Restarted},
     store::{Account, AccountState, ClaimedSend, CommitOutcome, InvitationPolicy, SettledSend, StoreError},
     ucwa::{Event, EventKind, Resource, Sender, SignInStep, UcwaClient, UcwaError},
@@ -49,6 +52,10 @@ const FETCHES_AT_ONCE: usize = 4;
 const FETCH_ATTEMPTS: u32 = 6;
 /// An activity report is due every four minutes; three leave room for a repetition.
 const REPORT_EVERY: Duration = Duration::from_secs(180);
+/// How often the messaging of a conference is asked for before it is left alone until its link has gone and come back.
+const MESSAGING_ATTEMPTS: u32 = 5;
+/// Messaging that is gone, or that could not be added, is looked at again after this.
+const MESSAGING_GRACE: Duration = Duration::from_secs(2);
 /// How long a stopping account waits for sends that are out.
 const FINISH_SENDS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -113,6 +120,8 @@ struct SignInProgressed(SignInStep);
 /// A row that somebody is busy with.
 struct Handed {
     send: ClaimedSend,
+    /// When somebody began with it, or somewhat before.
+    at: Timestamp,
     /// The conversation that has it; none while it is only being settled.
     conversation: Option<u64>,
     /// Tells whoever is busy with it that the event stream settled it.
@@ -124,6 +133,12 @@ struct Conversation {
     view: SharedView,
     href: Option<String>,
     destination: Option<String>,
+    /// The IM leg was connected before.
+    had_messaging: bool,
+    /// How often messaging was asked for since it was last there.
+    asked_for_messaging: u32,
+    /// It is being asked for, or will be looked at again soon.
+    asking_for_messaging: bool,
 }
 
 /// What exists only while the account is signed in.
@@ -157,6 +172,13 @@ pub struct AccountActor {
     handed: HashMap<OutboxId, Handed>,
     /// Rows that wait for `outbox.per_account_rate`.
     delayed: VecDeque<ClaimedSend>,
+    /// What is open on the server is being learnt, for which time of this life.
+    learning: Option<u64>,
+    learnt: u64,
+    /// Rows that wait for it, so that open conversations are used.
+    held_back: VecDeque<ClaimedSend>,
+    /// Rows whose thread the server has open, somewhere.
+    looked_for: HashSet<OutboxId>,
     /// Which conversation an invitation belongs to.
     invitations: HashMap<String, u64>,
     /// Incoming invitations that were answered, so that each is answered once.
@@ -197,6 +219,10 @@ impl AccountActor {
             operations: HashMap::new(),
             handed: HashMap::new(),
             delayed: VecDeque::new(),
+            learning: None,
+            learnt: 0,
+            held_back: VecDeque::new(),
+            looked_for: HashSet::new(),
             invitations: HashMap::new(),
             answered: HashSet::new(),
             looked_for_link: HashSet::new(),
@@ -296,13 +322,12 @@ impl AccountActor {
         }
         Self::report_activity_later(ctx);
         // What an earlier life left open is taken up before new rows are claimed, so that its conversations are used.
-        let store = Arc::clone(&self.environment.store);
         let conversations = application.conversations();
         let take_up = async move {
             if !resumed {
                 return TakenUp::default();
             }
-            take_up(&store, &context, conversations).await
+            take_up(&context, conversations).await
         };
         ctx.spawn(
             tracing::Instrument::instrument(take_up, self.span.clone())
@@ -342,26 +367,10 @@ impl AccountActor {
             // What was found stays in the database for the next life.
             return;
         }
-        for found in taken_up.conversations {
-            let Some(number) = self.conversation_by_href(&found.href, ctx) else { continue };
-            if let Some(conversation) = self.conversations.get(&number) {
-                // Events that came meanwhile are newer than what was read.
-                conversation.view.send_modify(|view| {
-                    view.thread_id = view.thread_id.take().or(found.view.thread_id);
-                    view.messaging_href = view.messaging_href.take().or(found.view.messaging_href);
-                    view.messaging = view.messaging.take().or(found.view.messaging);
-                    view.add_participant = view.add_participant.take().or(found.view.add_participant);
-                    view.multiparty |= found.view.multiparty || found.multiparty;
-                });
-            }
-            if let Some(remote) = found.remote.filter(|_| !found.multiparty) {
-                self.serve_destination(number, &remote);
-            }
-        }
+        self.go_on_with(taken_up.open, ctx);
         for left_over in taken_up.unsettled {
-            self.settle_left_over(left_over, ctx);
+            self.settle_left_over(left_over.send, left_over.claimed_at, ctx);
         }
-        self.fetch(taken_up.unfetched, ctx);
         let Some(live) = &self.live else { return };
         self.environment.directory.enter(
             self.account.id,
@@ -379,16 +388,128 @@ impl AccountActor {
         self.span.in_scope(|| tracing::info!("signed in"));
     }
 
-    fn settle_left_over(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
+    /// The server lost track of what this application followed: whatever was open has ended. Each conversation's actor
+    /// ends when what it has under way is answered; what it has not begun goes back to the queue.
+    fn forget_conversations(&mut self) {
+        self.by_href.clear();
+        self.by_destination.clear();
+        self.operations.clear();
+        self.invitations.clear();
+        for conversation in self.conversations.values() {
+            conversation.view.send_modify(|view| view.ended = true);
+        }
+    }
+
+    /// Asks the server what is open, in the same application and without holding up its event channel.
+    fn learn_what_is_open(&mut self, ctx: &mut Context<Self>) {
+        let Some(live) = &self.live else { return };
+        self.learnt += 1;
+        let number = self.learnt;
+        self.learning = Some(number);
+        let (context, application) = (Arc::clone(&live.context), live.application.clone());
+        let learning = async move { learn_open(&context, &application).await };
+        ctx.spawn(
+            tracing::Instrument::instrument(learning, self.span.clone())
+                .into_actor(self)
+                .map(move |open, account, ctx| account.learnt_what_is_open(number, open, ctx)),
+        );
+    }
+
+    fn learnt_what_is_open(&mut self, number: u64, open: Open, ctx: &mut Context<Self>) {
+        if self.learning != Some(number) {
+            // The server lost track once more meanwhile.
+            return;
+        }
+        self.learning = None;
+        if self.stopping.is_none() {
+            self.go_on_with(open, ctx);
+        }
+        for outbox in std::mem::take(&mut self.looked_for) {
+            if let Some(handed) = self.handed.remove(&outbox) {
+                self.relay_in_thread(handed.send, ctx);
+            }
+        }
+        for send in std::mem::take(&mut self.held_back) {
+            self.relay(send, ctx);
+        }
+    }
+
+    /// The server would not begin a conversation because one of this thread is open: says the row in that, if it is with
+    /// the same people.
+    fn relay_in_thread(&mut self, mut send: ClaimedSend, ctx: &mut Context<Self>) {
+        let Some(live) = self.live.as_ref().filter(|_| self.stopping.is_none()) else {
+            self.give_back(send.outbox, send.operation_id, ctx);
+            return;
+        };
+        if let Some(number) = self.conversation_of_thread(&send) {
+            self.hand_over(number, send, ctx);
+            return;
+        }
+        if matches!(send.conversation.take(), Some((_, None))) {
+            // Only we wanted to go on with the thread of a conversation that is over.
+            send.thread_id = None;
+            self.relay_now(send, ctx);
+            return;
+        }
+        let reason = FailureReason {
+            code: Some("Conflict".to_owned()),
+            subcode: Some("ThreadIdAlreadyExists".to_owned()),
+            message: None,
+        };
+        let error = format!(
+            "the server has a conversation of thread {} open, and none with only {} was found: leave thread_id out, or \
+             name that conversation by conversation_id",
+            send.thread_id.take().unwrap_or_default(),
+            destination_key(&send.recipients),
+        );
+        self.refuse(Arc::clone(&live.context), send, reason, error, ctx);
+    }
+
+    /// Takes over what was found open.
+    fn go_on_with(&mut self, open: Open, ctx: &mut Context<Self>) {
+        for href in open.gone {
+            if let Some(conversation) = self.known_conversation(&href) {
+                conversation.view.send_modify(|view| view.ended = true);
+            }
+            self.ended.insert(href);
+        }
+        for found in open.conversations {
+            let Some(number) = self.conversation_by_href(&found.href, ctx) else { continue };
+            if let Some(conversation) = self.conversations.get(&number) {
+                // Events that came meanwhile are newer than what was read.
+                conversation.view.send_modify(|view| {
+                    view.thread_id = view.thread_id.take().or(found.view.thread_id);
+                    view.messaging_href = view.messaging_href.take().or(found.view.messaging_href);
+                    view.messaging = view.messaging.take().or(found.view.messaging);
+                    view.add_participant = view.add_participant.take().or(found.view.add_participant);
+                    view.multiparty |= found.view.multiparty || found.multiparty;
+                    view.state = view.state.take().or(found.view.state);
+                });
+            }
+            if let Some(remote) = found.remote.filter(|_| !found.multiparty) {
+                self.serve_destination(number, &remote);
+            }
+        }
+        self.fetch(open.unfetched, ctx);
+        self.hear_conferences(ctx);
+    }
+
+    fn settle_left_over(&mut self, send: ClaimedSend, claimed_at: Timestamp, ctx: &mut Context<Self>) {
         let Some(live) = &self.live else { return };
         let (tell, settled) = oneshot::channel();
-        self.handed.insert(send.outbox, Handed { send: send.clone(), conversation: None, tell: Some(tell) });
+        self.handed.insert(
+            send.outbox,
+            Handed { send: send.clone(), at: claimed_at, conversation: None, tell: Some(tell) },
+        );
         let (outbox, context) = (send.outbox, Arc::clone(&live.context));
         let operation_id = send.operation_id.clone();
         ctx.spawn(
-            tracing::Instrument::instrument(settle_left_over(context, send, settled), self.span.clone())
-                .into_actor(self)
-                .map(move |(), account, ctx| account.delivery_finished(outbox, &operation_id, ctx)),
+            tracing::Instrument::instrument(
+                settle_left_over(context, send, claimed_at, settled),
+                self.span.clone(),
+            )
+            .into_actor(self)
+            .map(move |(), account, ctx| account.delivery_finished(outbox, &operation_id, ctx)),
         );
     }
 
@@ -409,7 +530,12 @@ impl AccountActor {
                     None => self.see_invitation_end(event),
                 }
             }
-            ("participantInvitation", Some(resource)) => self.see_participant_invitation(event, resource),
+            ("participantInvitation", Some(resource)) if is_incoming(resource) => {
+                self.see_invitation(InvitationKind::Participant, &event.href, Some(event), resource, ctx);
+            }
+            ("participantInvitation", Some(resource)) => {
+                self.see_participant_invitation(Some(event), resource);
+            }
             ("conversation", _) if event.kind == EventKind::Deleted => {
                 if let Some(conversation) = self.known_conversation(&event.href) {
                     conversation.view.send_modify(|view| view.ended = true);
@@ -448,7 +574,8 @@ impl AccountActor {
 
     fn see_messaging(&mut self, conversation_href: &str, messaging: MessagingView, ctx: &mut Context<Self>) {
         let Some(number) = self.conversation_by_href(conversation_href, ctx) else { return };
-        if let Some(conversation) = self.conversations.get(&number) {
+        if let Some(conversation) = self.conversations.get_mut(&number) {
+            conversation.had_messaging |= messaging.connected;
             conversation.view.send_modify(|view| {
                 if messaging.connected && view.invitation == InvitationProgress::Ringing {
                     view.invitation = InvitationProgress::Accepted;
@@ -468,7 +595,10 @@ impl AccountActor {
             client.get(&url).await.map(|resource| MessagingView::read(&href, &resource))
         };
         ctx.spawn(read.into_actor(self).map(move |read: Result<_, UcwaError>, account, ctx| match read {
-            Ok(messaging) => account.see_messaging(&conversation_href, messaging, ctx),
+            Ok(messaging) => {
+                account.see_messaging(&conversation_href, messaging, ctx);
+                account.hear_conferences(ctx);
+            }
             Err(error) => {
                 tracing::debug!(error = %crate::error_chain(&error), "messaging could not be read");
             }
@@ -484,10 +614,9 @@ impl AccountActor {
         resource: &Resource,
         ctx: &mut Context<Self>,
     ) {
-        let incoming = resource
-            .property("direction")
-            .is_some_and(|direction| direction.eq_ignore_ascii_case("Incoming"));
+        let incoming = is_incoming(resource);
         let progress = invitation_progress(event, resource);
+        self.learn_of_thread(&progress, ctx);
         let conversation = resource.link("conversation").map(|link| link.href.clone());
         let number = if incoming {
             conversation.as_ref().and_then(|conversation| self.conversation_by_href(conversation, ctx))
@@ -521,6 +650,11 @@ impl AccountActor {
         }
         let Some(number) = number else { return };
         self.invitations.insert(href.to_owned(), number);
+        let derived = match &progress {
+            InvitationProgress::Failed(_) => resource.link("derivedConversation"),
+            _ => None,
+        };
+        let mut destination = None;
         if let Some(conversation) = self.conversations.get(&number) {
             conversation.view.send_modify(|view| {
                 if let Some(link) = resource.link("messaging") {
@@ -528,6 +662,22 @@ impl AccountActor {
                 }
                 view.see_invitation(progress);
             });
+            destination.clone_from(&conversation.destination);
+        }
+        // The talk goes on elsewhere: what is said to the same person from now on is said there (protocol 11.3).
+        if let (Some(derived), Some(destination)) = (derived, destination)
+            && let Some(next) = self.conversation_by_href(&derived.href, ctx)
+            && self.conversations.get(&next).is_some_and(|next| !next.view.borrow().multiparty)
+        {
+            self.serve_destination(next, &destination);
+        }
+    }
+
+    /// An invitation of ours failed because its thread has an open conversation: the next attempt is to find that.
+    fn learn_of_thread(&mut self, progress: &InvitationProgress, ctx: &mut Context<Self>) {
+        let InvitationProgress::Failed(reason) = progress else { return };
+        if reason.subcode.as_deref() == Some("ThreadIdAlreadyExists") && self.learning.is_none() {
+            self.learn_what_is_open(ctx);
         }
     }
 
@@ -545,30 +695,104 @@ impl AccountActor {
         }
     }
 
-    fn see_participant_invitation(&mut self, event: &Event, resource: &Resource) {
-        if event.kind != EventKind::Completed {
-            return;
-        }
+    /// Somebody whom this account brings into a group: from an event, or fetched after one.
+    fn see_participant_invitation(&mut self, event: Option<&Event>, resource: &Resource) {
+        let outcome = match invitation_progress(event, resource) {
+            InvitationProgress::Accepted => (OperationStatus::Success, FailureReason::default()),
+            InvitationProgress::Failed(reason) => (OperationStatus::Failure, reason),
+            InvitationProgress::None | InvitationProgress::Ringing => return,
+        };
         let Some(operation_id) = resource.property("operationId") else { return };
         let Some(conversation) =
             resource.link("conversation").and_then(|link| self.known_conversation(&link.href))
         else {
             return;
         };
-        let succeeded = event.status.as_deref().is_some_and(|status| status.eq_ignore_ascii_case("Success"));
-        let status = if succeeded {
-            crate::archive::fact::OperationStatus::Success
-        } else {
-            crate::archive::fact::OperationStatus::Failure
-        };
-        let reason = event.reason.as_ref().map_or_else(FailureReason::default, |reason| FailureReason {
-            code: reason.code.clone(),
-            subcode: reason.subcode.clone(),
-            message: reason.message.clone(),
-        });
         conversation.view.send_modify(|view| {
-            view.completed.insert(OperationId(operation_id.to_owned()), (status, reason));
+            view.completed.insert(OperationId(operation_id.to_owned()), outcome);
         });
+    }
+
+    /// In a conference everybody adds messaging for themselves: what is said in one that this account is in is only
+    /// told to it afterwards (protocol 14).
+    fn hear_conferences(&mut self, ctx: &mut Context<Self>) {
+        if self.stopping.is_some() || self.policy() != InvitationPolicy::Accept {
+            return;
+        }
+        let deaf: Vec<u64> = self
+            .conversations
+            .iter_mut()
+            .filter_map(|(number, conversation)| {
+                let view = conversation.view.borrow();
+                // Connected, or not to be had: what comes after that is another matter.
+                if view.messaging.as_ref().is_some_and(|messaging| messaging.add_messaging.is_none()) {
+                    conversation.asked_for_messaging = 0;
+                }
+                let lacks = view.lacks_messaging()
+                    && !conversation.asking_for_messaging
+                    && conversation.asked_for_messaging < MESSAGING_ATTEMPTS;
+                lacks.then_some(*number)
+            })
+            .collect();
+        for number in deaf {
+            let Some(conversation) = self.conversations.get_mut(&number) else { continue };
+            let offered = conversation
+                .view
+                .borrow()
+                .messaging
+                .as_ref()
+                .is_some_and(|messaging| messaging.add_messaging.is_some());
+            conversation.asking_for_messaging = true;
+            if offered && conversation.asked_for_messaging == 0 && !conversation.had_messaging {
+                self.add_messaging(number, ctx);
+            } else {
+                // Messaging that is rebuilt when a talk of two grows is gone for a moment only.
+                ctx.run_later(MESSAGING_GRACE, move |account, ctx| account.add_messaging(number, ctx));
+            }
+        }
+    }
+
+    /// Asks for the messaging of a conference, unless it has come by itself.
+    fn add_messaging(&mut self, number: u64, ctx: &mut Context<Self>) {
+        let (Some(live), Some(conversation)) = (&self.live, self.conversations.get_mut(&number)) else {
+            return;
+        };
+        conversation.asking_for_messaging = false;
+        let view = conversation.view.borrow().clone();
+        if !view.lacks_messaging() {
+            return;
+        }
+        conversation.asked_for_messaging += 1;
+        let Some(link) = view.messaging.as_ref().and_then(|messaging| messaging.add_messaging.clone()) else {
+            // No event told of its link.
+            if let (Some(href), Some(messaging)) = (view.href, view.messaging_href) {
+                self.read_messaging(href, &messaging, ctx);
+            }
+            return;
+        };
+        conversation.asking_for_messaging = true;
+        conversation.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
+        let operation_id = OperationId(uuid::Uuid::new_v4().to_string());
+        self.operations.insert(operation_id.clone(), number);
+        let client = live.client.clone();
+        let adding = async move {
+            let url = client.resolve(&link)?;
+            client.add_messaging(&url, &operation_id, None).await
+        };
+        ctx.spawn(tracing::Instrument::instrument(adding, self.span.clone()).into_actor(self).map(
+            move |answer: Result<_, UcwaError>, account, ctx| {
+                let Some(conversation) = account.conversations.get_mut(&number) else { return };
+                conversation.asking_for_messaging = false;
+                let Err(error) = answer else { return };
+                tracing::warn!(error = %crate::error_chain(&error), "the messaging of a conference could not be added");
+                conversation.view.send_modify(|view| {
+                    if view.invitation == InvitationProgress::Ringing {
+                        view.invitation = InvitationProgress::None;
+                    }
+                });
+                account.hear_conferences(ctx);
+            },
+        ));
     }
 
     fn policy(&self) -> InvitationPolicy {
@@ -649,7 +873,18 @@ impl AccountActor {
         if let Some(href) = &href {
             self.by_href.insert(href.clone(), number);
         }
-        self.conversations.insert(number, Conversation { address, view, href, destination: None });
+        self.conversations.insert(
+            number,
+            Conversation {
+                address,
+                view,
+                href,
+                destination: None,
+                had_messaging: false,
+                asked_for_messaging: 0,
+                asking_for_messaging: false,
+            },
+        );
         Some(number)
     }
 
@@ -665,19 +900,18 @@ impl AccountActor {
         self.start_conversation(Some(href.to_owned()), Vec::new(), ctx)
     }
 
-    /// From now on rows for this destination go into this conversation.
+    /// This conversation is with these people: from now on rows for them go into it, unless another serves them already.
     fn serve_destination(&mut self, number: u64, destination: &str) {
         let taken = self
             .by_destination
             .get(destination)
             .and_then(|other| self.conversations.get(other))
             .is_some_and(|other| !other.view.borrow().ended);
-        if taken {
-            return;
-        }
         if let Some(conversation) = self.conversations.get_mut(&number) {
             conversation.destination = Some(destination.to_owned());
-            self.by_destination.insert(destination.to_owned(), number);
+            if !taken {
+                self.by_destination.insert(destination.to_owned(), number);
+            }
         }
     }
 
@@ -696,6 +930,7 @@ impl AccountActor {
                             view.messaging = told.messaging.or(view.messaging.take());
                             view.add_participant = told.add_participant.or(view.add_participant.take());
                             view.multiparty |= told.multiparty;
+                            view.state = told.state.or(view.state.take());
                             view.ended = told.ended;
                         });
                     }
@@ -716,6 +951,10 @@ impl AccountActor {
     fn relay(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
         if self.live.is_none() || self.stopping.is_some() {
             self.give_back(send.outbox, send.operation_id, ctx);
+            return;
+        }
+        if self.learning.is_some() {
+            self.held_back.push_back(send);
             return;
         }
         // A burst of one second's worth may go at once; after that, evenly (outbox.per_account_rate).
@@ -740,24 +979,70 @@ impl AccountActor {
             self.give_back(send.outbox, send.operation_id, ctx);
             return;
         };
-        if let Some((id, None)) = &send.conversation
-            && send.recipients.is_empty()
-        {
-            let error = format!("conversation {id} has ended; name recipients to start a new one");
-            self.refuse(Arc::clone(&live.context), send, error, ctx);
+        if let Some((id, None)) = send.conversation {
+            self.relay_after_the_end(id, Arc::clone(&live.context), send, ctx);
             return;
         }
         if let Some(error) = self.wrong_people(&send) {
-            self.refuse(Arc::clone(&live.context), send, error, ctx);
+            self.refuse(Arc::clone(&live.context), send, FailureReason::default(), error, ctx);
             return;
         }
         let Some(number) = self.choose_conversation(&send, ctx) else {
             self.give_back(send.outbox, send.operation_id, ctx);
             return;
         };
+        self.hand_over(number, send, ctx);
+    }
+
+    /// The row names a conversation that is over: goes on with its thread, if it was with one person.
+    fn relay_after_the_end(
+        &self,
+        id: ConversationId,
+        context: Arc<DeliveryContext>,
+        mut send: ClaimedSend,
+        ctx: &mut Context<Self>,
+    ) {
+        let account = self.account.id;
+        let read = async move { (context.store.conversation(account, id).await, context) };
+        ctx.spawn(read.into_actor(self).map(move |(read, context), account, ctx| {
+            let known = match read {
+                Ok(known) => known,
+                Err(error) => {
+                    tracing::warn!(error = %crate::error_chain(&error), "a conversation can't be read; its row waits");
+                    account.give_back(send.outbox, send.operation_id, ctx);
+                    return;
+                }
+            };
+            let known = known.filter(|known| !known.multiparty);
+            let remote = known.as_ref().and_then(|known| known.remote_uri.as_ref()?.parse::<SipUri>().ok());
+            if send.recipients.is_empty() {
+                let Some(remote) = &remote else {
+                    let error = format!(
+                        "conversation {id} has ended and was not with one person alone; name recipients to start a new one"
+                    );
+                    account.refuse(context, send, FailureReason::default(), error, ctx);
+                    return;
+                };
+                send.recipients.push(remote.clone());
+            }
+            if let Some(known) = known.filter(|_| remote.as_ref().is_some_and(|remote| send.recipients == [remote.clone()])) {
+                send.thread_id = send.thread_id.or(known.thread_id);
+                send.subject = send.subject.or(known.subject);
+            }
+            match account.choose_conversation(&send, ctx) {
+                Some(number) => account.hand_over(number, send, ctx),
+                None => account.give_back(send.outbox, send.operation_id, ctx),
+            }
+        }));
+    }
+
+    /// Lets a conversation say a row.
+    fn hand_over(&mut self, number: u64, send: ClaimedSend, ctx: &mut Context<Self>) {
         let (tell, settled) = oneshot::channel();
-        self.handed
-            .insert(send.outbox, Handed { send: send.clone(), conversation: Some(number), tell: Some(tell) });
+        self.handed.insert(
+            send.outbox,
+            Handed { send: send.clone(), at: Timestamp::now(), conversation: Some(number), tell: Some(tell) },
+        );
         self.operations.insert(send.operation_id.clone(), number);
         self.operations.insert(call_operation_id(&send.operation_id), number);
         let (outbox, operation_id) = (send.outbox, send.operation_id.clone());
@@ -776,18 +1061,14 @@ impl AccountActor {
         &self,
         context: Arc<DeliveryContext>,
         send: ClaimedSend,
+        reason: FailureReason,
         error: String,
         ctx: &mut Context<Self>,
     ) {
         let fact = SendFact {
             outbox: send.outbox,
             operation_id: send.operation_id,
-            outcome: SendOutcome::Refused {
-                conversation_href: None,
-                reason: FailureReason::default(),
-                http_status: None,
-                error,
-            },
+            outcome: SendOutcome::Refused { conversation_href: None, reason, http_status: None, error },
         };
         self.spawn(async move { commit_send(&context, fact).await }, ctx);
     }
@@ -801,40 +1082,53 @@ impl AccountActor {
             .then(|| format!("conversation {id} is with {with}, not with {named}: name only one of the two"))
     }
 
+    fn is_open(&self, number: u64) -> bool {
+        self.conversations.get(&number).is_some_and(|conversation| !conversation.view.borrow().ended)
+    }
+
+    /// What is meant for one person is said to that person alone.
+    fn fits(&self, number: u64, send: &ClaimedSend) -> bool {
+        let for_group = send.recipients.len() > 1;
+        self.is_open(number)
+            && self
+                .conversations
+                .get(&number)
+                .is_some_and(|conversation| for_group || !conversation.view.borrow().multiparty)
+    }
+
+    /// The open conversation of the row's thread with the same people. A thread is not a conversation: several may share
+    /// one.
+    fn conversation_of_thread(&self, send: &ClaimedSend) -> Option<u64> {
+        let thread = send.thread_id.as_ref()?;
+        let destination = destination_key(&send.recipients);
+        self.conversations.iter().find_map(|(number, conversation)| {
+            let same_people = conversation.destination.as_ref() == Some(&destination);
+            let same_thread = conversation.view.borrow().thread_id.as_ref() == Some(thread);
+            (same_people && same_thread && self.fits(*number, send)).then_some(*number)
+        })
+    }
+
     /// An open conversation with the recipients, or a new one.
     fn choose_conversation(&mut self, send: &ClaimedSend, ctx: &mut Context<Self>) -> Option<u64> {
-        let for_group = send.recipients.len() > 1;
-        let open = |number: &u64| {
-            self.conversations.get(number).is_some_and(|conversation| !conversation.view.borrow().ended)
-        };
-        // What is meant for one person is said to that person alone.
-        let fits = |number: &u64| {
-            open(number)
-                && self
-                    .conversations
-                    .get(number)
-                    .is_some_and(|conversation| for_group || !conversation.view.borrow().multiparty)
-        };
         if let Some((_, Some(href))) = &send.conversation {
-            if let Some(number) = self.by_href.get(href).filter(|number| open(number)) {
-                return Some(*number);
+            if let Some(number) = self.by_href.get(href).copied().filter(|number| self.is_open(*number)) {
+                return Some(number);
             }
             return self.start_conversation(Some(href.clone()), send.recipients.clone(), ctx);
         }
         let destination = destination_key(&send.recipients);
-        if let Some(thread) = &send.thread_id {
-            let on_thread = self.conversations.iter().find_map(|(number, conversation)| {
-                // A thread is not a conversation: several may share one.
-                let same_people = conversation.destination.as_ref() == Some(&destination);
-                let same_thread = conversation.view.borrow().thread_id.as_ref() == Some(thread);
-                (same_people && same_thread && fits(number)).then_some(*number)
-            });
-            if on_thread.is_some() {
-                return on_thread;
-            }
+        if let Some(number) = self.conversation_of_thread(send) {
+            return Some(number);
         }
-        if let Some(number) = self.by_destination.get(&destination).filter(|number| fits(number)) {
-            return Some(*number);
+        // A row that names another thread is not said in this one.
+        let other_thread = |number: &u64| {
+            let conversation = self.conversations.get(number);
+            let known = conversation.and_then(|conversation| conversation.view.borrow().thread_id.clone());
+            send.thread_id.is_some() && known.is_some() && known != send.thread_id
+        };
+        let open = self.by_destination.get(&destination).copied();
+        if let Some(number) = open.filter(|number| self.fits(*number, send) && !other_thread(number)) {
+            return Some(number);
         }
         let number = self.start_conversation(None, send.recipients.clone(), ctx)?;
         self.by_destination.remove(&destination);
@@ -944,10 +1238,10 @@ impl AccountActor {
             live.channel.do_send(StopChannel);
             (live.client.clone(), live.application.clone(), live.session)
         });
-        let delayed: Vec<ClaimedSend> = self.delayed.drain(..).collect();
+        let waiting: Vec<ClaimedSend> = self.delayed.drain(..).chain(self.held_back.drain(..)).collect();
         let (store, account) = (Arc::clone(&self.environment.store), self.account.id);
         let signing_out = async move {
-            for send in delayed {
+            for send in waiting {
                 release_claim(&store, send.outbox, &send.operation_id).await;
             }
             let Some((reason, (client, application, session))) = sign_out.zip(target) else { return };
@@ -1006,6 +1300,10 @@ fn invitation_progress(event: Option<&Event>, resource: &Resource) -> Invitation
         return InvitationProgress::Accepted;
     }
     InvitationProgress::Ringing
+}
+
+fn is_incoming(resource: &Resource) -> bool {
+    resource.property("direction").is_some_and(|direction| direction.eq_ignore_ascii_case("Incoming"))
 }
 
 /// Recipients as one key, the same in whatever order they are named.
@@ -1090,7 +1388,7 @@ async fn report_activity(
 }
 
 /// Commits facts that did not come from the event channel, however long the database takes.
-async fn commit_facts(context: &DeliveryContext, facts: Vec<Fact>) -> CommitOutcome {
+pub(super) async fn commit_facts(context: &DeliveryContext, facts: Vec<Fact>) -> CommitOutcome {
     let commit = ArchiveCommit {
         account: context.account,
         session: context.session,
@@ -1167,124 +1465,6 @@ async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
     }
 }
 
-/// What an earlier life of the account left open.
-#[derive(Default)]
-struct TakenUp {
-    conversations: Vec<FoundConversation>,
-    unsettled: Vec<ClaimedSend>,
-    unfetched: Vec<Fetch>,
-}
-
-struct FoundConversation {
-    href: String,
-    view: ConversationView,
-    remote: Option<String>,
-    multiparty: bool,
-}
-
-/// Compares what the database believes open with what the server has (resource `conversations`), and reads what is
-/// needed to go on. Nothing here is worth failing a sign-in for: what can't be read is asked again when it is needed.
-async fn take_up(
-    store: &crate::store::SharedStore,
-    context: &DeliveryContext,
-    conversations: Option<Url>,
-) -> TakenUp {
-    let mut taken_up = TakenUp::default();
-    match store.unsettled_sends(context.account).await {
-        Ok(unsettled) => {
-            taken_up.unsettled = unsettled
-                .into_iter()
-                .map(|row| ClaimedSend {
-                    max_attempts: if row.send.max_attempts == i64::MAX {
-                        context.settings.max_attempts
-                    } else {
-                        row.send.max_attempts
-                    },
-                    ..row.send
-                })
-                .collect();
-        }
-        Err(error) => tracing::error!(error = %crate::error_chain(&error), "unsettled sends can't be read"),
-    }
-    match store.unfetched(context.account, context.session).await {
-        Ok(unfetched) => taken_up.unfetched = unfetched,
-        Err(error) => {
-            tracing::error!(error = %crate::error_chain(&error), "unfetched resources can't be read");
-        }
-    }
-    let known = match store.open_conversations(context.account, context.session).await {
-        Ok(known) => known,
-        Err(error) => {
-            tracing::error!(error = %crate::error_chain(&error), "open conversations can't be read");
-            return taken_up;
-        }
-    };
-    let Some(conversations) = conversations else { return taken_up };
-    let listed = match context.client.get(&conversations).await {
-        Ok(resource) => resource,
-        Err(error) => {
-            tracing::warn!(error = %crate::error_chain(&error), "the server's conversations can't be read");
-            return taken_up;
-        }
-    };
-    let mut hrefs: Vec<String> = listed
-        .links("conversation")
-        .map(|link| link.href.clone())
-        .chain(listed.all_embedded("conversation").map(|conversation| conversation.href.clone()))
-        .collect();
-    hrefs.sort();
-    hrefs.dedup();
-    let mut facts = Vec::new();
-    for gone in known.iter().filter(|conversation| !hrefs.contains(&conversation.href)) {
-        facts.push(Fact::ConversationEnded(ConversationEnded { href: gone.href.clone(), reason: None }));
-    }
-    for href in hrefs {
-        let known = known.iter().find(|conversation| conversation.href == href);
-        match read_conversation(&context.client, &href).await {
-            Ok((resource, mut view)) => {
-                facts.extend(interpret_fetched(
-                    &Fetch {
-                        resource: FetchedResource::Conversation,
-                        href: href.clone(),
-                        conversation_href: Some(href.clone()),
-                    },
-                    &resource,
-                ));
-                view.href = Some(href.clone());
-                taken_up.conversations.push(FoundConversation {
-                    href,
-                    view,
-                    remote: known.and_then(|conversation| conversation.remote_uri.clone()),
-                    multiparty: known.is_some_and(|conversation| conversation.multiparty),
-                });
-            }
-            Err(error) => {
-                tracing::debug!(href, error = %crate::error_chain(&error), "an open conversation can't be read");
-            }
-        }
-    }
-    if !facts.is_empty() {
-        commit_facts(context, facts).await;
-    }
-    taken_up
-}
-
-async fn read_conversation(
-    client: &UcwaClient,
-    href: &str,
-) -> Result<(Resource, ConversationView), UcwaError> {
-    let resource = client.get(&client.resolve(href)?).await?;
-    let mut view = ConversationView::default();
-    view.read_conversation(href, &resource);
-    if view.messaging.is_none()
-        && let Some(messaging) = view.messaging_href.clone()
-    {
-        let messaging_resource = client.get(&client.resolve(&messaging)?).await?;
-        view.messaging = Some(MessagingView::read(&messaging, &messaging_resource));
-    }
-    Ok((resource, view))
-}
-
 impl Actor for AccountActor {
     type Context = Context<Self>;
 
@@ -1339,6 +1519,9 @@ impl Handler<EventsCommitted> for AccountActor {
     type Result = ();
 
     fn handle(&mut self, committed: EventsCommitted, ctx: &mut Self::Context) {
+        if committed.continuity == Continuity::Resumed {
+            self.forget_conversations();
+        }
         self.tell_settled(committed.outcome.settled);
         for sender in &committed.batch.senders {
             for event in &sender.events {
@@ -1348,7 +1531,11 @@ impl Handler<EventsCommitted> for AccountActor {
                 }
             }
         }
+        self.hear_conferences(ctx);
         self.fetch(committed.outcome.fetches, ctx);
+        if committed.continuity != Continuity::Unbroken {
+            self.learn_what_is_open(ctx);
+        }
     }
 }
 
@@ -1359,6 +1546,9 @@ impl Handler<Fetched> for AccountActor {
         self.tell_settled(fetched.outcome.settled);
         if let Some(resource) = &fetched.resource {
             match fetched.fetch.resource {
+                FetchedResource::Invitation(InvitationKind::Participant) if !is_incoming(resource) => {
+                    self.see_participant_invitation(None, resource);
+                }
                 FetchedResource::Invitation(kind) => {
                     self.see_invitation(kind, &fetched.fetch.href, None, resource, ctx);
                 }
@@ -1367,6 +1557,7 @@ impl Handler<Fetched> for AccountActor {
                 }
                 FetchedResource::Participant | FetchedResource::Message => {}
             }
+            self.hear_conferences(ctx);
         }
         self.fetch(fetched.outcome.fetches, ctx);
     }
@@ -1390,9 +1581,7 @@ impl Handler<ChannelExited> for AccountActor {
             ChannelEnd::Fenced => ExitReason::Fenced,
             ChannelEnd::Attention(_, after) => ExitReason::NeedsAttention(sentence, after),
             ChannelEnd::Rediscover(_) => ExitReason::Temporary(sentence, None),
-            ChannelEnd::Resumed | ChannelEnd::ApplicationLost(_) | ChannelEnd::Requested => {
-                ExitReason::SessionLost(sentence)
-            }
+            ChannelEnd::ApplicationLost(_) | ChannelEnd::Requested => ExitReason::SessionLost(sentence),
         };
         self.end(reason, ctx);
     }
@@ -1410,6 +1599,17 @@ impl Handler<DeliveryFinished> for AccountActor {
     type Result = ();
 
     fn handle(&mut self, finished: DeliveryFinished, ctx: &mut Self::Context) {
+        if finished.thread_taken
+            && let Some(handed) = self.handed.get_mut(&finished.outbox)
+            && handed.send.operation_id == finished.operation_id
+        {
+            handed.conversation = None;
+            self.looked_for.insert(finished.outbox);
+            if self.learning.is_none() {
+                self.learn_what_is_open(ctx);
+            }
+            return;
+        }
         self.delivery_finished(finished.outbox, &finished.operation_id, ctx);
     }
 }
@@ -1439,7 +1639,7 @@ impl Handler<ConversationExited> for AccountActor {
         for outbox in had {
             let Some(handed) = self.handed.remove(&outbox) else { continue };
             if exited.in_flight == Some(outbox) && !exited.panicked {
-                self.settle_left_over(handed.send, ctx);
+                self.settle_left_over(handed.send, handed.at, ctx);
             } else if exited.in_flight != Some(outbox) {
                 self.give_back(outbox, handed.send.operation_id, ctx);
             }

@@ -32,7 +32,8 @@ pub enum Step {
         /// Href to ask next, as the server gave it.
         cursor: String,
     },
-    /// As [`Step::Commit`], then begin anew: the server lost track of what we follow (`resume`).
+    /// As [`Step::Commit`], and note that the server lost track of what we follow (`resume`): what was open has ended, and
+    /// what is open is learnt while the cursor is asked.
     CommitAndResume {
         /// Href to ask next, as the server gave it.
         cursor: String,
@@ -70,8 +71,6 @@ pub enum ChannelEnd {
     Requested,
     /// It panicked.
     Panicked,
-    /// The server said `resume`: the account takes up the same application anew.
-    Resumed,
     /// The server no longer knows the application, in words.
     ApplicationLost(String),
     /// The address may have moved: sign in from discovery on.

@@ -94,6 +94,8 @@ pub struct ConversationView {
     pub invitation: InvitationProgress,
     /// More than two people, or a conference: not the place for what is meant for one.
     pub multiparty: bool,
+    /// Its `state`, verbatim.
+    pub state: Option<String>,
     /// The recipients of a group row were invited; later rows find them there.
     pub group_assembled: bool,
     /// Who of them could not be brought in, and why.
@@ -116,6 +118,7 @@ impl Default for ConversationView {
             add_participant: None,
             invitation: InvitationProgress::None,
             multiparty: false,
+            state: None,
             group_assembled: false,
             not_reached: Vec::new(),
             completed: HashMap::new(),
@@ -128,8 +131,10 @@ impl Default for ConversationView {
 impl ConversationView {
     /// Takes over how far its invitation is.
     pub fn see_invitation(&mut self, progress: InvitationProgress) {
-        // A call that failed leaves no conversation, whether or not the server says so in an event of its own.
+        // A call that failed leaves no conversation, whether or not the server says so in an event of its own; a
+        // conference goes on without the messaging that was asked for.
         if matches!(progress, InvitationProgress::Failed(_))
+            && !self.is_conference()
             && !self.messaging.as_ref().is_some_and(|messaging| messaging.connected)
         {
             self.ended = true;
@@ -161,6 +166,22 @@ impl ConversationView {
             .and_then(|count| count.trim().parse::<u32>().ok())
             .is_some_and(|count| count > 2);
         self.multiparty |= conference || crowd;
+        if !state.is_empty() {
+            self.state = Some(state.to_owned());
+        }
+    }
+
+    /// The account is in a conference.
+    pub fn is_conference(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.eq_ignore_ascii_case("Conferenced"))
+    }
+
+    /// A conference goes on, and nothing that is said in it is told here.
+    pub fn lacks_messaging(&self) -> bool {
+        let silent = self.messaging.as_ref().is_none_or(|messaging| {
+            !messaging.connected && messaging.disconnected && messaging.add_messaging.is_some()
+        });
+        self.is_conference() && !self.ended && self.invitation != InvitationProgress::Ringing && silent
     }
 }
 
@@ -191,6 +212,8 @@ pub struct DeliveryFinished {
     pub outbox: OutboxId,
     /// The attempt.
     pub operation_id: OperationId,
+    /// It is not at its end: the server has a conversation of its thread open, in which it is to be said.
+    pub thread_taken: bool,
 }
 
 /// Sent by a [`ConversationActor`] to its account exactly once.
@@ -276,9 +299,9 @@ impl ConversationActor {
             send,
             settled,
         );
-        ctx.spawn(delivery.run().into_actor(self).map(move |(), conversation, ctx| {
+        ctx.spawn(delivery.run().into_actor(self).map(move |thread_taken, conversation, ctx| {
             conversation.in_flight = None;
-            conversation.finished.do_send(DeliveryFinished { outbox, operation_id });
+            conversation.finished.do_send(DeliveryFinished { outbox, operation_id, thread_taken });
             // An invitation that failed leaves nothing to talk in: whatever comes next needs a new conversation.
             conversation.deliver_next(ctx);
         }));
@@ -291,7 +314,8 @@ impl ConversationActor {
             let stop = view.messaging.as_ref().and_then(|messaging| messaging.stop_messaging.clone());
             (view.last_activity.elapsed(), stop)
         };
-        let busy = self.in_flight.is_some() || !self.queue.is_empty();
+        // A conference is the others' as well: what is said in it after a pause would be missed.
+        let busy = self.in_flight.is_some() || !self.queue.is_empty() || self.view.borrow().is_conference();
         if idle < self.idle_after || busy {
             let rest = if busy { self.idle_after } else { self.idle_after.saturating_sub(idle) };
             ctx.run_later(rest + Duration::from_millis(100), Self::end_if_idle);

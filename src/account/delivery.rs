@@ -17,18 +17,22 @@ use url::Url;
 use crate::{
     account::{
         AccountSettings,
+        actor::commit_facts,
         backoff::Backoff,
         conversation::{ConversationView, InvitationProgress, MessagingView, SharedView},
         event_channel::ChannelHealth,
     },
     archive::{
-        fact::{ArchiveCommit, Fact, FailureReason, OperationStatus, SendFact, SendOutcome},
+        fact::{
+            ArchiveCommit, ConversationEnded, Fact, FailureReason, OperationStatus, SaidIn, SendFact,
+            SendOutcome,
+        },
         retry::{Healing, classify_invitation_failure, describe_invitation_failure},
     },
     identifiers::{AccountId, OperationId, OutboxId, SessionId, SipUri},
     metrics,
     store::{ClaimedSend, SettledSend, SharedStore, StoreError},
-    ucwa::{OutgoingInvitation, Resource, UcwaClient, UcwaError, html::plain_from_html},
+    ucwa::{Action, OutgoingInvitation, Resource, UcwaClient, UcwaError, html::plain_from_html},
 };
 
 /// How long a conversation may take to become ready for the message: the ring time and what goes before and after it.
@@ -80,6 +84,21 @@ pub struct Delivery {
     gave_up: bool,
 }
 
+/// What was so before a request went out whose answer may be lost.
+struct Before {
+    /// See [`ChannelHealth::continuity`].
+    continuity: u64,
+    /// By this machine's clock.
+    at: Timestamp,
+    said_in: SaidIn,
+}
+
+impl Before {
+    fn now(context: &DeliveryContext, said_in: SaidIn) -> Self {
+        Self { continuity: context.channel.continuity(), at: Timestamp::now(), said_in }
+    }
+}
+
 /// How an attempt ended.
 enum Attempt {
     /// To be committed.
@@ -88,6 +107,8 @@ enum Attempt {
     Settled,
     /// Nothing was asked of the server: the row goes back unsent and uncounted.
     Release,
+    /// The server did not take it because a conversation of its thread is open.
+    ThreadTaken,
 }
 
 /// What the state of the conversation asks for.
@@ -96,6 +117,15 @@ enum Move {
     AddMessaging(String),
     Start,
     Wait,
+}
+
+/// What came of reading a resource.
+enum Asked {
+    Told(Box<Resource>),
+    /// The server has it no longer.
+    Gone,
+    /// It did not say.
+    InVain,
 }
 
 /// What an error of a request that carried the text means for the row.
@@ -123,22 +153,25 @@ impl Delivery {
     }
 
     /// Sends and commits the outcome. Does not return before the outcome is durable, unless the store is closing or
-    /// the account is held elsewhere.
-    pub async fn run(mut self) {
+    /// the account is held elsewhere. Says whether there is no outcome, because a conversation of the row's thread is
+    /// open: the row is to be said in that.
+    pub async fn run(mut self) -> bool {
         let attempt = self.attempt().await;
         // A call whose outcome is not known, or a conversation that did not become ready, must not hold up what comes
         // next: that gets a conversation of its own.
         if self.gave_up {
             self.view.send_modify(|view| view.ended = true);
         }
+        let thread_taken = matches!(attempt, Attempt::ThreadTaken);
         match attempt {
-            Attempt::Settled => {}
+            Attempt::Settled | Attempt::ThreadTaken => {}
             Attempt::Release => {
                 release_claim(&self.context.store, self.send.outbox, &self.send.operation_id).await;
             }
             Attempt::Outcome(outcome) => self.commit(outcome).await,
         }
         self.view.send_modify(|view| view.last_activity = Instant::now());
+        thread_taken
     }
 
     async fn commit(&self, outcome: SendOutcome) {
@@ -317,10 +350,10 @@ impl Delivery {
                 .or_else(|| Some(uuid::Uuid::new_v4().simple().to_string())),
             message: message.clone(),
         };
-        let continuity = self.context.channel.continuity();
+        let before = Before::now(&self.context, SaidIn::NewConversation);
         self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
         let answer = self.context.client.start_messaging(&start_messaging, &invitation).await;
-        self.invitation_answered(answer, message.is_some(), continuity).await
+        self.invitation_answered(answer, message.is_some(), before).await
     }
 
     /// Opens the IM leg of a conversation that has none.
@@ -332,17 +365,18 @@ impl Delivery {
         } else {
             call_operation_id(&self.send.operation_id)
         };
-        let continuity = self.context.channel.continuity();
+        let said_in = self.view.borrow().href.clone().map_or(SaidIn::Unknown, SaidIn::Conversation);
+        let before = Before::now(&self.context, said_in);
         self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
         let answer = self.context.client.add_messaging(&link, &operation_id, message.as_deref()).await;
-        self.invitation_answered(answer, message.is_some(), continuity).await
+        self.invitation_answered(answer, message.is_some(), before).await
     }
 
     async fn invitation_answered(
         &mut self,
         answer: Result<Option<String>, UcwaError>,
         carries_text: bool,
-        continuity: u64,
+        before: Before,
     ) -> Result<Option<Attempt>, Attempt> {
         match answer {
             Ok(location) if carries_text => {
@@ -358,12 +392,16 @@ impl Delivery {
                         }
                     });
                 }
+                if error.subcode() == Some("ThreadIdAlreadyExists") {
+                    self.gave_up = true;
+                    return Err(Attempt::ThreadTaken);
+                }
                 match problem {
                     Problem::Refused => Err(Self::refused_by(None, &error)),
                     Problem::NotAccepted | Problem::LinkGone => Err(self.not_accepted(&error)),
                     // Without the text nothing can be doubled: the row waits for the call's events like any other.
                     Problem::Unknown if !carries_text => Ok(None),
-                    Problem::Unknown => Err(self.settle(&error, continuity).await),
+                    Problem::Unknown => Err(self.settle(&error, before).await),
                 }
             }
         }
@@ -438,8 +476,9 @@ impl Delivery {
         } else {
             ("text/plain", self.send.body.clone())
         };
-        let continuity = self.context.channel.continuity();
         let conversation_href = view.href.clone();
+        let said_in = conversation_href.clone().map_or(SaidIn::Unknown, SaidIn::Conversation);
+        let before = Before::now(&self.context, said_in);
         match self.context.client.send_message(&url, &self.send.operation_id, content_type, &body).await {
             Ok(location) => Ok(Attempt::Outcome(SendOutcome::MessageAccepted {
                 conversation_href: conversation_href.unwrap_or_default(),
@@ -451,55 +490,76 @@ impl Delivery {
                 Problem::NotAccepted => Ok(self.not_accepted(&error)),
                 Problem::Refused => Ok(Self::refused_by(conversation_href, &error)),
                 Problem::LinkGone => Err(error),
-                Problem::Unknown => Ok(self.settle(&error, continuity).await),
+                Problem::Unknown => Ok(self.settle(&error, before).await),
             },
         }
     }
 
-    /// Reads `messaging` because no event told what can be said.
+    /// Reads `messaging` because no event told what can be said; where that is not known or gone, as the conversation now
+    /// has it.
     async fn ask_messaging(&self, view: &ConversationView) {
-        let href = view
-            .messaging
-            .as_ref()
-            .map(|messaging| messaging.href.clone())
-            .or_else(|| view.messaging_href.clone());
-        let Some(href) = href else {
-            self.ask_conversation(view).await;
-            return;
-        };
-        if let Some(resource) = self.read(&href).await {
+        let known = view.messaging.as_ref().map(|messaging| messaging.href.clone());
+        if let Some(href) = known.or_else(|| view.messaging_href.clone()) {
+            match self.read(&href).await {
+                Asked::Told(resource) => {
+                    let messaging = MessagingView::read(&href, &resource);
+                    self.view.send_modify(|view| view.messaging = Some(messaging));
+                    return;
+                }
+                Asked::InVain => return,
+                Asked::Gone => self.view.send_modify(|view| view.messaging = None),
+            }
+        }
+        self.ask_conversation(view).await;
+        let now = self.view.borrow().clone();
+        if let Some(href) = now.messaging_href.filter(|_| now.messaging.is_none() && !now.ended)
+            && let Asked::Told(resource) = self.read(&href).await
+        {
             let messaging = MessagingView::read(&href, &resource);
             self.view.send_modify(|view| view.messaging = Some(messaging));
         }
     }
 
-    /// Reads the conversation because no event told of it.
+    /// Reads the conversation because no event told of it. One that is gone is over, also for whoever names it in the
+    /// queue.
     async fn ask_conversation(&self, view: &ConversationView) {
         let Some(href) = &view.href else { return };
-        if let Some(resource) = self.read(href).await {
-            self.view.send_modify(|view| view.read_conversation(href, &resource));
+        match self.read(href).await {
+            Asked::Told(resource) => self.view.send_modify(|view| view.read_conversation(href, &resource)),
+            Asked::Gone => {
+                let ended = ConversationEnded { href: href.clone(), reason: None };
+                commit_facts(&self.context, vec![Fact::ConversationEnded(ended)]).await;
+                self.view.send_modify(|view| view.ended = true);
+            }
+            Asked::InVain => {}
         }
     }
 
-    /// Reads a resource of the conversation; one that is gone ends it.
-    async fn read(&self, href: &str) -> Option<Resource> {
-        let url = self.context.client.resolve(href).ok()?;
-        match self.context.client.get(&url).await {
-            Ok(resource) => Some(resource),
+    /// Reads a resource of the conversation.
+    async fn read(&self, href: &str) -> Asked {
+        let answer = match self.context.client.resolve(href) {
+            Ok(url) => self.context.client.get(&url).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(resource) => Asked::Told(Box::new(resource)),
             // Without UCWA's own words it may be an application pool that is just restarting.
-            Err(error) if matches!(error.status(), Some(404 | 410)) && error.reason().is_some() => {
-                self.view.send_modify(|view| view.ended = true);
-                None
+            Err(error)
+                if matches!(error.status(), Some(404 | 410))
+                    && error.reason().is_some()
+                    && error.action() != Action::RecreateApplication =>
+            {
+                Asked::Gone
             }
             Err(error) => {
                 tracing::debug!(error = %crate::error_chain(&error), "the conversation can't be read");
-                None
+                Asked::InVain
             }
         }
     }
 
     /// The answer was lost. Waits for the event stream to tell; see the module's documentation.
-    async fn settle(&mut self, error: &UcwaError, continuity: u64) -> Attempt {
+    async fn settle(&mut self, error: &UcwaError, before: Before) -> Attempt {
         let wait = self.context.settings.settle_after;
         tracing::warn!(
             outbox.id = self.send.outbox.0,
@@ -508,7 +568,7 @@ impl Delivery {
             "the answer to a send was lost; the event stream will tell what became of it"
         );
         let why = crate::error_chain(error);
-        let attempt = settle(&self.context, &self.send, &mut self.settled, continuity, wait, &why).await;
+        let attempt = settle(&self.context, &self.send, &mut self.settled, before, wait, &why).await;
         let connected = self.view.borrow().messaging.as_ref().is_some_and(|messaging| messaging.connected);
         self.gave_up = !connected && !matches!(attempt, Attempt::Settled);
         attempt
@@ -636,17 +696,18 @@ pub(crate) async fn release_claim(store: &SharedStore, outbox: OutboxId, operati
 pub(super) async fn settle_left_over(
     context: Arc<DeliveryContext>,
     send: ClaimedSend,
+    claimed_at: Timestamp,
     mut settled: oneshot::Receiver<SettledSend>,
 ) {
-    let continuity = context.channel.continuity();
+    let before = Before { at: claimed_at, ..Before::now(&context, SaidIn::Unknown) };
     let wait = context.settings.settle_after;
     let why = "the program ended before the server's answer was stored";
-    match settle(&context, &send, &mut settled, continuity, wait, why).await {
+    match settle(&context, &send, &mut settled, before, wait, why).await {
         Attempt::Outcome(outcome) => {
             commit_send(&context, SendFact { outbox: send.outbox, operation_id: send.operation_id, outcome })
                 .await;
         }
-        Attempt::Settled | Attempt::Release => {}
+        Attempt::Settled | Attempt::Release | Attempt::ThreadTaken => {}
     }
 }
 
@@ -654,12 +715,19 @@ async fn settle(
     context: &DeliveryContext,
     send: &ClaimedSend,
     settled: &mut oneshot::Receiver<SettledSend>,
-    continuity: u64,
+    before: Before,
     wait: Duration,
     why: &str,
 ) -> Attempt {
     let began = Instant::now();
-    if timeout(wait / 2, &mut *settled).await.is_ok_and(|answer| answer.is_ok()) {
+    // Whoever could tell has gone: then there is only time to wait for.
+    let told = async {
+        if settled.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::pin!(told);
+    if timeout(wait / 2, told.as_mut()).await.is_ok() {
         return Attempt::Settled;
     }
     // A half-open connection would keep the event for itself: ask anew, then listen for as long again.
@@ -667,43 +735,52 @@ async fn settle(
     context.channel.ask_again();
     let mut listen = wait / 2;
     loop {
-        if timeout(listen, &mut *settled).await.is_ok_and(|answer| answer.is_ok()) {
+        if timeout(listen, told.as_mut()).await.is_ok() {
             return Attempt::Settled;
         }
-        if context.channel.continuity() != continuity {
-            return uncertain(context, send, "events may have been missed since it was sent", why);
+        if context.channel.continuity() != before.continuity {
+            let because = "events may have been missed since it was sent";
+            return Attempt::Outcome(uncertain(context, send, because, why));
         }
         // A GET that was begun since would have brought the event, or still waits for it.
         let asked_anew = context.channel.polls() > polls && asked_again_at.elapsed() >= SILENCE_COUNTS_AFTER;
         if !context.channel.is_failing() && asked_anew && context.channel.has_read_all() {
-            // The channel missed nothing and tells of no such operation: the server did not take it.
-            return Attempt::Outcome(retry_or_fail(
+            // The channel missed nothing and tells of no such operation: the server did not take it, unless an event
+            // without an id was of it.
+            let silent = retry_or_fail(
                 send,
                 Timestamp::now(),
                 None,
                 FailureReason::default(),
                 format!("not accepted by the server: {why}"),
-            ));
+            );
+            let because = "the server told of a message from this account that nobody can place";
+            return Attempt::Outcome(SendOutcome::Unheard {
+                since: before.at,
+                said_in: before.said_in,
+                silent: Box::new(silent),
+                doubtful: Box::new(uncertain(context, send, because, why)),
+            });
         }
         if began.elapsed() > SETTLE_AT_MOST {
-            return uncertain(context, send, "the event channel can't be read", why);
+            return Attempt::Outcome(uncertain(context, send, "the event channel can't be read", why));
         }
         listen = Duration::from_secs(2);
     }
 }
 
-fn uncertain(context: &DeliveryContext, send: &ClaimedSend, because: &str, why: &str) -> Attempt {
+fn uncertain(context: &DeliveryContext, send: &ClaimedSend, because: &str, why: &str) -> SendOutcome {
     let error = format!("nobody can tell whether the server took it: {why}, and {because}");
     if context.settings.retry_uncertain {
-        return Attempt::Outcome(retry_or_fail(
+        return retry_or_fail(
             send,
             Timestamp::now(),
             None,
             FailureReason::default(),
             format!("{error}; sent again, so the recipient may get it twice"),
-        ));
+        );
     }
-    Attempt::Outcome(SendOutcome::Uncertain { error })
+    SendOutcome::Uncertain { error }
 }
 
 fn reason_of(error: &UcwaError) -> FailureReason {

@@ -5,6 +5,9 @@
 //! carried together with the new cursor (guarantees G1, G2). The account works on a batch while the next GET is
 //! already parked; it can hold up the channel by at most one batch.
 //!
+//! A `resume` or a `resync` is another link to follow and no new beginning: the channel goes on, and tells the account
+//! that what it knew to be open may not be ([`Continuity`]).
+//!
 //! Owned by [`super::actor::AccountActor`], to whom it sends [`EventsCommitted`] after each commit and
 //! [`ChannelExited`] once at its end. It knows of conversations nothing.
 
@@ -44,6 +47,9 @@ const SLOW_COMMIT: Duration = Duration::from_secs(5);
 
 /// So long after a response the server has forgotten what came meanwhile.
 const SERVER_FORGETS: Duration = Duration::from_secs(30);
+
+/// Why a `resume` leaves a gap.
+const RESUMED: &str = "the server asked to resume: it lost track of what was followed";
 
 /// How a channel is doing, for whoever has to judge it from outside.
 #[derive(Debug)]
@@ -131,6 +137,19 @@ pub struct EventsCommitted {
     pub batch: EventBatch,
     /// What the store found to be done.
     pub outcome: CommitOutcome,
+    /// How it follows on what was committed before.
+    pub continuity: Continuity,
+}
+
+/// How a batch follows on the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Continuity {
+    /// Nothing came between them.
+    Unbroken,
+    /// The server asked for `resync`: our link was wrong.
+    Resynchronised,
+    /// The server said `resume`: events were lost, and what was open has ended in the database.
+    Resumed,
 }
 
 /// Sent by an [`EventChannel`] to its account exactly once, whatever ended it.
@@ -244,7 +263,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
         match (step, polled) {
             (Step::Commit { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
                 match follow.commit(&cursor, &batch, &body, received_at).await {
-                    Ok(outcome) => dispatch = Box::pin(account.send(EventsCommitted { batch, outcome })),
+                    Ok(outcome) => dispatch = tell(&account, batch, outcome, Continuity::Unbroken),
                     Err(end) => return end,
                 }
                 parameters = None;
@@ -252,20 +271,22 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
             (Step::CommitAndResume { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
                 metrics::count_reconnect(Reconnect::Resume);
                 follow.health.lose_continuity();
-                if let Err(end) = follow.note_resume(followed_until).await {
-                    return end;
+                tracing::warn!(
+                    "the server asked to resume; its link is followed, and what is open is learnt anew"
+                );
+                match follow.store_batch(&cursor, &batch, &body, received_at, Some(followed_until)).await {
+                    Ok(outcome) => dispatch = tell(&account, batch, outcome, Continuity::Resumed),
+                    Err(end) => return end,
                 }
-                return match follow.commit(&cursor, &batch, &body, received_at).await {
-                    Ok(_) => ChannelEnd::Resumed,
-                    Err(end) => end,
-                };
+                follow.backfill.gap_recorded();
+                parameters = Some(follow.parameters.clone());
             }
             (Step::Resynchronise { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
                 follow.health.lose_continuity();
                 metrics::count_reconnect(Reconnect::Resync);
                 tracing::warn!("the server asked for resync; its link is taken");
                 match follow.commit(&cursor, &batch, &body, received_at).await {
-                    Ok(outcome) => dispatch = Box::pin(account.send(EventsCommitted { batch, outcome })),
+                    Ok(outcome) => dispatch = tell(&account, batch, outcome, Continuity::Resynchronised),
                     Err(end) => return end,
                 }
             }
@@ -276,6 +297,9 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
             }
             (Step::QuarantineAndCommit { cursor }, Ok(answer)) => {
                 follow.health.lose_continuity();
+                if let Err(end) = follow.note_unread(followed_until).await {
+                    return end;
+                }
                 if let Err(end) = follow.quarantine(&answer, Some(&cursor)).await {
                     return end;
                 }
@@ -306,6 +330,15 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
             }
         }
     }
+}
+
+fn tell(
+    account: &Recipient<EventsCommitted>,
+    batch: EventBatch,
+    outcome: CommitOutcome,
+    continuity: Continuity,
+) -> Dispatch {
+    Box::pin(account.send(EventsCommitted { batch, outcome, continuity }))
 }
 
 /// One GET. `None` if somebody asked to begin it again.
@@ -340,33 +373,6 @@ impl Follow {
         }
     }
 
-    /// Before the cursor of a `resume` is committed: the stretch that the server forgot is a gap, and what was being
-    /// sent can no longer be settled by events.
-    async fn note_resume(&self, followed_until: Timestamp) -> Result<(), ChannelEnd> {
-        const WHY: &str = "the server asked to resume: it lost track of what was followed";
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        loop {
-            let noted = async {
-                self.store
-                    .record_stretch(self.account, self.session, followed_until, Timestamp::now(), WHY)
-                    .await?;
-                self.backfill.gap_recorded();
-                self.store.abandon_sends(self.account, WHY).await
-            };
-            match noted.await {
-                Ok(_) => return Ok(()),
-                Err(StoreError::Fenced(_)) => return Err(ChannelEnd::Fenced),
-                Err(StoreError::Closing) => {
-                    return Err(ChannelEnd::Rediscover("the database was closed".to_owned()));
-                }
-                Err(error) => {
-                    tracing::warn!(error = %crate::error_chain(&error), "a resume can't be noted; trying again");
-                    tokio::time::sleep(backoff.next_delay()).await;
-                }
-            }
-        }
-    }
-
     /// Stores what a batch carries with the cursor, however long the database takes; until then nothing is
     /// acknowledged.
     async fn commit(
@@ -376,32 +382,46 @@ impl Follow {
         body: &str,
         received_at: Instant,
     ) -> Result<CommitOutcome, ChannelEnd> {
-        // A payload that breaks the interpreter must not break the account again and again.
-        let facts = std::panic::catch_unwind(AssertUnwindSafe(|| interpret_batch(batch, body)))
-            .unwrap_or_else(|_| {
-                self.health.lose_continuity();
-                metrics::count_quarantined(QuarantineReason::Interpreter);
-                tracing::error!(
-                    "an event-channel response could not be interpreted; it is in event_quarantine"
-                );
-                vec![Fact::Quarantined(Quarantined::new(
-                    "the response broke the interpreter; please report it",
-                    body,
-                ))]
-            });
+        self.store_batch(cursor, batch, body, received_at, None).await
+    }
+
+    async fn store_batch(
+        &mut self,
+        cursor: &str,
+        batch: &EventBatch,
+        body: &str,
+        received_at: Instant,
+        resumed_since: Option<Timestamp>,
+    ) -> Result<CommitOutcome, ChannelEnd> {
+        let facts = self.interpret(batch, body);
         let unlisted = facts.iter().filter(|fact| matches!(fact, Fact::Quarantined(_))).count();
-        let outcome = self.commit_facts(cursor, facts, body, received_at).await?;
+        let outcome = self.store(cursor, facts, body, received_at, resumed_since).await?;
         metrics::count_events(batch);
         metrics::count_quarantined_events(unlisted);
         Ok(outcome)
     }
 
-    async fn commit_facts(
+    /// A payload that breaks the interpreter must not break the account again and again.
+    fn interpret(&self, batch: &EventBatch, body: &str) -> Vec<Fact> {
+        std::panic::catch_unwind(AssertUnwindSafe(|| interpret_batch(batch, body))).unwrap_or_else(|_| {
+            self.health.lose_continuity();
+            metrics::count_quarantined(QuarantineReason::Interpreter);
+            tracing::error!("an event-channel response could not be interpreted; it is in event_quarantine");
+            vec![Fact::Quarantined(Quarantined::new(
+                "the response broke the interpreter; please report it",
+                body,
+            ))]
+        })
+    }
+
+    /// With `resumed_since` the response said `resume`, and the channel had been followed until then.
+    async fn store(
         &mut self,
         cursor: &str,
         facts: Vec<Fact>,
         body: &str,
         received_at: Instant,
+        resumed_since: Option<Timestamp>,
     ) -> Result<CommitOutcome, ChannelEnd> {
         let next = match self.client.resolve(cursor) {
             Ok(next) => next,
@@ -422,7 +442,11 @@ impl Follow {
         };
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
-            match self.store.commit(commit.clone()).await {
+            let stored = match resumed_since {
+                Some(since) => self.store.resume(commit.clone(), since, RESUMED).await,
+                None => self.store.commit(commit.clone()).await,
+            };
+            match stored {
                 Ok(outcome) => {
                     let unparked = received_at.elapsed();
                     if unparked > SLOW_COMMIT {
@@ -499,7 +523,7 @@ impl Follow {
         metrics::count_quarantined(QuarantineReason::Response);
         if let Some(cursor) = cursor {
             let facts = vec![Fact::Quarantined(Quarantined::new(reason, answer.body.as_str()))];
-            self.commit_facts(cursor, facts, &answer.body, Instant::now()).await.map(drop)
+            self.store(cursor, facts, &answer.body, Instant::now(), None).await.map(drop)
         } else {
             // The same response comes again; if this one can't be written down, that one will.
             if let Err(error) =
@@ -508,6 +532,31 @@ impl Follow {
                 tracing::warn!(error = %crate::error_chain(&error), "event_quarantine could not be written");
             }
             Ok(())
+        }
+    }
+
+    /// Before a response that can't be read is acknowledged: what it told is a gap, which conversation logs may fill.
+    /// Of one that is too long the rest is not even in quarantine.
+    async fn note_unread(&self, followed_until: Timestamp) -> Result<(), ChannelEnd> {
+        const WHY: &str =
+            "the server's answer could not be read; it is in event_quarantine as far as it was received";
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            let now = Timestamp::now();
+            match self.store.record_stretch(self.account, self.session, followed_until, now, WHY).await {
+                Ok(()) => {
+                    self.backfill.gap_recorded();
+                    return Ok(());
+                }
+                Err(StoreError::Fenced(_)) => return Err(ChannelEnd::Fenced),
+                Err(StoreError::Closing) => {
+                    return Err(ChannelEnd::Rediscover("the database was closed".to_owned()));
+                }
+                Err(error) => {
+                    tracing::warn!(error = %crate::error_chain(&error), "a gap can't be noted; trying again");
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+            }
         }
     }
 

@@ -21,6 +21,7 @@ pub mod gate;
 pub mod sign_in;
 pub mod state_board;
 pub mod supervisor;
+mod take_up;
 
 use std::{
     collections::HashMap,

@@ -233,7 +233,6 @@ pub fn describe_end(end: &ChannelEnd) -> String {
     match end {
         ChannelEnd::Requested => "the event channel was stopped".to_owned(),
         ChannelEnd::Panicked => "the event channel panicked; please report it".to_owned(),
-        ChannelEnd::Resumed => "the server asked to resume: it lost track of what was followed".to_owned(),
         ChannelEnd::ApplicationLost(sentence)
         | ChannelEnd::Rediscover(sentence)
         | ChannelEnd::Attention(sentence, _) => sentence.clone(),

@@ -43,6 +43,8 @@ pub enum Fact {
     InvitationAnswered(InvitationAnswered),
     /// Somebody joined, changed or left a conversation (resource `participant`, without `in`).
     Participant(ParticipantFact),
+    /// Somebody began to type (resource `participant`, added to `typingParticipants`).
+    Typing(TypingFact),
     /// A message in a conversation (resource `message`).
     Message(MessageFact),
     /// A resource that an event only linked could not be fetched: it is gone, or the server refuses it.
@@ -169,6 +171,8 @@ pub struct Person {
     pub uri: Option<String>,
     /// Display name; never an empty text.
     pub name: Option<String>,
+    /// Lower-case URI from the person's contact, for where the participant can't be asked any more.
+    pub contact_uri: Option<String>,
 }
 
 /// Text as it came: either, both or none of the two.
@@ -222,6 +226,8 @@ pub struct InvitationFact {
     pub reason: Option<FailureReason>,
     /// `onlineMeetingUri` of an invitation to a conference.
     pub online_meeting_uri: Option<String>,
+    /// `derivedConversation`: where the talk goes on instead.
+    pub derived_conversation_href: Option<String>,
     /// The event carried no resource: it has to be fetched.
     pub link_only: bool,
 }
@@ -270,19 +276,32 @@ pub struct ParticipantFact {
     pub title: Option<String>,
     /// From an embedded or fetched resource.
     pub details: Option<ParticipantDetails>,
+    /// `Attendee` or `Leader`, from the list that they were added to.
+    pub role: Option<&'static str>,
     /// `localParticipant`: the account itself.
     pub is_local: bool,
+}
+
+/// Somebody began to type. That they stopped may never be told, so it is not kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TypingFact {
+    /// The conversation (the event's sender).
+    pub conversation_href: String,
+    /// The participant: href and the event's `title`.
+    pub who: Person,
 }
 
 /// Which event on a participant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParticipantChange {
-    /// `added`.
+    /// `added`, or added to `attendees` or `leaders`, in which only members are.
     Joined,
     /// `updated`, or the fetched resource of a known participant.
     Updated,
     /// `deleted`.
     Left,
+    /// `added` to the `lobby`: not in the conversation yet, or not any more.
+    Waits,
 }
 
 /// Properties of a `participant` resource.
@@ -315,6 +334,8 @@ pub struct MessageFact {
     pub content: Content,
     /// `timeStamp`, server clock.
     pub sent_at: Option<Timestamp>,
+    /// `timeStamp` as it came, if it is no time.
+    pub unreadable_time: Option<String>,
     /// On `completed`, or from the resource's `status`.
     pub status: Option<OperationStatus>,
     /// On a failure.
@@ -418,6 +439,29 @@ pub enum SendOutcome {
         /// A sentence for `last_error`.
         error: String,
     },
+    /// The answer was lost, and an event channel that missed nothing told of no such operation. That is no proof if it
+    /// told of a message that no operation is known for.
+    Unheard {
+        /// When the request went out, or somewhat before, by this machine's clock.
+        since: Timestamp,
+        /// Where an event of it would be.
+        said_in: SaidIn,
+        /// What follows if no event can have been of it: the server did not take it.
+        silent: Box<SendOutcome>,
+        /// What follows if one can.
+        doubtful: Box<SendOutcome>,
+    },
+}
+
+/// In which conversation a request would have said something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SaidIn {
+    /// In the one at this href.
+    Conversation(String),
+    /// In one that the request itself began.
+    NewConversation,
+    /// Nobody remembers.
+    Unknown,
 }
 
 /// One `conversationLog` with its transcripts (protocol 16): what was said while nobody followed, or where somebody

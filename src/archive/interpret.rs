@@ -10,8 +10,9 @@ use crate::{
         fact::{
             Content, ConversationEnded, ConversationFact, Direction, EventSender, Fact, FailureReason, Fetch,
             FetchedResource, InvitationFact, InvitationKind, MessageFact, OperationStatus, ParticipantChange,
-            ParticipantDetails, ParticipantFact, Person, Phase, Quarantined,
+            ParticipantDetails, ParticipantFact, Person, Phase, Quarantined, TypingFact,
         },
+        text::storable,
         vocabulary::{is_listed_rel, is_listed_sender},
     },
     identifiers::OperationId,
@@ -84,12 +85,47 @@ pub fn interpret_fetched(fetch: &Fetch, resource: &Resource) -> Vec<Fact> {
                 change: ParticipantChange::Updated,
                 title: None,
                 details: Some(participant_details(resource)),
+                role: None,
                 is_local: resource.link("me").is_some() || resource.rel == "localParticipant",
             })),
             None => facts.push(quarantined("a participant names no conversation", &describe(resource))),
         },
     }
     facts
+}
+
+/// Who is in a conversation, by its own resource and by its resource `participants`: everybody whose stay is not open in
+/// the archive has joined meanwhile.
+pub fn interpret_roster(
+    conversation_href: &str,
+    conversation: &Resource,
+    people: Option<&Resource>,
+) -> Vec<Fact> {
+    let joined = |href: &str, title: Option<&str>, resource: Option<&Resource>, is_local| {
+        Fact::Participant(ParticipantFact {
+            conversation_href: conversation_href.to_owned(),
+            href: href.to_owned(),
+            change: ParticipantChange::Joined,
+            title: title.filter(|title| !title.trim().is_empty()).map(str::to_owned),
+            details: resource.map(participant_details),
+            role: None,
+            is_local: is_local || resource.is_some_and(|resource| resource.link("me").is_some()),
+        })
+    };
+    let local = conversation
+        .embedded("localParticipant")
+        .map(|local| joined(&local.href, None, Some(local), true))
+        .or_else(|| {
+            let link = conversation.link("localParticipant")?;
+            Some(joined(&link.href, link.title.as_deref(), None, true))
+        });
+    let embedded = people.into_iter().flat_map(|people| people.all_embedded("participant"));
+    let linked = people.into_iter().flat_map(|people| people.links("participant"));
+    local
+        .into_iter()
+        .chain(embedded.map(|person| joined(&person.href, None, Some(person), false)))
+        .chain(linked.map(|link| joined(&link.href, link.title.as_deref(), None, false)))
+        .collect()
 }
 
 /// Status and reason of an event, which only some events have.
@@ -248,6 +284,7 @@ fn invitation(
         status: outcome.status,
         reason: outcome.reason.clone(),
         online_meeting_uri: None,
+        derived_conversation_href: None,
         link_only: resource.is_none(),
     };
     let Some(resource) = resource else {
@@ -262,6 +299,7 @@ fn invitation(
     fact.importance = text(resource, "importance");
     fact.conversation_href = conversation_of(resource);
     fact.online_meeting_uri = text(resource, "onlineMeetingUri");
+    fact.derived_conversation_href = derived_conversation(resource);
     fact.to_uri = text(resource, "to")
         .or_else(|| resource.embedded("to").and_then(|to| text(to, "uri")))
         .map(|uri| normal_uri(&uri))
@@ -286,6 +324,7 @@ fn invitation(
                         change: ParticipantChange::Updated,
                         title: None,
                         details: Some(participant_details(participant)),
+                        role: None,
                         is_local: participant.link("me").is_some(),
                     })
                 },
@@ -314,6 +353,7 @@ fn message(
         sender: None,
         content: Content::default(),
         sent_at: None,
+        unreadable_time: None,
         status: outcome.status,
         reason: outcome.reason.clone(),
         operation_id: None,
@@ -325,18 +365,26 @@ fn message(
         fact.sender = resource
             .embedded("participant")
             .map(person)
-            .or_else(|| resource.link("participant").map(linked_person))
+            .or_else(|| {
+                let contact_uri = resource.link("contact").and_then(|link| uri_hint(&link.href));
+                resource.link("participant").map(|link| Person { contact_uri, ..linked_person(link) })
+            })
             .or_else(|| {
                 resource.link("contact").map(|link| Person {
-                    href: None,
                     uri: uri_hint(&link.href),
                     name: link.title.clone().filter(|title| !title.trim().is_empty()),
+                    ..Person::default()
                 })
             });
         let bodies: Vec<&Link> =
             ["plainMessage", "htmlMessage"].iter().filter_map(|rel| resource.link(rel)).collect();
         read_content(&bodies, raw, &mut fact.content, facts);
-        fact.sent_at = resource.property("timeStamp").and_then(|stamp| time::parse(stamp).ok());
+        if let Some(stamp) = text(resource, "timeStamp") {
+            match time::parse(&stamp) {
+                Ok(sent_at) => fact.sent_at = Some(sent_at),
+                Err(_) => fact.unreadable_time = Some(stamp),
+            }
+        }
         fact.status = fact.status.or_else(|| resource.property("status").and_then(status_of));
         fact.operation_id = text(resource, "operationId").map(OperationId);
         fact.failed_recipients = resource
@@ -350,6 +398,7 @@ fn message(
 
 /// Resources `participant` and `localParticipant`.
 fn participant(conversation_href: &str, event: &Event, facts: &mut Vec<Fact>) {
+    let mut role = None;
     let (change, details) = match event.within.as_ref().map(|within| within.rel.as_str()) {
         None => {
             let change = match event.kind {
@@ -359,13 +408,27 @@ fn participant(conversation_href: &str, event: &Event, facts: &mut Vec<Fact>) {
             };
             (change, event.resource.as_ref().map(participant_details))
         }
-        Some(role @ ("attendees" | "leaders")) if event.kind != EventKind::Deleted => {
-            let mut details = event.resource.as_ref().map(participant_details).unwrap_or_default();
-            let named = if role == "leaders" { "Leader" } else { "Attendee" };
-            details.role.get_or_insert_with(|| named.to_owned());
-            (ParticipantChange::Updated, Some(details))
+        Some(list @ ("attendees" | "leaders")) if event.kind != EventKind::Deleted => {
+            role = Some(if list == "leaders" { "Leader" } else { "Attendee" });
+            let change = match event.kind {
+                EventKind::Added => ParticipantChange::Joined,
+                _ => ParticipantChange::Updated,
+            };
+            (change, event.resource.as_ref().map(participant_details))
         }
-        // Typing is not membership, and who waits in the lobby is not in the conversation yet.
+        // Who waits in the lobby is not in the conversation yet, or not any more.
+        Some("lobby") if event.kind == EventKind::Added => (ParticipantChange::Waits, None),
+        Some("typingParticipants") if event.kind == EventKind::Added => {
+            facts.push(Fact::Typing(TypingFact {
+                conversation_href: conversation_href.to_owned(),
+                who: Person {
+                    href: Some(event.href.clone()),
+                    name: event.title.clone().filter(|title| !title.trim().is_empty()),
+                    ..Person::default()
+                },
+            }));
+            return;
+        }
         Some(_) => return,
     };
     facts.push(Fact::Participant(ParticipantFact {
@@ -374,6 +437,7 @@ fn participant(conversation_href: &str, event: &Event, facts: &mut Vec<Fact>) {
         change,
         title: event.title.clone().filter(|title| !title.trim().is_empty()),
         details,
+        role,
         is_local: event.rel == "localParticipant",
     }));
 }
@@ -414,15 +478,26 @@ fn person(resource: &Resource) -> Person {
         href: Some(resource.href.clone()).filter(|href| !href.is_empty()),
         uri: text(resource, "uri").map(|uri| normal_uri(&uri)),
         name: text(resource, "name"),
+        contact_uri: None,
     }
 }
 
 fn linked_person(link: &Link) -> Person {
     Person {
         href: Some(link.href.clone()),
-        uri: None,
         name: link.title.clone().filter(|title| !title.trim().is_empty()),
+        ..Person::default()
     }
+}
+
+/// The conversation in which the talk goes on after this invitation's; the link may lead to its messaging only.
+fn derived_conversation(resource: &Resource) -> Option<String> {
+    let embedded = |rel| resource.embedded(rel);
+    resource
+        .link("derivedConversation")
+        .map(|link| link.href.clone())
+        .or_else(|| embedded("derivedConversation").map(|conversation| conversation.href.clone()))
+        .or_else(|| embedded("derivedMessaging").and_then(conversation_of))
 }
 
 pub(super) fn direction(resource: &Resource) -> Option<Direction> {
@@ -457,7 +532,7 @@ pub(super) fn text(resource: &Resource, name: &str) -> Option<String> {
 
 /// URIs are stored lower case; a scheme is added to a bare address.
 pub(super) fn normal_uri(uri: &str) -> String {
-    let lower = uri.trim().to_lowercase();
+    let lower = storable(uri.trim()).to_lowercase();
     if lower.contains(':') || !lower.contains('@') { lower } else { format!("sip:{lower}") }
 }
 
@@ -566,17 +641,23 @@ mod tests {
     #[test]
     fn typing_roles_and_the_lobby_are_not_membership() {
         let typing = in_talk(
-            "<added rel=\"participant\" href=\"/p/a\"><in rel=\"typingParticipants\" href=\"/t\"/></added>",
+            "<added rel=\"participant\" href=\"/p/a\" title=\"Ann\"><in rel=\"typingParticipants\" href=\"/t\"/></added>\
+             <deleted rel=\"participant\" href=\"/p/a\"><in rel=\"typingParticipants\" href=\"/t\"/></deleted>",
         );
-        assert!(typing.is_empty(), "{typing:?}");
+        let [Fact::Typing(typing)] = typing.as_slice() else { panic!("{typing:?}") };
+        assert_eq!((typing.who.href.as_deref(), typing.who.name.as_deref()), (Some("/p/a"), Some("Ann")));
         let lobby =
             in_talk("<added rel=\"participant\" href=\"/p/a\"><in rel=\"lobby\" href=\"/l\"/></added>");
-        assert!(lobby.is_empty(), "{lobby:?}");
+        let [Fact::Participant(waiting)] = lobby.as_slice() else { panic!("{lobby:?}") };
+        assert_eq!(waiting.change, ParticipantChange::Waits);
+        let admitted =
+            in_talk("<deleted rel=\"participant\" href=\"/p/a\"><in rel=\"lobby\" href=\"/l\"/></deleted>");
+        assert!(admitted.is_empty(), "{admitted:?}");
         let leader =
             in_talk("<added rel=\"participant\" href=\"/p/a\"><in rel=\"leaders\" href=\"/l\"/></added>");
         let [Fact::Participant(leader)] = leader.as_slice() else { panic!("{leader:?}") };
-        assert_eq!(leader.change, ParticipantChange::Updated);
-        assert_eq!(leader.details.as_ref().unwrap().role.as_deref(), Some("Leader"));
+        assert_eq!((leader.change, leader.role), (ParticipantChange::Joined, Some("Leader")));
+        assert_eq!(leader.details, None, "a list says nothing about who they are");
         let modality = in_talk(
             "<added rel=\"participantMessaging\" href=\"/p/a/m\"><in rel=\"participant\" href=\"/p/a\"/></added>",
         );

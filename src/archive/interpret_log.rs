@@ -42,6 +42,7 @@ pub fn interpret_contact(href: &str, resource: &Resource) -> Person {
         href: Some(href.to_owned()),
         uri: text(resource, "uri").map(|uri| normal_uri(&uri)),
         name: text(resource, "name"),
+        contact_uri: None,
     }
 }
 
@@ -96,6 +97,7 @@ fn recipient(resource: &Resource) -> Person {
         href: resource.link("contact").map(|link| link.href.clone()),
         uri: text(resource, "sipUri").map(|uri| normal_uri(&uri)).filter(|uri| uri.contains('@')),
         name: text(resource, "displayName"),
+        contact_uri: None,
     }
 }
 
@@ -147,6 +149,7 @@ fn speaker(contact: &Link, known: &Contacts) -> Person {
         name: person
             .and_then(|person| person.name.clone())
             .or_else(|| contact.title.clone().filter(|title| !title.trim().is_empty())),
+        contact_uri: None,
     }
 }
 
@@ -227,6 +230,7 @@ mod tests {
             href: None,
             uri: Some("sip:bob@contoso.com".to_owned()),
             name: Some("Bob B".to_owned()),
+            contact_uri: None,
         };
         assert_eq!(fact.messages[0].sender.as_ref(), Some(&bob));
         assert_eq!(fact.people, [bob]);

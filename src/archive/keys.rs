@@ -3,16 +3,20 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     archive::fact::{
         ArchiveCommit, Direction, Fact, FetchedResource, InvitationFact, MessageFact, ParticipantFact,
-        Person, SendOutcome,
+        Person, SaidIn, SendOutcome,
     },
     archive::rules::{LATE_INVITATION, PATIENCE},
+    archive::text::is_plausible,
     identifiers::{AccountId, OperationId, OutboxId, SessionId},
 };
+
+/// How far the server's clock and ours may be apart.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(15);
 
 /// A resource's identity: hrefs mean something only within one application.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,7 +29,7 @@ pub struct ResourceKey {
     pub href: String,
 }
 
-/// What a conversation log is compared with: the account's messages of this thread (or of conversations whose thread
+/// What a conversation log, or a send that nothing was heard of, is compared with: the account's messages of this thread (or of conversations whose thread
 /// is not known) that were sent in this time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LoggedKey {
@@ -61,7 +65,8 @@ pub struct Keys {
     pub outbox: BTreeSet<OutboxId>,
     /// Accounts whose rows in state `sending` matter.
     pub sending: BTreeSet<AccountId>,
-    /// Threads that conversation logs speak of: all conversations of each with their participants, and its messages.
+    /// Threads that conversation logs speak of: all conversations of each with their participants, and its messages; and
+    /// times in which an event may have spoken of a send.
     pub logged: BTreeSet<LoggedKey>,
 }
 
@@ -135,6 +140,10 @@ impl Mentioned<'_> {
             Fact::Invitation(fact) => self.invitation_fact(fact),
             Fact::InvitationAnswered(fact) => self.invitation(&fact.href),
             Fact::Participant(fact) => self.participant_fact(fact),
+            Fact::Typing(fact) => {
+                self.conversation(&fact.conversation_href);
+                self.person(Some(&fact.who));
+            }
             Fact::Message(fact) => self.message_fact(fact),
             Fact::Unfetchable(fact) => {
                 if let Some(conversation) = &fact.fetch.conversation_href {
@@ -167,11 +176,27 @@ impl Mentioned<'_> {
                             self.conversation(href);
                         }
                     }
+                    SendOutcome::Unheard { since, said_in, .. } => {
+                        if let SaidIn::Conversation(href) = said_in {
+                            self.conversation(href);
+                        }
+                        let until = self.commit.received_at;
+                        self.keys.logged.insert(LoggedKey {
+                            account: self.commit.account,
+                            thread_id: None,
+                            from: since.checked_sub(CLOCKS_DIFFER).unwrap_or(*since),
+                            to: until.checked_add(CLOCKS_DIFFER).unwrap_or(until),
+                        });
+                    }
                     SendOutcome::RetryAt { .. } | SendOutcome::Uncertain { .. } => {}
                 }
             }
             Fact::Logged(fact) => {
-                let times = || fact.messages.iter().map(|message| message.sent_at);
+                let received_at = self.commit.received_at;
+                let times = || {
+                    let times = fact.messages.iter().map(|message| message.sent_at);
+                    times.filter(move |&sent_at| is_plausible(sent_at, received_at))
+                };
                 if let (Some(first), Some(last)) = (times().min(), times().max()) {
                     self.keys.logged.insert(LoggedKey {
                         account: self.commit.account,
@@ -190,6 +215,9 @@ impl Mentioned<'_> {
         self.invitation(&fact.href);
         self.operation(fact.operation_id.as_ref());
         self.person(fact.from.as_ref());
+        if let Some(href) = &fact.derived_conversation_href {
+            self.conversation(href);
+        }
         if let Some(href) = &fact.conversation_href {
             self.conversation(href);
         }

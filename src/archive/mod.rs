@@ -7,7 +7,7 @@
 //! - [`workspace`]: those rows in memory, the rules that facts follow, and what changed; `rules` holds the rules,
 //!   one file per subject.
 //! - [`chain`]: the tamper-evident hash chain over settled messages (G11).
-//! - [`row`]: rows as the rules see them. [`text`]: the one place where text is made storable and comparable.
+//! - [`row`]: rows as the rules see them. [`text`]: how texts and times are compared and written.
 
 pub mod chain;
 pub mod fact;
@@ -23,6 +23,6 @@ mod vocabulary;
 pub mod workspace;
 
 pub use keys::Keys;
-pub(crate) use rules::PATIENCE;
+pub(crate) use rules::{PATIENCE, RESUME};
 pub(crate) use vocabulary::is_listed_rel;
 pub use workspace::{Changes, Workspace};

@@ -54,6 +54,8 @@ pub fn classify_invitation_failure(reason: &FailureReason) -> Healing {
         | "TooManyConversations"
         | "LimitExceeded"
         | "CallbackChannelError"
+        // The next attempt finds the open conversation.
+        | "ThreadIdAlreadyExists"
         | "ServiceTimeout"
         | "Expired" => Healing::Temporary,
         "None" => match reason.code.as_deref() {
@@ -79,6 +81,7 @@ pub fn describe_invitation_failure(reason: &FailureReason) -> String {
         "FederationRequired" => "the recipient's domain is not federated with this server",
         "ConnectedElsewhere" => "the recipient answered on another device",
         "Canceled" => "the invitation was withdrawn",
+        "DerivedConversation" => "the recipient went on in another conversation",
         "ThreadIdAlreadyExists" => "a conversation with this thread is open already",
         "ServiceFailure" => "the server failed",
         _ => "the invitation failed",
@@ -117,9 +120,15 @@ mod tests {
                 message: None,
             })
         };
-        for subcode in
-            ["Timeout", "Missed", "Unavailable", "TemporarilyUnavailable", "Unreachable", "ServiceFailure"]
-        {
+        for subcode in [
+            "Timeout",
+            "Missed",
+            "Unavailable",
+            "TemporarilyUnavailable",
+            "Unreachable",
+            "ServiceFailure",
+            "ThreadIdAlreadyExists",
+        ] {
             assert_eq!(of("RemoteFailure", subcode), Healing::Temporary, "{subcode}");
         }
         for subcode in

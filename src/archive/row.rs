@@ -75,6 +75,8 @@ pub struct ConversationRow {
     pub end_subcode: Option<String>,
     /// `awaiting`: only a link came so far.
     pub awaiting_fetch: bool,
+    /// `continued_in`: the conversation that was derived from it, in which the talk went on.
+    pub continued_in: Option<ConversationId>,
     /// `first_message_href`: the first incoming message event, which may repeat the invitation's text.
     pub first_message_href: Option<String>,
 }
@@ -362,6 +364,19 @@ pub struct AttemptRow {
     pub subcode: Option<String>,
     /// `detail`.
     pub detail: Option<String>,
+}
+
+/// A new row of `typing`: somebody began to type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TypingRow {
+    /// `account_id`.
+    pub account: AccountId,
+    /// `conversation_id`.
+    pub conversation: ConversationId,
+    /// `participant_id`: their stay.
+    pub participant: i64,
+    /// `at`.
+    pub at: Timestamp,
 }
 
 /// A new row of `event_quarantine`.

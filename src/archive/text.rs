@@ -1,15 +1,12 @@
-//! Text on its way into the archive: made storable in one place, compared in one way.
+//! Texts and times of the archive: compared in one way, written in one way. What makes a text storable is in
+//! [`crate::ucwa::character`].
 
 use std::borrow::Cow;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serializer;
 
-/// A text as both databases can hold it: PostgreSQL has no NUL character, so it stands as U+2400 (SYMBOL FOR NULL) on
-/// either.
-pub fn storable(text: &str) -> Cow<'_, str> {
-    if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{2400}")) } else { Cow::Borrowed(text) }
-}
+pub use crate::ucwa::character::storable;
 
 /// Whether two plain texts are the same message said twice: line ends and outer white space do not count, because the
 /// server changes them on the way (protocol 12.4).
@@ -20,6 +17,16 @@ pub fn same_message(one: &str, other: &str) -> bool {
 fn normalised(text: &str) -> Cow<'_, str> {
     let trimmed = text.trim();
     if trimmed.contains("\r\n") { Cow::Owned(trimmed.replace("\r\n", "\n")) } else { Cow::Borrowed(trimmed) }
+}
+
+/// Nobody sent anything over UCWA before this; servers write year 1 for "unknown".
+const EARLIEST: Timestamp = Timestamp::constant(946_684_800, 0);
+/// A server's clock may be ahead of ours, within reason.
+const LATEST: SignedDuration = SignedDuration::from_hours(24);
+
+/// Whether a message that was received at a time can have been sent when the server says so.
+pub fn is_plausible(sent_at: Timestamp, received_at: Timestamp) -> bool {
+    sent_at >= EARLIEST && sent_at.duration_since(received_at) <= LATEST
 }
 
 /// An instant as the database keeps it: whole milliseconds.
@@ -50,19 +57,24 @@ pub fn serialize_optional_time<S: Serializer>(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn how_the_server_hands_a_text_on_does_not_make_it_another(text in any::<String>()) {
+            let lines = text.replace('\r', "");
+            let handed_on = format!(" {}\r\n", lines.replace('\n', "\r\n"));
+            prop_assert!(same_message(&lines, &handed_on));
+        }
+    }
 
     #[test]
     fn line_ends_and_outer_white_space_do_not_make_another_message() {
         assert!(same_message("Hi Tosh\r\n", "Hi Tosh"));
         assert!(same_message("a\r\nb", " a\nb "));
         assert!(!same_message("a b", "ab"));
-    }
-
-    #[test]
-    fn a_nul_is_stored_as_its_symbol() {
-        assert_eq!(storable("a\0b"), "a\u{2400}b");
-        assert_eq!(storable("ab"), "ab");
     }
 
     #[test]

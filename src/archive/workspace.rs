@@ -15,8 +15,8 @@ use crate::{
         fact::{ArchiveCommit, Fact, Fetch, FetchedResource},
         retry::RetryPolicy,
         row::{
-            AttemptRow, ChainHead, ConversationRow, InvitationRow, MessageRow, OutboxSend, ParticipantRow,
-            QuarantineRow, SessionRow,
+            AttemptRow, Awaiting, ChainHead, ConversationRow, InvitationRow, MessageRow, OutboxSend,
+            ParticipantRow, QuarantineRow, SessionRow, TypingRow,
         },
         text::to_milliseconds,
     },
@@ -38,6 +38,8 @@ pub struct RuleSettings {
     pub max_attempts: i64,
     /// `outbox.uncertain` is `retry`.
     pub retry_uncertain: bool,
+    /// `archive.typing`: keep who typed when.
+    pub typing: bool,
 }
 
 /// The highest id that each table has given out.
@@ -82,6 +84,8 @@ pub struct Changes<'a> {
     pub outbox: Vec<&'a OutboxSend>,
     /// Changed rows.
     pub attempts: Vec<&'a AttemptRow>,
+    /// Rows to add.
+    pub typing: &'a [TypingRow],
     /// Rows to add unless they are there.
     pub quarantine: &'a [QuarantineRow],
     /// Accounts whose event channel brought something, with when.
@@ -100,6 +104,7 @@ impl Changes<'_> {
             + self.invitations.len()
             + self.outbox.len()
             + self.attempts.len()
+            + self.typing.len()
             + self.quarantine.len()
             + self.last_events.len()
     }
@@ -408,6 +413,7 @@ pub struct Workspace {
     deleted_messages: Vec<MessageId>,
     pub(super) outbox: Table<OutboxSend>,
     pub(super) attempts: Table<AttemptRow>,
+    pub(super) typing: Vec<TypingRow>,
     pub(super) quarantine: Vec<QuarantineRow>,
     last_events: HashMap<AccountId, Timestamp>,
 }
@@ -481,6 +487,7 @@ impl Workspace {
             deleted_messages: Vec::new(),
             outbox: Table::default(),
             attempts: Table::default(),
+            typing: Vec::new(),
             quarantine: Vec::new(),
             last_events: HashMap::new(),
         }
@@ -584,7 +591,10 @@ impl Workspace {
     pub fn missing_senders(&self) -> Vec<(AccountId, SessionId, String)> {
         self.messages
             .iter()
-            .filter(|message| !message.is_chained() && message.sender_uri.is_none())
+            .filter(|message| {
+                let unsettled = message.sender_uri.is_none() || message.awaiting == Some(Awaiting::Sender);
+                !message.is_chained() && unsettled
+            })
             .filter_map(|message| Some((message.account, message.session?, message.sender_href.clone()?)))
             .filter(|(_, session, href)| self.participants.by_resource(*session, href).is_none())
             .collect()
@@ -628,6 +638,7 @@ impl Workspace {
                 Fact::Invitation(fact) => self.apply_invitation(&mut applying, fact),
                 Fact::InvitationAnswered(fact) => self.apply_invitation_answered(&mut applying, fact),
                 Fact::Participant(fact) => self.apply_participant(&mut applying, fact),
+                Fact::Typing(fact) => self.apply_typing(&mut applying, fact),
                 Fact::Message(fact) => self.apply_message(&mut applying, fact),
                 Fact::Unfetchable(fact) => self.apply_unfetchable(&mut applying, fact),
                 Fact::Send(fact) => self.apply_send(&mut applying, fact),
@@ -665,6 +676,7 @@ impl Workspace {
             invitations: self.invitations.changed(),
             outbox: self.outbox.changed(),
             attempts: self.attempts.changed(),
+            typing: &self.typing,
             quarantine: &self.quarantine,
             last_events,
         }

@@ -277,7 +277,8 @@ mod tests {
             ("[database]\nmax_connections = '8'", &["database.max_connections: is a text"]),
             ("[database]\ncommit_interval_ms = 5000", &["database.commit_interval_ms", "1000"]),
             ("[server]\npoll_timeout = 180", &["server.poll_timeout", "\"30s\""]),
-            ("[server]\npoll_timeout = '2h'", &["server.poll_timeout", "5s and 30m"]),
+            ("[server]\npoll_timeout = '2h'", &["server.poll_timeout", "180s and 30m"]),
+            ("[server]\npoll_timeout = '60s'", &["server.poll_timeout", "180s and 30m"]),
             ("[server]\npoll_timeout = '-5m'", &["server.poll_timeout", "negative"]),
             ("[server]\npoll_timeout = 'soon'", &["server.poll_timeout", "\"30s\""]),
             (
@@ -297,6 +298,7 @@ mod tests {
             ("[outbox]\nretry_base = '1h'", &["outbox.retry_base", "outbox.retry_max"]),
             ("[outbox]\nuncertain = 'drop'", &["outbox.uncertain", "hold, retry"]),
             ("[outbox]\npoll_ms = 0", &["outbox.poll_ms"]),
+            ("[outbox]\nsettle_after = '4s'", &["outbox.settle_after", "5s and 10m", "time to come"]),
             ("[admin]\nlisten = '0.0.0.0:8470'", &["admin.listen", "admin.token_file"]),
             ("[admin]\nlisten = 'everywhere'", &["admin.listen", "127.0.0.1:8470"]),
             ("[admin]\ntls_cert_file = '/x'", &["admin.tls_cert_file", "admin.tls_key_file"]),

@@ -100,6 +100,7 @@ impl Config {
                 retry: RetryPolicy { base: self.outbox.retry_base, cap: self.outbox.retry_max },
                 max_attempts: i64::from(self.outbox.max_attempts.get()),
                 retry_uncertain: self.outbox.uncertain == UncertainPolicy::Retry,
+                typing: self.archive.typing,
             },
         }
     }

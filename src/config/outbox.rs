@@ -9,6 +9,9 @@ use super::{
     values::{self, check_range},
 };
 
+/// Shorter than this, an event that is only on its way would count as missing, and its row would be sent twice.
+const SHORTEST_SETTLING: Duration = Duration::from_secs(5);
+
 /// Section `outbox`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -100,8 +103,8 @@ impl OutboxSection {
             findings,
             "outbox.settle_after",
             self.settle_after,
-            seconds(1)..=seconds(600),
-            "1s and 10m",
+            SHORTEST_SETTLING..=seconds(600),
+            "5s and 10m; an event is not missing before it had the time to come",
         );
     }
 }

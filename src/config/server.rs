@@ -82,8 +82,8 @@ impl ServerSection {
             findings,
             "server.poll_timeout",
             self.poll_timeout,
-            seconds(5)..=minutes(30),
-            "5s and 30m",
+            seconds(180)..=minutes(30),
+            "180s and 30m, as UCWA has it",
         );
         check_range(
             findings,

@@ -5,12 +5,14 @@
 //! | `GET /ledger` | the whole ledger |
 //! | `GET /counters` | the ledger's numbers, the traffic's, and whether the simulator is quiet |
 //! | `GET /accounts` | each account with its applications, whether a GET is parked, and its conversations |
-//! | `POST /call` `{"from","to_account","text"?,"html"?,"subject"?,"elsewhere"?}` | a correspondent calls: `{"conversation"}`; 409 if the account takes no messages; with `"elsewhere":true` another device of the account answers, and `POST /say` with the account as `from` is what it writes |
-//! | `POST /meet` `{"from","to_account","others"?:[..],"subject"?,"lobby"?}` | a correspondent invites to an online meeting: `{"conversation"}` |
+//! | `POST /call` `{"from","to_account","text"?,"html"?,"subject"?,"elsewhere"?}` | a correspondent calls: `{"conversation"}`; 409 if the account takes no messages; with `"elsewhere":true` another device of the account answers, however quick an application is, and `POST /say` with the account as `from` is what it writes |
+//! | `POST /meet` `{"from","to_account","others"?:[..],"subject"?,"lobby"?,"after"?}` | a correspondent invites to an online meeting, with `"after"` on the thread of that conversation: `{"conversation"}` |
 //! | `POST /join` `{"conversation","who"}` | a correspondent joins; a conversation of two becomes a conference |
 //! | `POST /role` `{"conversation","who","leader"}` | a correspondent becomes a leader of the conference, or an attendee |
-//! | `POST /lobby` `{"conversation","admit"}` | whoever waits in the meeting's lobby is let in or turned away |
-//! | `POST /say` `{"conversation","text"?,"html"?,"from"?}` | the correspondent writes: `{"serials"}`; 409 if it cannot |
+//! | `POST /wait` `{"conversation","who"}` | a correspondent comes into the lobby of the conference |
+//! | `POST /lobby` `{"conversation","admit","who"?}` | the account that waits in the meeting's lobby, or the correspondent `"who"`, is let in or turned away |
+//! | `POST /say` `{"conversation","text"?,"html"?,"from"?,"data_uri"?,"time_stamp"?}` | the correspondent writes: `{"serials"}`; 409 if it cannot; `"data_uri"` is the plain text's link and `"time_stamp"` the message's time, both as they are |
+//! | `POST /type` `{"conversation","from"?,"types"?}` | the correspondent begins to type, or stops with `"types":false` |
 //! | `POST /leave` `{"conversation","from"?}` | the correspondent leaves |
 //! | `POST /close-messaging` `{"conversation"}` | messaging closes, the conversation goes on |
 //! | `POST /traffic` `{"running"?,"messages_per_second"?}` | starts, stops or changes the traffic |
@@ -59,7 +61,7 @@
 
 use axum::{
     Json, Router,
-    extract::{Query, State},
+    extract::{DefaultBodyLimit, Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -67,7 +69,10 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{CallRequest, Fault, LedgerSnapshot, MeetingRequest, SettingsChange, Simulator};
+use super::{CallRequest, Fault, LedgerSnapshot, MeetingRequest, Saying, SettingsChange, Simulator};
+
+/// Messages that are larger than any client reads can be said, too.
+const LARGEST_REQUEST: usize = 64 * 1024 * 1024;
 
 #[derive(Deserialize)]
 struct CallBody {
@@ -89,14 +94,21 @@ struct MemberRequest {
 struct LobbyRequest {
     conversation: String,
     admit: bool,
+    who: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct SayRequest {
     conversation: String,
+    #[serde(flatten)]
+    saying: Saying,
+}
+
+#[derive(Deserialize)]
+struct TypeRequest {
+    conversation: String,
     from: Option<String>,
-    text: Option<String>,
-    html: Option<String>,
+    types: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -148,11 +160,14 @@ pub(crate) fn router(simulator: Simulator) -> Router {
         .route("/meet", post(meet))
         .route("/join", post(join))
         .route("/role", post(role))
+        .route("/wait", post(wait))
         .route("/lobby", post(lobby))
+        .route("/type", post(show_typing))
         .route("/logs", get(logs))
         .route("/settings", get(settings).post(change_settings))
         .route("/fault", post(inject))
         .route("/faults", get(faults).delete(clear_faults))
+        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
         .with_state(simulator)
 }
 
@@ -188,8 +203,7 @@ async fn logs(State(simulator): State<Simulator>, Query(query): Query<AccountReq
 }
 
 async fn say(State(simulator): State<Simulator>, Json(request): Json<SayRequest>) -> Response {
-    let SayRequest { conversation, from, text, html } = request;
-    let said = simulator.say_from(&conversation, from.as_deref(), text.as_deref(), html.as_deref());
+    let said = simulator.say_as(&request.conversation, &request.saying);
     done(said.map(|serials| json!({ "serials": serials })))
 }
 
@@ -302,5 +316,19 @@ async fn role(State(simulator): State<Simulator>, Json(request): Json<MemberRequ
 }
 
 async fn lobby(State(simulator): State<Simulator>, Json(request): Json<LobbyRequest>) -> Response {
-    done(simulator.settle_lobby(&request.conversation, request.admit).map(|()| json!({})))
+    let LobbyRequest { conversation, admit, who } = request;
+    let settled = match who {
+        Some(who) => simulator.settle_visitor(&conversation, &who, admit),
+        None => simulator.settle_lobby(&conversation, admit),
+    };
+    done(settled.map(|()| json!({})))
+}
+
+async fn wait(State(simulator): State<Simulator>, Json(request): Json<MemberRequest>) -> Response {
+    done(simulator.wait_in_lobby(&request.conversation, &request.who).map(|()| json!({})))
+}
+
+async fn show_typing(State(simulator): State<Simulator>, Json(request): Json<TypeRequest>) -> Response {
+    let TypeRequest { conversation, from, types } = request;
+    done(simulator.show_typing(&conversation, from.as_deref(), types.unwrap_or(true)).map(|()| json!({})))
 }

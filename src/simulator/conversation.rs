@@ -49,6 +49,11 @@ const CONNECTED_ELSEWHERE: Reason = Reason {
     subcode: "ConnectedElsewhere",
     message: "The invitation was answered by another endpoint.",
 };
+const DERIVED: Reason = Reason {
+    code: "Informational",
+    subcode: "DerivedConversation",
+    message: "The conversation goes on in another one.",
+};
 const UNAVAILABLE: Reason =
     Reason { code: "RemoteFailure", subcode: "Unavailable", message: "The person is not signed in." };
 const ENDED: Reason =
@@ -59,6 +64,10 @@ const ENDED: Reason =
 pub(crate) struct Text {
     pub(crate) plain: Option<String>,
     pub(crate) html: Option<String>,
+    /// The link of the plain text as it is given, where this server would encode it otherwise.
+    pub(crate) data_uri: Option<String>,
+    /// The message's time as it is given, where it is not the time at which it was written.
+    pub(crate) time_stamp: Option<String>,
 }
 
 impl Text {
@@ -66,7 +75,8 @@ impl Text {
     fn read_by(&self, html: bool) -> Self {
         match (&self.plain, &self.html) {
             (plain, Some(markup)) if !html => {
-                Self { plain: plain.clone().or_else(|| Some(without_tags(markup))), html: None }
+                let plain = plain.clone().or_else(|| Some(without_tags(markup)));
+                Self { plain, html: None, ..self.clone() }
             }
             _ => self.clone(),
         }
@@ -130,6 +140,8 @@ pub(crate) struct Call {
     pub(crate) callee_invitation: Option<String>,
     /// Whether the caller's side has been told that it began.
     announced: bool,
+    /// Another device of the called account takes it: it is quicker than any application.
+    elsewhere: bool,
 }
 
 /// What changes in a conversation.
@@ -219,6 +231,7 @@ impl Tracker {
         }
         told.plain = None;
         told.html = None;
+        told.data_uri = None;
         let leg = &*leg;
         if leg.ended {
             return;
@@ -308,6 +321,7 @@ impl Hub {
             caller_invitation: None,
             callee_invitation: None,
             announced: false,
+            elsewhere: false,
         });
         &mut self.calls[index]
     }
@@ -354,7 +368,9 @@ pub(crate) fn call_from_script(
     let number = {
         let mut hub = conversation.hub();
         let callee = hub.seat_of(to);
-        hub.begin_call(0, callee, text).number
+        let call = hub.begin_call(0, callee, text);
+        call.elsewhere = elsewhere;
+        call.number
     };
     if elsewhere {
         let (least, most) = server.settings.answer_delay;
@@ -455,6 +471,7 @@ pub(crate) fn place_call(
         from: from_member,
         to: invite.to,
         accepted_by: None,
+        derived: None,
     };
     let href = invitation.href(&application);
     application.lock().invitations.insert(invitation_id, invitation);
@@ -550,6 +567,9 @@ pub(crate) fn ring(server: &Arc<Server>, conversation: &Arc<Conversation>, numbe
         PickUp::Refuse(reason) => {
             server.timers.after_scripted(delay, move |server| fail(server, &this, number, reason, MISSED));
         }
+        PickUp::Derive => {
+            server.timers.after_scripted(delay, move |server| derive(server, &this, number));
+        }
         PickUp::LetItRing => {
             server
                 .timers
@@ -616,6 +636,7 @@ fn present_call(
         from: caller.clone(),
         to: application.account.uri.clone(),
         accepted_by: None,
+        derived: None,
     };
     call.incoming = text.map(|text| {
         // An invitation shows one of the two texts only.
@@ -682,6 +703,7 @@ pub(crate) fn new_leg(conversation: &Arc<Conversation>, hub: &Hub, id: String, s
         last_message: 1,
         ended: false,
         leaders: Vec::new(),
+        lobby: Vec::new(),
     }
 }
 
@@ -689,11 +711,8 @@ pub(crate) fn new_leg(conversation: &Arc<Conversation>, hub: &Hub, id: String, s
 pub(crate) fn accept(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) -> bool {
     let mut guard = conversation.hub();
     let hub = &mut *guard;
-    if hub
-        .calls
-        .iter()
-        .any(|call| call.number == number && call.caller_invitation.is_some() && !call.announced)
-    {
+    let not_to_be_had = |call: &Call| call.elsewhere || (call.caller_invitation.is_some() && !call.announced);
+    if hub.calls.iter().any(|call| call.number == number && not_to_be_had(call)) {
         return false;
     }
     if let Some(joined) = meeting::join(server, conversation, hub, number) {
@@ -864,6 +883,8 @@ fn repeat_first_message(
         incoming_from: Some(writer.clone()),
         plain: text.plain,
         html,
+        data_uri: text.data_uri,
+        time_stamp: text.time_stamp,
         time: Timestamp::now(),
         operation_id: None,
         status: "Succeeded",
@@ -896,6 +917,56 @@ pub(crate) fn fail(
     }
 }
 
+/// The callee answers a call of an application in a conversation of their own, to which the invitation leads.
+fn derive(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) {
+    let mut guard = conversation.hub();
+    let hub = &mut *guard;
+    let Some(call) = hub.take_call(number) else { return };
+    let Place::Application { application, .. } = hub.seats[call.from].place.clone() else { return };
+    let callee = Seat { present: true, ..hub.seats[call.to].clone() };
+    let derived = Conversation::open(
+        server,
+        callee,
+        hub.thread_id.clone(),
+        hub.subject.clone(),
+        hub.importance.clone(),
+    );
+    let leg_id = super::application::uuid_of(server);
+    {
+        let mut derived_hub = derived.hub();
+        let member = derived_hub.member(server, 0);
+        derived_hub.seats.push(Seat {
+            place: Place::Application { application: Arc::clone(&application), leg: leg_id.clone() },
+            ..hub.seats[call.from].clone()
+        });
+        let mut state = application.lock();
+        let state = &mut *state;
+        let mut leg = new_leg(&derived, &derived_hub, leg_id.clone(), "Connected");
+        leg.messaging = "Connected";
+        leg.members.push(member.clone());
+        let added = leg.conversation_event(&application, EventKind::Added);
+        let joined = leg.participant_event(&application, EventKind::Added, &member);
+        let messaging = leg.messaging_event(&application).resource(leg.messaging_resource(&application));
+        for event in [
+            maybe_embedded(server, added, leg.conversation_resource(&application)),
+            leg.local_participant_event(&application),
+            joined,
+            messaging,
+        ] {
+            state.channel.push(event);
+        }
+        state.legs.insert(leg_id.clone(), leg);
+        if let Some(id) = &call.caller_invitation
+            && let Some(invitation) = state.invitations.get_mut(id)
+        {
+            invitation.derived = Some(leg_id);
+        }
+        derived.phase.send_replace(ConversationPhase::Connected);
+    }
+    end_call(server, hub, &call, DERIVED, MISSED);
+    close(server, conversation, hub, None);
+}
+
 /// Notes the text of a call for the logs of both sides; of a call that came to nothing, for the callee's only.
 fn note_first_message(server: &Server, hub: &mut Hub, call: &Call, accepted: bool) {
     let Some(text) = &call.text else { return };
@@ -907,7 +978,7 @@ fn note_first_message(server: &Server, hub: &mut Hub, call: &Call, accepted: boo
         _ => text.clone(),
     };
     // An invitation shows one of the two texts only.
-    let shown = Text { html: text.html.clone().filter(|_| text.plain.is_none()), plain: text.plain.clone() };
+    let shown = Text { html: text.html.clone().filter(|_| text.plain.is_none()), ..text.clone() };
     let line = Line { from: &from, text: shown, time, serial: call.incoming };
     hub.note(server, &to, true, accepted, line);
     if accepted {
@@ -1121,7 +1192,7 @@ pub(crate) fn deliver(
                     correspondent::react(server, conversation, index, script, text);
                 }
                 if let Some(receipt) = receipt {
-                    receipt.settle(server, true);
+                    receipt.settle(server, script.hears());
                 }
             }
             Place::Application { application, leg } => {
@@ -1185,6 +1256,8 @@ fn deliver_to(
             incoming_from: Some(writer.clone()),
             plain: text.plain,
             html: text.html,
+            data_uri: text.data_uri,
+            time_stamp: text.time_stamp,
             time: entry.time,
             operation_id: None,
             status: "Pending",

@@ -9,6 +9,8 @@
 //! | `unreachable` | refuses every call: `Unreachable` |
 //! | `unknown` | the call fails later: `DestinationNotFound` |
 //! | `missing`, `nobody` | does not exist: the request is answered 404 `DestinationNotFound` |
+//! | `derives` | answers each call in a conversation of its own: `DerivedConversation`, with links to it |
+//! | `deaf` | accepts, and no message reaches it: each fails and names it as `failedDeliveryParticipant` |
 //! | `leaves` | accepts, and leaves after the first message |
 //! | `pauses` | accepts, and closes messaging after the first message; the conversation goes on |
 //! | `html` | accepts, and answers each message in HTML |
@@ -31,6 +33,7 @@ pub(crate) enum PickUp {
     Accept,
     Refuse(Reason),
     LetItRing,
+    Derive,
 }
 
 /// How a correspondent behaves; see the module.
@@ -43,6 +46,8 @@ pub(crate) enum Script {
     Absent,
     Unreachable,
     Unknown,
+    Derives,
+    Deaf,
     Leaves,
     Pauses,
     Html,
@@ -52,13 +57,15 @@ pub(crate) enum Script {
     Device,
 }
 
-const PREFIXES: [(&str, Script); 11] = [
+const PREFIXES: [(&str, Script); 13] = [
     ("declines", Script::Declines),
     ("busy", Script::Busy),
     ("dnd", Script::DoNotDisturb),
     ("absent", Script::Absent),
     ("unreachable", Script::Unreachable),
     ("unknown", Script::Unknown),
+    ("derives", Script::Derives),
+    ("deaf", Script::Deaf),
     ("leaves", Script::Leaves),
     ("pauses", Script::Pauses),
     ("html", Script::Html),
@@ -105,8 +112,14 @@ impl Script {
             Self::Unreachable => refuse("Unreachable", "The person cannot be reached."),
             Self::Unknown => refuse("DestinationNotFound", "There is no such person."),
             Self::Absent => PickUp::LetItRing,
+            Self::Derives => PickUp::Derive,
             _ => PickUp::Accept,
         }
+    }
+
+    /// Whether messages reach it.
+    pub(crate) fn hears(self) -> bool {
+        self != Self::Deaf
     }
 
     pub(crate) fn reads_html(self) -> bool {

@@ -35,6 +35,10 @@ pub(crate) struct Message {
     pub(crate) incoming_from: Option<Member>,
     pub(crate) plain: Option<String>,
     pub(crate) html: Option<String>,
+    /// The link of the plain text, where it was given.
+    pub(crate) data_uri: Option<String>,
+    /// What is said to be the time, where that was given.
+    pub(crate) time_stamp: Option<String>,
     pub(crate) time: Timestamp,
     pub(crate) operation_id: Option<String>,
     pub(crate) status: &'static str,
@@ -61,6 +65,8 @@ pub(crate) struct Leg {
     pub(crate) ended: bool,
     /// URIs of those who lead the meeting.
     pub(crate) leaders: Vec<String>,
+    /// Who waits to be admitted.
+    pub(crate) lobby: Vec<Member>,
 }
 
 /// Who may be invited by whom to what.
@@ -90,6 +96,8 @@ pub(crate) struct Invitation {
     pub(crate) from: Member,
     pub(crate) to: String,
     pub(crate) accepted_by: Option<Member>,
+    /// The leg in which the talk goes on.
+    pub(crate) derived: Option<String>,
 }
 
 /// A data URI in one of the ways that servers write them.
@@ -248,7 +256,7 @@ impl Leg {
         let direction = if message.incoming_from.is_some() { "Incoming" } else { "Outgoing" };
         let mut resource = Resource::new("message", self.message_href(application, message.number))
             .property("direction", direction)
-            .property("timeStamp", Value::Time(message.time));
+            .property("timeStamp", message.time_stamp.clone().map_or(Value::Time(message.time), Value::Text));
         if with_status {
             resource = resource.property("status", message.status);
         }
@@ -273,7 +281,9 @@ impl Leg {
         if let Some(html) = &message.html {
             resource = resource.link("htmlMessage", data_uri(server, "text/html", html));
         }
-        if let Some(plain) = &message.plain {
+        if let Some(given) = &message.data_uri {
+            resource = resource.link("plainMessage", given.as_str());
+        } else if let Some(plain) = &message.plain {
             resource = resource.link("plainMessage", data_uri(server, "text/plain", plain));
         }
         resource
@@ -403,6 +413,11 @@ impl Invitation {
         }
         if self.rel == "messagingInvitation" {
             resource = resource.link("messaging", messaging);
+        }
+        if let Some(leg) = self.derived.as_ref().and_then(|leg| state.legs.get(leg)) {
+            resource = resource
+                .link("derivedConversation", leg.href(application))
+                .link("derivedMessaging", leg.messaging_href(application));
         }
         if let Some(message) = self.message.as_ref().filter(|_| incoming) {
             resource = resource.link("message", message.as_str());

@@ -45,6 +45,7 @@ pub(crate) fn invite(
     others: &[String],
     subject: &str,
     lobby: bool,
+    thread_id: Option<String>,
 ) -> Option<Arc<Conversation>> {
     server.accounts.get(to)?.reachable()?;
     let seat = |uri: &str| Seat {
@@ -53,7 +54,7 @@ pub(crate) fn invite(
         place: Place::Script(Script::of(uri)),
         present: true,
     };
-    let thread_id = format!("Ac{}+/==", &server.dice.hex()[..24]);
+    let thread_id = thread_id.unwrap_or_else(|| format!("Ac{}+/==", &server.dice.hex()[..24]));
     let conversation =
         Conversation::open(server, seat(from), thread_id, subject.to_owned(), "Normal".to_owned());
     let number = {
@@ -178,6 +179,55 @@ pub(crate) fn show_joiner(server: &Server, application: &Application, leg: &str,
     state.channel.push(attends);
 }
 
+/// The applications that are in a conference see somebody come into its lobby, or go from there. False if none is in
+/// it, or somebody is there who should not be, or the other way round.
+fn change_lobby(server: &Server, conversation: &Conversation, who: &str, comes: bool) -> bool {
+    let hub = conversation.hub();
+    let mut shown = false;
+    for seat in hub.seats.iter().filter(|seat| seat.present) {
+        let Place::Application { application, leg } = &seat.place else { continue };
+        let mut state = application.lock();
+        let state = &mut *state;
+        let Some(leg) = state.legs.get_mut(leg).filter(|leg| leg.state == "Conferenced") else { continue };
+        let waits = leg.lobby.iter().position(|member| member.uri == who);
+        let present = leg.member(who).is_some_and(|member| member.present);
+        let list = Link::new("lobby", format!("{}/lobby", leg.href(application)));
+        let event = match (comes, waits) {
+            (true, None) if !present => {
+                let name = display_name(who);
+                let title = if server.dice.chance(0.25) { String::new() } else { name.clone() };
+                let member = Member { uri: who.to_owned(), name, title, present: false };
+                let event = leg.participant_event(application, EventKind::Added, &member);
+                leg.lobby.push(member);
+                event
+            }
+            (false, Some(index)) => {
+                let member = leg.lobby.remove(index);
+                leg.participant_event(application, EventKind::Deleted, &member)
+            }
+            _ => continue,
+        };
+        shown = true;
+        state.channel.push(event.within(list));
+    }
+    shown
+}
+
+/// A scripted correspondent comes into the lobby of a conference. False if nobody sees it.
+pub(crate) fn wait_in_lobby(server: &Server, conversation: &Conversation, who: &str) -> bool {
+    change_lobby(server, conversation, who, true)
+}
+
+/// Lets a correspondent who waits in the lobby in, or turns them away. False if they do not wait.
+pub(crate) fn settle_visitor(
+    server: &Arc<Server>,
+    conversation: &Arc<Conversation>,
+    who: &str,
+    admit: bool,
+) -> bool {
+    change_lobby(server, conversation, who, false) && (!admit || bring(server, conversation, who))
+}
+
 /// Lets whoever waits in the lobby in, or turns them away. False if nobody waits.
 pub(crate) fn settle_lobby(server: &Arc<Server>, conversation: &Arc<Conversation>, admit: bool) -> bool {
     let number = {
@@ -251,9 +301,12 @@ pub(crate) fn role_list(application: &Application, leg: &Leg, list: &str) -> Res
         "attendees" => "attendees",
         _ => "lobby",
     };
-    let members = leg.members.iter().filter(|member| member.present);
-    let members =
-        members.filter(|member| rel != "lobby" && leg.leaders.contains(&member.uri) == (rel == "leaders"));
-    let links = members.map(|member| leg.participant_link(application, "participant", member));
+    let members: Vec<&Member> = if rel == "lobby" {
+        leg.lobby.iter().collect()
+    } else {
+        let present = leg.members.iter().filter(|member| member.present);
+        present.filter(|member| leg.leaders.contains(&member.uri) == (rel == "leaders")).collect()
+    };
+    let links = members.into_iter().map(|member| leg.participant_link(application, "participant", member));
     Resource::new(rel, format!("{}/{rel}", leg.href(application))).list_links(links)
 }

@@ -56,8 +56,8 @@ fn first_message(server: &Server, input: &Input) -> Result<Option<Text>, Failure
         return Err(too_large());
     }
     match media_type.as_str() {
-        "text/plain" => Ok(Some(Text { plain: Some(text), html: None })),
-        "text/html" => Ok(Some(Text { plain: None, html: Some(text) })),
+        "text/plain" => Ok(Some(Text { plain: Some(text), ..Text::default() })),
+        "text/html" => Ok(Some(Text { html: Some(text), ..Text::default() })),
         _ => Err(Failure::parameter("message", "The value is neither plain text nor HTML.")),
     }
 }
@@ -276,7 +276,8 @@ fn participants(application: &Arc<Application>, exchange: &Exchange, id: &str, p
         if uri == own.uri {
             return Some((uri, own.name.clone()));
         }
-        let member = leg.member(&uri).filter(|member| member.present)?;
+        let present = leg.member(&uri).filter(|member| member.present);
+        let member = present.or_else(|| leg.lobby.iter().find(|member| member.uri == uri))?;
         Some((uri, member.name.clone()))
     };
     let resource = match path {
@@ -288,7 +289,7 @@ fn participants(application: &Arc<Application>, exchange: &Exchange, id: &str, p
         [address] => {
             let (uri, name) = named(address).ok_or_else(Failure::not_found)?;
             let resource = participant_resource(application, id, &uri, &name);
-            if leg.state == "Conferenced" {
+            if leg.state == "Conferenced" && leg.lobby.iter().all(|member| member.uri != uri) {
                 resource.property("role", if leg.leaders.contains(&uri) { "Leader" } else { "Attendee" })
             } else {
                 resource
@@ -489,6 +490,8 @@ async fn send_message(
                 incoming_from: None,
                 plain: None,
                 html: None,
+                data_uri: None,
+                time_stamp: None,
                 time: Timestamp::now(),
                 operation_id: operation_id.map(str::to_owned),
                 status: "Pending",
@@ -506,9 +509,9 @@ async fn send_message(
             early,
         });
         let text = if html {
-            Text { plain: None, html: Some(text) }
+            Text { html: Some(text), ..Text::default() }
         } else {
-            Text { plain: Some(text), html: None }
+            Text { plain: Some(text), ..Text::default() }
         };
         deliver(server, &conversation, &mut hub, seat, &text, Some(&tracker));
         location

@@ -265,6 +265,29 @@ pub struct MeetingRequest {
     /// Whether the account has to wait until it is admitted.
     #[serde(default)]
     pub lobby: bool,
+    /// A conversation whose thread the meeting goes on with, if any.
+    #[serde(default)]
+    pub after: Option<String>,
+}
+
+/// What a correspondent writes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saying {
+    /// Who of several correspondents; the first where it is absent.
+    #[serde(default)]
+    pub from: Option<String>,
+    /// Plain text.
+    #[serde(default)]
+    pub text: Option<String>,
+    /// HTML, alone or beside the plain text.
+    #[serde(default)]
+    pub html: Option<String>,
+    /// The link of the plain text in the message, as it is: any charset and encoding, or none that can be read.
+    #[serde(default)]
+    pub data_uri: Option<String>,
+    /// `timeStamp` of the message, as it is.
+    #[serde(default)]
+    pub time_stamp: Option<String>,
 }
 
 /// Why something could not be done.
@@ -480,7 +503,16 @@ impl Simulator {
         if let Some(account) = people.find(|uri| self.server.accounts.contains_key(*uri)) {
             return Err(Refused::CallerIsAnAccount(account.clone()));
         }
-        meeting::invite(&self.server, &from, &to, &others, &request.subject, request.lobby)
+        let thread_id = match &request.after {
+            None => None,
+            Some(id) => {
+                let earlier = self.server.conversation(id);
+                let earlier = earlier.ok_or_else(|| Refused::NoSuchConversation(id.clone()))?;
+                let thread_id = earlier.hub().thread_id.clone();
+                Some(thread_id)
+            }
+        };
+        meeting::invite(&self.server, &from, &to, &others, &request.subject, request.lobby, thread_id)
             .map(|conversation| conversation.id.clone())
             .ok_or(Refused::NotReachable(to))
     }
@@ -520,6 +552,39 @@ impl Simulator {
         let (found, _) = self.correspondent(conversation, None)?;
         let settled = meeting::settle_lobby(&self.server, &found, admit);
         if settled { Ok(()) } else { Err(Refused::NotConnected(conversation.to_owned())) }
+    }
+
+    /// A correspondent comes into the lobby of a conference that an account is in.
+    ///
+    /// # Errors
+    ///
+    /// If the conversation is over or no conference, or they are in it or its lobby already.
+    pub fn wait_in_lobby(&self, conversation: &str, who: &str) -> Result<(), Refused> {
+        let (found, _) = self.correspondent(conversation, None)?;
+        let waits = meeting::wait_in_lobby(&self.server, &found, &with_scheme(who));
+        if waits { Ok(()) } else { Err(Refused::NotConnected(conversation.to_owned())) }
+    }
+
+    /// Lets a correspondent who waits in the lobby of a conference in, or turns them away.
+    ///
+    /// # Errors
+    ///
+    /// If they do not wait there.
+    pub fn settle_visitor(&self, conversation: &str, who: &str, admit: bool) -> Result<(), Refused> {
+        let (found, _) = self.correspondent(conversation, None)?;
+        let settled = meeting::settle_visitor(&self.server, &found, &with_scheme(who), admit);
+        if settled { Ok(()) } else { Err(Refused::NotConnected(conversation.to_owned())) }
+    }
+
+    /// A correspondent begins to type, or stops.
+    ///
+    /// # Errors
+    ///
+    /// If the conversation is over, or they are not in it.
+    pub fn show_typing(&self, conversation: &str, from: Option<&str>, types: bool) -> Result<(), Refused> {
+        let (found, seat) = self.correspondent(conversation, from)?;
+        conversation::show_typing(&found, seat, types);
+        Ok(())
     }
 
     /// The conversation logs of an account, the oldest first.
@@ -568,8 +633,29 @@ impl Simulator {
         text: Option<&str>,
         html: Option<&str>,
     ) -> Result<Vec<u64>, Refused> {
-        let (found, seat) = self.correspondent(conversation, from)?;
-        let text = text_of(text, html).unwrap_or_default();
+        let saying = Saying {
+            from: from.map(str::to_owned),
+            text: text.map(str::to_owned),
+            html: html.map(str::to_owned),
+            ..Saying::default()
+        };
+        self.say_as(conversation, &saying)
+    }
+
+    /// A correspondent writes, and it is spelled and dated as asked for. What a reader should take of it stands in
+    /// the ledger as [`Saying::text`] and [`Saying::html`].
+    ///
+    /// # Errors
+    ///
+    /// If the conversation is over or not connected.
+    pub fn say_as(&self, conversation: &str, saying: &Saying) -> Result<Vec<u64>, Refused> {
+        let (found, seat) = self.correspondent(conversation, saying.from.as_deref())?;
+        let text = Text {
+            plain: saying.text.clone(),
+            html: saying.html.clone(),
+            data_uri: saying.data_uri.clone(),
+            time_stamp: saying.time_stamp.clone(),
+        };
         conversation::say(&self.server, &found, seat, &text)
             .map(|said| said.serials)
             .ok_or_else(|| Refused::NotConnected(conversation.to_owned()))
@@ -813,6 +899,9 @@ fn with_scheme(address: &str) -> String {
 }
 
 fn text_of(text: Option<&str>, html: Option<&str>) -> Option<Text> {
-    (text.is_some() || html.is_some())
-        .then(|| Text { plain: text.map(str::to_owned), html: html.map(str::to_owned) })
+    (text.is_some() || html.is_some()).then(|| Text {
+        plain: text.map(str::to_owned),
+        html: html.map(str::to_owned),
+        ..Text::default()
+    })
 }

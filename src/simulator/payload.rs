@@ -651,7 +651,11 @@ fn escape_xml(out: &mut String, text: &str) {
             '\t' | '\n' | '\r' => {
                 let _ = write!(out, "&#{};", character as u32);
             }
-            '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
+            // XML knows no such characters, and servers write references to them all the same.
+            '\0'..='\u{1f}' => {
+                let _ = write!(out, "&#x{:X};", character as u32);
+            }
+            '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
             other => out.push(other),
         }
     }

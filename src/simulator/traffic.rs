@@ -225,12 +225,12 @@ pub(crate) fn any_text(server: &Server) -> Text {
     if server.dice.chance(0.5) {
         plain.push_str("\r\n");
     }
-    Text { plain: Some(plain), html: None }
+    Text { plain: Some(plain), ..Text::default() }
 }
 
 /// A text in HTML; sometimes the plain text comes along.
 pub(crate) fn html_text(server: &Server) -> Text {
     let body = HTML[server.dice.below(HTML.len())];
     let html = format!("{body}<i>[{:08x}]</i>", server.dice.number() >> 32);
-    Text { plain: None, html: Some(html) }
+    Text { html: Some(html), ..Text::default() }
 }

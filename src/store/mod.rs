@@ -426,6 +426,19 @@ pub struct OpenConversation {
     pub thread_id: Option<String>,
 }
 
+/// What is known of a conversation, open or over, for going on with it in another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownConversation {
+    /// The one remote party, where there was just one.
+    pub remote_uri: Option<String>,
+    /// More than two people, or a conference.
+    pub multiparty: bool,
+    /// For going on with the thread.
+    pub thread_id: Option<String>,
+    /// As it was.
+    pub subject: Option<String>,
+}
+
 /// The archive and the event-channel cursor.
 #[async_trait]
 pub trait ArchiveStore: Send + Sync {
@@ -462,6 +475,16 @@ pub trait ArchiveStore: Send + Sync {
         to: Timestamp,
         reason: &str,
     ) -> Result<(), StoreError>;
+    /// Stores a response with `resume`: the server lost track of what was followed, and its application lives on. One
+    /// transaction records the stretch since `followed_until` as a gap, ends the session's open conversations and stays,
+    /// stores facts and cursor as [`ArchiveStore::commit`] does, and gives up sends as [`ArchiveStore::abandon_sends`]
+    /// does. Storing the same response again changes nothing.
+    async fn resume(
+        &self,
+        commit: ArchiveCommit,
+        followed_until: Timestamp,
+        why: &str,
+    ) -> Result<CommitOutcome, StoreError>;
     /// Stores facts and cursor in one transaction. Applying the same commit again changes nothing (G2).
     async fn commit(&self, commit: ArchiveCommit) -> Result<CommitOutcome, StoreError>;
     /// What a session still has to fetch, for an account that takes up its work again: linked resources, and incoming
@@ -473,6 +496,12 @@ pub trait ArchiveStore: Send + Sync {
         account: AccountId,
         session: SessionId,
     ) -> Result<Vec<OpenConversation>, StoreError>;
+    /// A conversation of an account, if there is one with this id.
+    async fn conversation(
+        &self,
+        account: AccountId,
+        conversation: ConversationId,
+    ) -> Result<Option<KnownConversation>, StoreError>;
     /// Settles messages that have waited long enough for their repetition or receipt; the server's writer does so by
     /// itself every few seconds.
     async fn settle_overdue(&self, now: Timestamp) -> Result<(), StoreError>;
@@ -736,7 +765,8 @@ pub trait OutboxStore: Send + Sync {
     async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError>;
     /// Rows of an account that are `sending`, for an account that takes up its work again.
     async fn unsettled_sends(&self, account: AccountId) -> Result<Vec<UnsettledSend>, StoreError>;
-    /// Gives a claimed row back unsent, without counting the attempt (the account went offline before the request).
+    /// Gives a claimed row back unsent, without counting the attempt (the account went offline before the request). One
+    /// that was given up meanwhile is given back too: who holds the claim knows that nothing left.
     async fn release_claim(&self, outbox: OutboxId, operation_id: &OperationId) -> Result<(), StoreError>;
     /// Inserts a row as a user would.
     async fn enqueue(&self, row: &NewOutboxRow) -> Result<OutboxId, StoreError>;

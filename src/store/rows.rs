@@ -15,8 +15,8 @@ use crate::{
 
 use super::{
     Account, AccountOverview, AccountState, Auth, Backfill, ClaimedSend, FollowedSession, Gap, HistoryRow,
-    InvitationPolicy, OpenConversation, OutboxAttempt, OutboxRow, OutboxState, QuarantineEntry,
-    QuarantinedPayload, SecretSource, Session, UnsettledSend,
+    InvitationPolicy, KnownConversation, OpenConversation, OutboxAttempt, OutboxRow, OutboxState,
+    QuarantineEntry, QuarantinedPayload, SecretSource, Session, UnsettledSend,
     columns::{Columns, undecodable},
 };
 
@@ -85,6 +85,7 @@ pub(super) fn conversation(row: &impl Columns) -> Result<ConversationRow, sqlx::
         end_code: row.optional_text("end_code")?,
         end_subcode: row.optional_text("end_subcode")?,
         awaiting_fetch: row.optional_text("awaiting")?.is_some(),
+        continued_in: row.optional_integer("continued_in")?.map(ConversationId),
         first_message_href: row.optional_text("first_message_href")?,
     })
 }
@@ -212,6 +213,15 @@ pub(super) fn fetch(row: &impl Columns) -> Result<Fetch, sqlx::Error> {
 }
 
 /// From a row of `conversations` with `remote`: everybody else's addresses, joined by `;`.
+pub(super) fn known_conversation(row: &impl Columns) -> Result<KnownConversation, sqlx::Error> {
+    Ok(KnownConversation {
+        remote_uri: row.optional_text("remote")?.filter(|remote| !remote.contains(';')),
+        multiparty: row.flag("multiparty")?,
+        thread_id: row.optional_text("thread_id")?,
+        subject: row.optional_text("subject")?,
+    })
+}
+
 pub(super) fn open_conversation(row: &impl Columns) -> Result<OpenConversation, sqlx::Error> {
     let remote = row.optional_text("remote")?;
     Ok(OpenConversation {

@@ -335,7 +335,7 @@ struct Done {
     /// Rows that the commits changed.
     rows: usize,
     /// What the commits brought into `messages`.
-    messages: Vec<(Direction, MessageSource)>,
+    messages: Brought,
 }
 
 /// How a transaction ended.
@@ -425,9 +425,7 @@ impl<D: Dialect> WriterTask<D> {
                 if !done.commits.is_empty() {
                     metrics::time_commit(began.elapsed(), done.rows);
                 }
-                for (direction, source) in &done.messages {
-                    metrics::count_archived(*direction, source.as_str());
-                }
+                count_archived(&done.messages);
                 if done.wakes {
                     self.due.notify_one();
                 }
@@ -573,26 +571,11 @@ impl<D: Dialect> WriterTask<D> {
         commits: &[&ArchiveCommit],
         done: &mut Done,
     ) -> Result<(), StoreError> {
-        let failed = failed("storing facts");
-        let keys = Keys::of(commits.iter().copied());
-        let mut workspace = D::load(connection, &keys, self.rules).await.map_err(&failed)?;
-        let now = Timestamp::now();
-        let mut outcomes = Vec::with_capacity(commits.len());
-        for commit in commits {
-            outcomes.push(match workspace.check(commit) {
-                Ok(()) => Ok(workspace.apply(commit, now.max(commit.received_at))),
-                Err(unknown) => Err(StoreError::Refused {
-                    operation: "storing facts",
-                    source: sqlx::Error::Protocol(unknown.to_string()),
-                }),
-            });
-        }
-        let changes = workspace.changes();
-        D::flush(connection, &changes).await.map_err(&failed)?;
-        done.wakes |= !changes.outbox.is_empty();
-        done.rows += changes.rows();
-        done.messages.extend(workspace.new_messages().map(|message| (message.direction, message.source)));
-        done.commits.extend(outcomes);
+        let stored = store_facts::<D>(connection, self.rules, commits).await?;
+        done.wakes |= stored.wakes;
+        done.rows += stored.rows;
+        done.messages.extend(stored.messages);
+        done.commits.extend(stored.outcomes);
         Ok(())
     }
 
@@ -610,6 +593,58 @@ impl<D: Dialect> WriterTask<D> {
             Batch::<D> { commits: Vec::new(), jobs: vec![Box::new(Settling { rules: self.rules })] };
         self.with_patience(&mut batch).await?.jobs.pop().unwrap_or(Ok(()))
     }
+}
+
+/// New messages, by what they are counted by.
+pub(super) type Brought = Vec<(Direction, MessageSource)>;
+
+/// Counts messages once their transaction is durable.
+pub(super) fn count_archived(brought: &Brought) {
+    for (direction, source) in brought {
+        metrics::count_archived(*direction, source.as_str());
+    }
+}
+
+/// What facts led to, before the transaction is durable.
+pub(super) struct StoredFacts {
+    /// For each commit: what is to be done, or why it was refused.
+    pub(super) outcomes: Vec<Result<CommitOutcome, StoreError>>,
+    /// Rows of the queue changed.
+    pub(super) wakes: bool,
+    /// Rows that were written.
+    pub(super) rows: usize,
+    /// What came into `messages`.
+    pub(super) messages: Brought,
+}
+
+/// Applies the facts of commits in order and writes the rows that changed.
+pub(super) async fn store_facts<D: Dialect>(
+    connection: &mut Connection<D>,
+    rules: RuleSettings,
+    commits: &[&ArchiveCommit],
+) -> Result<StoredFacts, StoreError> {
+    let failed = failed("storing facts");
+    let keys = Keys::of(commits.iter().copied());
+    let mut workspace = D::load(connection, &keys, rules).await.map_err(&failed)?;
+    let now = Timestamp::now();
+    let mut outcomes = Vec::with_capacity(commits.len());
+    for commit in commits {
+        outcomes.push(match workspace.check(commit) {
+            Ok(()) => Ok(workspace.apply(commit, now.max(commit.received_at))),
+            Err(unknown) => Err(StoreError::Refused {
+                operation: "storing facts",
+                source: sqlx::Error::Protocol(unknown.to_string()),
+            }),
+        });
+    }
+    let changes = workspace.changes();
+    D::flush(connection, &changes).await.map_err(&failed)?;
+    Ok(StoredFacts {
+        outcomes,
+        wakes: !changes.outbox.is_empty(),
+        rows: changes.rows(),
+        messages: workspace.new_messages().map(|message| (message.direction, message.source)).collect(),
+    })
 }
 
 /// Turns a panic into a refusal. Whatever had been done until then is still to be undone.
@@ -692,6 +727,7 @@ mod tests {
 
     const RULES: RuleSettings = RuleSettings {
         retry_uncertain: false,
+        typing: false,
         plain_from_html: ToOwned::to_owned,
         retry: RetryPolicy { base: Duration::from_secs(1), cap: Duration::from_secs(1) },
         max_attempts: 1,

@@ -215,6 +215,36 @@ mod tests {
         }
 
         #[test]
+        fn every_charset_that_can_hold_a_text_is_decoded_to_it(text in any::<String>(), base64 in any::<bool>()) {
+            let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+            let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
+            let latin: String = text.chars().filter(|c| ('\u{20}'..'\u{7f}').contains(c) || ('\u{a0}'..='\u{ff}').contains(c)).collect();
+            let latin_bytes = encoding_rs::WINDOWS_1252.encode(&latin).0.into_owned();
+            for (charset, bytes, expected) in [
+                ("UTF-16LE", little, &text),
+                ("utf-16be", big, &text),
+                ("iso-8859-1", latin_bytes, &latin),
+                ("utf-8", text.clone().into_bytes(), &text),
+            ] {
+                let payload = if base64 {
+                    format!(";base64,{}", STANDARD.encode(bytes))
+                } else {
+                    bytes.iter().fold(",".to_owned(), |uri, byte| format!("{uri}%{byte:02x}"))
+                };
+                let decoded = decode(&format!("data:text/plain;charset={charset}{payload}")).unwrap();
+                prop_assert_eq!((&decoded.text, decoded.had_invalid_bytes), (expected, false));
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..120), charset in "[a-zA-Z0-9-]{0,12}") {
+            let escaped = bytes.iter().fold(String::new(), |uri, byte| format!("{uri}%{byte:02x}"));
+            let uri = format!("data:text/html;charset={charset},{escaped}");
+            prop_assert!(decode(&uri).is_ok());
+            let _ = decode(&format!("data:{}", String::from_utf8_lossy(&bytes)));
+        }
+
+        #[test]
         fn nothing_makes_it_panic(uri in "(data:)?\\PC{0,80}") {
             let _ = decode(&uri);
         }

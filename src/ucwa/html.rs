@@ -147,7 +147,26 @@ impl TextDecorator for PlainText {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn nothing_makes_it_panic(
+            text in any::<String>(),
+            pieces in prop::collection::vec(
+                prop::sample::select(vec![
+                    "<div>", "</div>", "<b", "<table><tr><td>", "</table>", "<br/>", "&nbsp;", "&#0;", "&#xD800;",
+                    "<!--", "-->", "<a href=\"", "\">", "<li>", "word", "<pre>", "\0", "שלום",
+                ]),
+                0..24,
+            ),
+        ) {
+            plain_from_html(&text);
+            plain_from_html(&pieces.concat());
+        }
+    }
 
     #[test]
     fn what_clients_write_becomes_what_people_read() {

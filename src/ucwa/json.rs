@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::{
+    character::storable,
     model::{Event, EventBatch, EventKind, Link, Reason, Resource, Sender, Target},
     xml::ParseError,
 };
@@ -146,7 +147,7 @@ fn string(object: &Map<String, Value>, name: &str) -> Option<String> {
 
 fn scalar(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => storable(text).into_owned(),
         Value::Null => String::new(),
         other => other.to_string(),
     }

@@ -6,11 +6,12 @@
 //! ```
 //!
 //! [`UcwaClient`] is the client of one account, [`HttpClients`] what all accounts share. What a failed request means is
-//! decided in one place, [`UcwaError::action`]. The formats ([`model`], [`xml`], [`json`], [`data_uri`], [`html`],
-//! [`time`]) need no network.
+//! decided in one place, [`UcwaError::action`]. The formats ([`model`], [`xml`], [`json`], [`character`],
+//! [`data_uri`], [`html`], [`time`]) need no network.
 
 mod application;
 mod challenge;
+pub mod character;
 mod client;
 mod connect_once;
 pub mod data_uri;

@@ -14,6 +14,7 @@ use quick_xml::{
     name::{Namespace, ResolveResult},
 };
 
+use super::character::{Unescaped, storable, unescape};
 use super::model::{Continuation, Event, EventBatch, EventKind, Link, Reason, Resource, Sender, Target};
 
 /// Namespace of every UCWA element.
@@ -234,18 +235,20 @@ impl<'text> Parser<'text> {
         // Duplicate attributes are malformed XML, but a server's slip with one is not worth losing a message.
         for attribute in start.attributes().with_checks(false) {
             let attribute = attribute.map_err(|error| self.malformed(error))?;
-            let value =
-                attribute.normalized_value(XmlVersion::Implicit1_0).map_err(|error| self.malformed(error))?;
+            let value = match attribute.normalized_value(XmlVersion::Implicit1_0) {
+                Ok(value) => storable(&value).into_owned(),
+                Err(error) => unescape(&attribute.value).ok_or_else(|| self.malformed(error))?,
+            };
             match attribute.key.into_inner() {
-                "rel" => element.rel = value.into_owned(),
-                "href" => element.href = value.into_owned(),
-                "title" => element.title = Some(value.into_owned()),
-                "revision" => element.revision = Some(value.into_owned()),
-                "name" => element.name = value.into_owned(),
-                "status" => element.status = Some(value.into_owned()),
-                "in" => element.within = Some(value.into_owned()),
-                "code" => element.code = Some(value.into_owned()),
-                "subcode" => element.subcode = Some(value.into_owned()),
+                "rel" => element.rel = value,
+                "href" => element.href = value,
+                "title" => element.title = Some(value),
+                "revision" => element.revision = Some(value),
+                "name" => element.name = value,
+                "status" => element.status = Some(value),
+                "in" => element.within = Some(value),
+                "code" => element.code = Some(value),
+                "subcode" => element.subcode = Some(value),
                 _ => {}
             }
         }
@@ -309,22 +312,19 @@ impl<'text> Parser<'text> {
 
     /// The text of an element without element children; such children are passed over.
     fn text(&mut self, element: &Element) -> Result<String, ParseError> {
-        let mut text = String::new();
+        let mut text = Unescaped::default();
         if element.empty {
             self.depth -= 1;
-            return Ok(text);
+            return Ok(String::new());
         }
         loop {
             match self.token()? {
                 Token::Text(piece) => text.push_str(&piece.xml10_content()),
                 Token::CData(piece) => text.push_str(&piece.xml10_content()),
                 Token::GeneralRef(reference) => {
-                    match reference.resolve_char_ref().map_err(|error| self.malformed(error))? {
-                        Some(c) => text.push(c),
-                        None => match quick_xml::escape::resolve_predefined_entity(&reference) {
-                            Some(value) => text.push_str(value),
-                            None => return Err(self.malformed(format!("unknown entity &{};", &*reference))),
-                        },
+                    let is_known = text.push_reference(&reference);
+                    if !is_known {
+                        return Err(self.malformed(format!("unknown entity &{};", &*reference)));
                     }
                 }
                 Token::Start(start) => {
@@ -333,7 +333,7 @@ impl<'text> Parser<'text> {
                 }
                 Token::End(_) => {
                     self.depth -= 1;
-                    return Ok(text);
+                    return Ok(text.finish());
                 }
                 Token::Eof => return Err(self.malformed("the text ends before the document does")),
                 _ => {}
@@ -680,5 +680,77 @@ mod tests {
             let _ = parse_events(&text);
             let _ = lenient_next_href(&text);
         }
+
+        #[test]
+        fn neither_bytes_nor_torn_elements_make_it_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            pieces in prop::collection::vec(prop::sample::select(&PIECES[..]), 0..24),
+        ) {
+            for text in [String::from_utf8_lossy(&bytes).into_owned(), pieces.concat()] {
+                let events = format!("<events href=\"e\">{text}</events>");
+                for text in [&text, &events] {
+                    let _ = parse_resource(text);
+                    let _ = parse_reason(text);
+                    let _ = lenient_next_href(text);
+                    for event in parse_events(text).into_iter().flat_map(|batch| batch.senders).flat_map(|s| s.events) {
+                        // Whatever is quarantined is cut out of the text by this.
+                        prop_assert!(text.get(event.raw.clone()).is_some_and(|raw| raw.starts_with('<')));
+                        let said = format!("{event:?}");
+                        prop_assert!(!said.contains("\\0"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// What responses are made of, whole and torn.
+    const PIECES: [&str; 22] = [
+        "<sender rel=\"conversation\" href=\"/c\">",
+        "</sender>",
+        "<added rel=\"participant\" href=\"/p\" title=\"&#0;\">",
+        "</added>",
+        "<resource rel=\"message\" href=\"/m\">",
+        "</resource>",
+        "<property name=\"subject\">",
+        "</property>",
+        "<link rel=\"next\" href=\"/e?ack=2&amp;x=&#xD83D;\"/>",
+        "<in rel=\"lobby\" href=\"/l\"/>",
+        "<reason><code>",
+        "</code></reason>",
+        "&#0;",
+        "&#xDE00;",
+        "&lol;",
+        "\0\u{1}é",
+        "<![CDATA[\0]]>",
+        "<!-- -->",
+        "<?pi?>",
+        "<",
+        "]]>",
+        "<!DOCTYPE events [<!ENTITY lol \"lol\">]>",
+    ];
+
+    #[test]
+    fn characters_that_xml_forbids_cost_no_message() {
+        let batch = parse_events(
+            "<events href=\"/e\"><link rel=\"next\" href=\"/e?ack=2\"/><sender rel=\"conversation\" href=\"/c\">\
+             <added rel=\"participant\" href=\"/p\" title=\"Nul&#0;Bell&#7;\"/>\
+             <completed rel=\"message\" href=\"/m\"><resource rel=\"message\" href=\"/m\">\
+             <property name=\"subject\">a&#x0;b&#x1;c&#xD83D;&#xDE00;&#xD800;</property></resource></completed></sender></events>",
+        )
+        .unwrap();
+        let events = &batch.senders[0].events;
+        assert_eq!(events[0].title.as_deref(), Some("Nul\u{2400}Bell\u{7}"));
+        let subject = events[1].resource.as_ref().unwrap().property("subject");
+        assert_eq!(subject, Some("a\u{2400}b\u{1}c\u{1F600}\u{fffd}"));
+    }
+
+    #[test]
+    fn what_is_wide_is_read_and_what_is_deep_is_refused() {
+        let wide = " strange=\"v\"".repeat(100_000);
+        assert!(parse_events(&format!("<events href=\"/e\"{wide}/>")).is_ok());
+        let many = "<link rel=\"x\" href=\"y\"/>".repeat(100_000);
+        assert!(parse_events(&format!("<events href=\"/e\">{many}</events>")).is_ok());
+        let deep = "<resource rel=\"r\" href=\"h\">".repeat(100_000);
+        assert!(matches!(parse_resource(&deep), Err(ParseError::TooDeep)));
     }
 }

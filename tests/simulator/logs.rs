@@ -133,7 +133,10 @@ async fn what_another_device_answers_is_in_the_log_only() {
     let called = request.body(body.to_string()).send().await.unwrap().text().await.unwrap();
     let called: Value = serde_json::from_str(&called).unwrap();
     let id = called["conversation"].as_str().unwrap().to_owned();
-    user.wait("started", "messagingInvitation").await;
+    let invitation = user.wait("started", "messagingInvitation").await;
+    let invitation = user.resource_of(&invitation).await;
+    let accepted = user.post_empty(invitation.link("accept")).await;
+    assert!(accepted.is_client_error(), "the other device was quicker: {accepted}");
     let completed = user.wait("completed", "messagingInvitation").await;
     assert_eq!((completed.status.as_str(), completed.subcode.as_str()), ("Failure", "ConnectedElsewhere"));
     user.wait("deleted", "conversation").await;

@@ -1,11 +1,11 @@
 //! Online meetings as an invited account meets them, and conversations that grow.
 
 use reqwest::StatusCode;
-use ucwa_relay::simulator::{ConversationPhase, IncomingState, MeetingRequest, Simulator};
+use ucwa_relay::simulator::{ConversationPhase, IncomingState, MeetingRequest, Saying, Simulator};
 
 use crate::{
     call, data_text, eventually, simulator,
-    user::{Found, LIMIT, User},
+    user::{Found, Happened, LIMIT, User},
 };
 
 const USER: &str = "user0001@contoso.example";
@@ -20,6 +20,7 @@ fn meeting(lobby: bool) -> MeetingRequest {
         others: vec![TOSH.into()],
         subject: "Strategy".into(),
         lobby,
+        after: None,
     }
 }
 
@@ -176,5 +177,97 @@ async fn a_conversation_of_two_becomes_a_conference_when_somebody_joins() {
     assert_eq!(next_message(&mut user).await.1, "hi");
     assert_eq!(next_message(&mut user).await, (SARA.to_owned(), "hello all".to_owned()));
     assert!(simulator.join(&id, SARA).is_err());
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn somebody_else_waits_in_the_lobby_until_they_are_let_in() {
+    let simulator = simulator(|_| {}).await;
+    let mut user = User::sign_in(&simulator, "user0001", true).await;
+    let id = simulator.meet(&meeting(false)).unwrap();
+    let invitation = invited(&mut user).await;
+    assert!(simulator.wait_in_lobby(&id, SARA).is_err(), "there is no lobby before there is a conference");
+    assert_eq!(user.post_empty(invitation.link("accept")).await, StatusCode::NO_CONTENT);
+    user.wait("completed", "onlineMeetingInvitation").await;
+    let conversation = user.read(invitation.link("conversation")).await;
+    for admit in [false, true] {
+        user.seen.clear();
+        simulator.wait_in_lobby(&id, SARA).unwrap();
+        assert!(simulator.wait_in_lobby(&id, SARA).is_err());
+        let in_lobby =
+            |kind| move |event: &Happened| event.kind == kind && event.within.as_deref() == Some("lobby");
+        let comes = user.wait_for("Sara to come", in_lobby("added")).await;
+        assert_eq!(user.read(&comes.href).await.text("uri"), SARA);
+        assert_eq!(user.read(conversation.link("lobby")).await.links["participant"].len(), 1);
+        assert_eq!(user.read(conversation.link("participants")).await.links["participant"].len(), 2);
+        simulator.settle_visitor(&id, SARA, admit).unwrap();
+        user.wait_for("Sara to go on", in_lobby("deleted")).await;
+        assert!(simulator.settle_visitor(&id, SARA, true).is_err());
+    }
+    let joined = |event: &Happened| event.kind == "added" && event.within.is_none();
+    user.wait_for("Sara to join", joined).await;
+    assert_eq!(user.read(conversation.link("participants")).await.links["participant"].len(), 3);
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_answered_elsewhere_leads_to_the_conversation_in_which_it_goes_on() {
+    let simulator = simulator(|_| {}).await;
+    let mut user = User::sign_in(&simulator, "user0001", true).await;
+    user.start("sip:derives.lene@contoso.example", Some("data:,hello"), "op").await;
+    let completed = user.wait("completed", "messagingInvitation").await;
+    assert_eq!((completed.status.as_str(), completed.subcode.as_str()), ("Failure", "DerivedConversation"));
+    let invitation = user.resource_of(&completed).await;
+    let derived = user.read(invitation.link("derivedConversation")).await;
+    assert_ne!(derived.href, invitation.link("conversation"));
+    assert_eq!(derived.text("threadId"), invitation.text("threadId"));
+    let messaging = user.read(invitation.link("derivedMessaging")).await;
+    assert_eq!(user.send(&messaging, "op-2", "text/plain", "there").await.status(), StatusCode::CREATED);
+    let ledger = simulator.ledger().outgoing;
+    assert_eq!(ledger[0].failure.as_deref(), Some("DerivedConversation"));
+    assert_eq!(ledger[1].to, ["sip:derives.lene@contoso.example"]);
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn messages_are_spelled_and_dated_as_asked_and_typing_is_shown() {
+    let simulator = simulator(|_| {}).await;
+    let mut user = User::sign_in(&simulator, "user0001", true).await;
+    let id = simulator.call(call(USER, "hi")).await.unwrap();
+    let started = user.wait("started", "messagingInvitation").await;
+    let invitation = user.resource_of(&started).await;
+    assert_eq!(user.post_empty(invitation.link("accept")).await, StatusCode::NO_CONTENT);
+    user.wait_connected().await;
+    simulator.show_typing(&id, None, true).unwrap();
+    let types = |event: &Happened| event.within.as_deref() == Some("typingParticipants");
+    assert_eq!(user.wait_for("typing", types).await.kind, "added");
+    let saying = Saying {
+        text: Some("é".into()),
+        data_uri: Some("data:text/plain;charset=utf-16le,%e9%00".into()),
+        time_stamp: Some("0001-01-01T00:00:00Z".into()),
+        ..Saying::default()
+    };
+    simulator.say_as(&id, &saying).unwrap();
+    user.wait("completed", "message").await;
+    let event = user.wait("completed", "message").await;
+    let message = user.resource_of(&event).await;
+    assert_eq!(message.link("plainMessage"), "data:text/plain;charset=utf-16le,%e9%00");
+    assert_eq!(message.text("timeStamp"), "0001-01-01T00:00:00Z");
+    assert_eq!(simulator.ledger().incoming.last().unwrap().text.as_deref(), Some("é"));
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_message_that_does_not_reach_somebody_names_them() {
+    let simulator = simulator(|_| {}).await;
+    let mut user = User::sign_in(&simulator, "user0001", true).await;
+    user.start("sip:deaf.hans@contoso.example", None, "op").await;
+    let messaging = user.wait_connected().await;
+    assert_eq!(user.send(&messaging, "op-2", "text/plain", "there?").await.status(), StatusCode::CREATED);
+    let completed = user.wait("completed", "message").await;
+    assert_eq!(completed.status, "Failure");
+    let message = user.resource_of(&completed).await;
+    let failed = user.read(message.link("failedDeliveryParticipant")).await;
+    assert_eq!(failed.text("uri"), "sip:deaf.hans@contoso.example");
     simulator.shutdown().await;
 }

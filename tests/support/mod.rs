@@ -154,6 +154,13 @@ impl Simulate {
         if text.is_empty() { Value::Null } else { serde_json::from_str(&text).expect("in JSON") }
     }
 
+    /// DELETE on the control API.
+    pub(crate) async fn delete(&self, path: &str) {
+        let request = self.http.delete(format!("{}{path}", self.admin));
+        let answer = request.send().await.expect("the control API answers");
+        assert!(answer.status().is_success(), "{path} was answered {}", answer.status());
+    }
+
     /// Somebody calls an account; retried until the account takes calls. Gives the conversation's id.
     pub(crate) async fn call(&self, from: &str, to_account: &str, text: &str) -> String {
         let request = json!({ "from": from, "to_account": to_account, "text": text });

@@ -13,6 +13,12 @@ use crate::{
 
 /// States in which people can talk.
 const CONNECTED: [&str; 2] = ["connected", "conferenced"];
+/// States in which nobody can any more.
+const OVER: [&str; 2] = ["disconnecting", "disconnected"];
+
+/// `end_code` of a conversation that ended for us because the server answered `resume`. It opens again if the server
+/// turns out to have it still.
+pub(crate) const RESUME: &str = "resume";
 
 impl Workspace {
     /// The conversation with this href, made if this is its first mention.
@@ -43,6 +49,7 @@ impl Workspace {
             end_code: None,
             end_subcode: None,
             awaiting_fetch: false,
+            continued_in: None,
             first_message_href: None,
         })
     }
@@ -63,6 +70,13 @@ impl Workspace {
             // A talk among several stays one when only two are left.
             row.multiparty |= multiparty;
         }
+        let forgotten = row.end_code.as_deref() == Some(RESUME) && applying.session_ended_at.is_none();
+        if forgotten
+            && fact.state.as_ref().is_some_and(|state| !OVER.contains(&state.to_lowercase().as_str()))
+        {
+            row.ended_at = None;
+            row.end_code = None;
+        }
         if row.ended_at.is_none()
             && let Some(state) = &fact.state
         {
@@ -74,7 +88,7 @@ impl Workspace {
         if !fact.link_only {
             row.awaiting_fetch = false;
             applying.fetched(FetchedResource::Conversation, &fact.href);
-        } else if row.ended_at.is_none() {
+        } else if row.ended_at.is_none() || forgotten {
             // Something about it changed, and only the resource says what.
             row.awaiting_fetch = true;
             applying.fetch(FetchedResource::Conversation, &fact.href, None);
@@ -93,6 +107,10 @@ impl Workspace {
         let row = self.conversations.get_mut(place);
         let id = row.id;
         row.awaiting_fetch = false;
+        if row.end_code.as_deref() == Some(RESUME) {
+            row.ended_at = None;
+            row.end_code = None;
+        }
         if row.ended_at.is_none() {
             row.ended_at = Some(applying.at);
             row.state = Some("Disconnected".to_owned());

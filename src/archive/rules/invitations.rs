@@ -92,6 +92,7 @@ impl Workspace {
             applying.fetched(FetchedResource::Invitation(fact.kind), &fact.href);
         }
         self.place_invitation(applying, place, fact);
+        self.derive_conversation(applying, place, fact);
         self.text_of_invitation(applying, place, fact);
         self.finish_invitation(applying, place, fact);
         self.answer_outbox(applying, place, fact);
@@ -132,6 +133,26 @@ impl Workspace {
             row.multiparty = true;
         }
         self.invitations.get_mut(place).conversation = Some(row.id);
+    }
+
+    /// The talk goes on in another conversation: the one that it leaves says where (`derivedConversation`).
+    fn derive_conversation(&mut self, applying: &Applying, place: usize, fact: &InvitationFact) {
+        let left = self.invitations.get(place).conversation.and_then(|id| self.conversations.by_id(id));
+        let (Some(href), Some(left)) = (&fact.derived_conversation_href, left) else {
+            return;
+        };
+        let derived = self.mention_conversation(applying, href);
+        if derived == left {
+            return;
+        }
+        let known = self.conversations.get(left).clone();
+        let row = self.conversations.get_mut(derived);
+        fill(&mut row.thread_id, known.thread_id.as_ref());
+        fill(&mut row.subject, known.subject.as_ref());
+        fill(&mut row.importance, known.importance.as_ref());
+        fill(&mut row.direction, known.direction.as_ref());
+        let id = row.id;
+        self.conversations.get_mut(left).continued_in = Some(id);
     }
 
     fn adopt_orphan(&mut self, applying: &Applying, place: usize, orphan: usize, href: &str) -> usize {
@@ -225,6 +246,8 @@ impl Workspace {
             if fact.kind != InvitationKind::Participant
                 && let (Some(reason), Some(conversation)) = (&fact.reason, row.conversation)
                 && let Some(conversation) = self.conversations.by_id(conversation)
+                // A conference goes on without the messaging that was asked for.
+                && !(fact.kind == InvitationKind::Messaging && self.conversations.get(conversation).multiparty)
             {
                 let conversation = self.conversations.get_mut(conversation);
                 fill(&mut conversation.end_code, reason.code.as_ref());

@@ -13,9 +13,9 @@ use super::{fill, messages::Text, settle::PATIENCE};
 use crate::{
     archive::{
         Workspace,
-        fact::{Direction, LoggedConversation, LoggedMessage, MessageFact, Person},
+        fact::{Direction, LoggedConversation, LoggedMessage, MessageFact, Person, Quarantined},
         row::{Awaiting, MessageRow, MessageSource, MessageStatus, ParticipantRow},
-        text::to_milliseconds,
+        text::{is_plausible, to_milliseconds},
         workspace::{Applying, PlainFromHtml},
     },
     identifiers::ConversationId,
@@ -105,8 +105,19 @@ impl Workspace {
             // The address stands for a cursor: each reading of the log brings the same again.
             self.apply_quarantined(applying, unreadable, Some(&fact.href), occurrence);
         }
+        let (dated, misdated): (Vec<_>, Vec<_>) =
+            fact.messages.iter().partition(|message| is_plausible(message.sent_at, applying.at));
+        // By its time a logged message is told from what events brought: one without is kept apart.
+        for (occurrence, message) in (fact.unreadable.len()..).zip(misdated) {
+            let reason =
+                format!("a message of a conversation log is dated {}, which can't be right", message.sent_at);
+            let quarantined =
+                Quarantined::new(reason, format!("transcript of {}: {:?}", fact.href, message.content));
+            let occurrence = i64::try_from(occurrence).unwrap_or(i64::MAX);
+            self.apply_quarantined(applying, &quarantined, Some(&fact.href), occurrence);
+        }
         let mut said: Vec<Said> =
-            fact.messages.iter().map(|message| Said::of(message, applying, self.plain_from_html)).collect();
+            dated.into_iter().map(|message| Said::of(message, applying, self.plain_from_html)).collect();
         said.sort_by_key(|said| said.sent_at);
         if let Some(first) = said.first_mut() {
             first.first = true;
@@ -358,7 +369,7 @@ impl Workspace {
             return None;
         }
         let key = comparable(&Text::of(&fact.content, self.plain_from_html).body);
-        let (sent_at, tolerance) = match fact.sent_at {
+        let (sent_at, tolerance) = match fact.sent_at.filter(|&sent_at| is_plausible(sent_at, applying.at)) {
             Some(sent_at) => (to_milliseconds(sent_at), SAME_TIME),
             None => (applying.at, PATIENCE),
         };

@@ -9,7 +9,7 @@ use crate::{
             Content, Direction, FailureReason, FetchedResource, MessageFact, OperationStatus, Person, Phase,
         },
         row::{Awaiting, MessageRow, MessageSource, MessageStatus, OutboxSend},
-        text::{storable, to_milliseconds},
+        text::{is_plausible, storable, to_milliseconds},
         workspace::{Applying, PlainFromHtml},
     },
     identifiers::{ConversationId, OperationId},
@@ -49,6 +49,26 @@ impl Text {
         };
         Self::of(&content, plain_from_html)
     }
+}
+
+/// Takes the server's time of a message over, unless it can't be right: then the time of receipt stands, and `reason`
+/// tells what the server said.
+fn date(row: &mut MessageRow, applying: &Applying, fact: &MessageFact) {
+    let absurd = match (fact.sent_at, &fact.unreadable_time) {
+        (Some(sent_at), _) if is_plausible(sent_at, applying.at) => {
+            row.sent_at = to_milliseconds(sent_at);
+            return;
+        }
+        (Some(sent_at), _) => sent_at.to_string(),
+        (None, Some(text)) => text.chars().take(60).collect(),
+        (None, None) => return,
+    };
+    row.reason.get_or_insert_with(|| {
+        let sentence = format!(
+            "the server dated this message {absurd:?}, which can't be right; it is dated by its receipt"
+        );
+        storable(&sentence).into_owned()
+    });
 }
 
 /// Replaces a row's text.
@@ -133,14 +153,14 @@ impl Workspace {
             Some(place) => {
                 let awaiting = self.messages.get(place).awaiting;
                 if matches!(awaiting, Some(Awaiting::Fetch | Awaiting::Receipt)) {
-                    if has_no_text {
-                        if awaiting == Some(Awaiting::Fetch) {
-                            applying.fetch(
-                                FetchedResource::Message,
-                                &fact.href,
-                                Some(&fact.conversation_href),
-                            );
-                        }
+                    if has_no_text && fact.link_only {
+                        // Only the resource says what changed since it was announced.
+                        self.messages.get_mut(place).awaiting = Some(Awaiting::Fetch);
+                        applying.fetch(FetchedResource::Message, &fact.href, Some(&fact.conversation_href));
+                    } else if has_no_text {
+                        // Read, and still without text: that comes with an event, and asking again would not bring it.
+                        self.messages.get_mut(place).awaiting = Some(Awaiting::Receipt);
+                        applying.fetched(FetchedResource::Message, &fact.href);
                     } else {
                         applying.fetched(FetchedResource::Message, &fact.href);
                         self.text_arrived(applying, conversation_id, place, first, &sender, fact);
@@ -156,7 +176,7 @@ impl Workspace {
                     Direction::Incoming,
                     &Text::of(&fact.content, self.plain_from_html),
                 );
-                self.describe_incoming(place, &sender, fact);
+                self.describe_incoming(applying, place, &sender, fact);
                 if fact.link_only {
                     self.messages.get_mut(place).awaiting = Some(Awaiting::Fetch);
                     applying.fetch(FetchedResource::Message, &fact.href, Some(&fact.conversation_href));
@@ -173,7 +193,7 @@ impl Workspace {
                     });
                 copy.unwrap_or_else(|| {
                     let place = self.new_message(applying, conversation_id, Direction::Incoming, &text);
-                    self.describe_incoming(place, &sender, fact);
+                    self.describe_incoming(applying, place, &sender, fact);
                     self.release(place);
                     place
                 })
@@ -205,18 +225,16 @@ impl Workspace {
         let row = self.messages.get_mut(place);
         *row = placeholder;
         say(row, text);
-        self.describe_incoming(place, sender, fact);
+        self.describe_incoming(applying, place, sender, fact);
         self.release(place);
     }
 
-    fn describe_incoming(&mut self, place: usize, sender: &Sender, fact: &MessageFact) {
+    fn describe_incoming(&mut self, applying: &Applying, place: usize, sender: &Sender, fact: &MessageFact) {
         let row = self.messages.get_mut(place);
         fill(&mut row.sender_uri, sender.uri.as_ref());
         fill(&mut row.sender_name, sender.name.as_ref());
         fill(&mut row.sender_href, sender.href.as_ref());
-        if let Some(sent_at) = fact.sent_at {
-            row.sent_at = to_milliseconds(sent_at);
-        }
+        date(row, applying, fact);
         row.href = Some(fact.href.clone());
         row.direction = Direction::Incoming;
         self.messages.index(place);
@@ -252,9 +270,7 @@ impl Workspace {
                 row.body_html = Some(html.clone());
                 text.content_type.clone_into(&mut row.content_type);
             }
-            if let Some(sent_at) = fact.sent_at {
-                row.sent_at = to_milliseconds(sent_at);
-            }
+            date(row, applying, fact);
             fill(&mut row.sender_uri, sender.uri.as_ref());
             fill(&mut row.sender_name, sender.name.as_ref());
             fill(&mut row.sender_href, sender.href.as_ref());
@@ -550,10 +566,8 @@ impl Workspace {
         if row.href.is_none() && href_is_free {
             row.href = Some(fact.href.clone());
         }
-        if !row.is_chained()
-            && let Some(sent_at) = fact.sent_at
-        {
-            row.sent_at = to_milliseconds(sent_at);
+        if !row.is_chained() {
+            date(row, applying, fact);
         }
         if let Some(failed) = &failed {
             row.failed_recipients = Some(failed.clone());

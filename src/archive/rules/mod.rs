@@ -15,7 +15,9 @@ mod sends;
 mod settle;
 #[cfg(test)]
 mod tests;
+mod typing;
 
+pub(crate) use conversations::RESUME;
 pub(crate) use logs::LATE_INVITATION;
 pub(crate) use settle::PATIENCE;
 

@@ -21,8 +21,15 @@ pub(super) struct Sender {
 
 impl Workspace {
     pub(in crate::archive) fn apply_participant(&mut self, applying: &mut Applying, fact: &ParticipantFact) {
-        let conversation = self.mention_conversation(applying, &fact.conversation_href);
         let latest = self.participants.by_resource(applying.session, &fact.href);
+        if fact.change == ParticipantChange::Waits {
+            // Who only waits is not there; who is put back into the lobby has left.
+            if let Some(place) = latest {
+                self.participants.get_mut(place).left_at.get_or_insert(applying.at);
+            }
+            return;
+        }
+        let conversation = self.mention_conversation(applying, &fact.conversation_href);
         let conversation_over = self.conversations.get(conversation).ended_at.is_some();
         let place = match (latest, fact.change) {
             // Joining again after leaving is another stay, unless it is the same event delivered again, or all is over.
@@ -61,6 +68,7 @@ impl Workspace {
             stay.awaiting_fetch = false;
             applying.fetched(FetchedResource::Participant, &fact.href);
         }
+        replace(&mut stay.role, fact.role.map(str::to_owned).as_ref());
         fill(&mut stay.display_name, fact.title.as_ref());
         if fact.change == ParticipantChange::Left {
             stay.left_at.get_or_insert(applying.at);
@@ -101,8 +109,7 @@ impl Workspace {
         })
     }
 
-    /// Who a message or an invitation's text is from. A participant who is not known yet gets a row and, without an
-    /// address, is fetched.
+    /// Who a message or an invitation's text is from.
     pub(super) fn resolve_sender(
         &mut self,
         applying: &mut Applying,
@@ -114,9 +121,30 @@ impl Workspace {
         };
         let mut sender =
             Sender { uri: person.uri.clone(), name: person.name.clone(), href: person.href.clone() };
-        let Some(href) = &person.href else {
+        let Some(place) = self.mention_participant(applying, conversation, person) else {
             return sender;
         };
+        let stay = self.participants.get(place);
+        fill(&mut sender.uri, stay.sip_uri.as_ref());
+        fill(&mut sender.name, stay.display_name.as_ref());
+        let known = stay.sip_uri.is_some();
+        // Until the participant says it, and where they can't be asked any more.
+        fill(&mut sender.uri, person.contact_uri.as_ref());
+        if known {
+            self.settle_sender(place);
+        }
+        sender
+    }
+
+    /// The latest stay of a participant who did something. Who is not known yet gets a row and, without an address, is
+    /// fetched.
+    pub(super) fn mention_participant(
+        &mut self,
+        applying: &mut Applying,
+        conversation: usize,
+        person: &Person,
+    ) -> Option<usize> {
+        let href = person.href.as_ref()?;
         let known = self.participants.by_resource(applying.session, href);
         let place = known.unwrap_or_else(|| self.new_stay(applying, conversation, href));
         let conversation_href = self.conversations.get(conversation).href.clone();
@@ -130,12 +158,7 @@ impl Workspace {
             stay.awaiting_fetch = true;
             applying.fetch(FetchedResource::Participant, href, conversation_href.as_deref());
         }
-        fill(&mut sender.uri, stay.sip_uri.as_ref());
-        fill(&mut sender.name, stay.display_name.as_ref());
-        if stay.sip_uri.is_some() {
-            self.settle_sender(place);
-        }
-        sender
+        Some(place)
     }
 
     /// How a person is called where only a text can stand: by address, by name, by href.

@@ -4,11 +4,13 @@
 //! an older attempt's failure concerns only that attempt, but its success means that the message was sent, whatever the
 //! row has become meanwhile.
 
+use jiff::Timestamp;
+
 use super::sentence;
 use crate::{
     archive::{
         Workspace,
-        fact::{Direction, FailureReason, InvitationKind, OperationStatus, SendFact, SendOutcome},
+        fact::{Direction, FailureReason, InvitationKind, OperationStatus, SaidIn, SendFact, SendOutcome},
         retry::describe_invitation_failure,
         row::{Awaiting, MessageSource, MessageStatus},
         text::to_milliseconds,
@@ -85,7 +87,9 @@ impl Workspace {
                 self.close_attempt(applying, operation, OutboxState::Queued, outcome);
                 let state = self.outbox.get(send).state;
                 // What events have failed meanwhile is the later news.
-                if self.is_current(send, operation) && state == OutboxState::Sending {
+                if self.is_current(send, operation)
+                    && matches!(state, OutboxState::Sending | OutboxState::Uncertain)
+                {
                     self.withdraw_message(send, operation);
                     let row = self.outbox.get_mut(send);
                     row.state = OutboxState::Queued;
@@ -118,6 +122,16 @@ impl Workspace {
                     row.last_error = Some(error.clone());
                 }
             }
+            SendOutcome::Unheard { since, said_in, silent, doubtful } => {
+                let outcome =
+                    if self.may_have_been_heard(applying, *since, said_in) { doubtful } else { silent };
+                let fact = SendFact {
+                    outbox: fact.outbox,
+                    operation_id: operation.clone(),
+                    outcome: (**outcome).clone(),
+                };
+                self.apply_send(applying, &fact);
+            }
             SendOutcome::Uncertain { error } => {
                 let outcome = Outcome { detail: Some(error), ..Outcome::default() };
                 self.close_attempt(applying, operation, OutboxState::Uncertain, outcome);
@@ -131,6 +145,28 @@ impl Workspace {
                 }
             }
         }
+    }
+
+    /// Whether the event channel told of a message from us that nobody claimed, and that a request made at `since` may
+    /// have said.
+    fn may_have_been_heard(&self, applying: &Applying, since: Timestamp, said_in: &SaidIn) -> bool {
+        self.messages.iter().any(|message| {
+            let Some(conversation) = self.conversations.by_id(message.conversation) else { return false };
+            let conversation = self.conversations.get(conversation);
+            let fits = match said_in {
+                SaidIn::Conversation(href) => conversation.href.as_ref() == Some(href),
+                SaidIn::NewConversation => conversation.started_at >= to_milliseconds(since),
+                SaidIn::Unknown => true,
+            };
+            fits && message.account == applying.account
+                && message.session == Some(applying.session)
+                && message.direction == Direction::Outgoing
+                && message.source == MessageSource::Event
+                && message.href.is_some()
+                && message.outbox.is_none()
+                && message.operation_id.is_none()
+                && message.archived_at >= to_milliseconds(since)
+        })
     }
 
     /// Recipients of a group that could not be brought in: the message says who, the row says why.

@@ -6,6 +6,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::fill;
 use crate::{
     archive::{
         Workspace, chain,
@@ -28,18 +29,23 @@ impl Workspace {
         if message.is_chained() {
             return;
         }
-        let stay = match (&message.sender_uri, message.session, &message.sender_href) {
-            (None, Some(session), Some(href)) => self.participants.by_resource(session, href),
-            _ => None,
-        };
+        let stay = message
+            .session
+            .zip(message.sender_href.as_deref())
+            .and_then(|(session, href)| self.participants.by_resource(session, href));
         let mut awaiting = None;
-        if let Some(stay) = stay.map(|stay| self.participants.get(stay)) {
-            let (uri, name) = (stay.sip_uri.clone(), stay.display_name.clone());
-            if stay.awaiting_fetch && uri.is_none() {
+        if let Some(stay) = stay {
+            let said = message.sender_uri.clone();
+            let stay = self.participants.get_mut(stay);
+            if stay.awaiting_fetch && stay.sip_uri.is_none() {
                 awaiting = Some(Awaiting::Sender);
+            } else {
+                // What the message itself said stands where the participant can't be asked any more.
+                fill(&mut stay.sip_uri, said.as_ref());
             }
+            let (uri, name) = (stay.sip_uri.clone(), stay.display_name.clone());
             let message = self.messages.get_mut(place);
-            message.sender_uri = uri;
+            message.sender_uri = uri.or(said);
             message.sender_name = message.sender_name.take().or(name);
         }
         self.messages.get_mut(place).awaiting = awaiting;

@@ -11,12 +11,12 @@ use crate::{
             ArchiveCommit, Content, ConversationEnded, ConversationFact, Direction, Fact, FailureReason,
             Fetch, FetchedResource, InvitationFact, InvitationKind, LoggedConversation, LoggedMessage,
             MessageFact, OperationStatus, ParticipantChange, ParticipantDetails, ParticipantFact, Person,
-            Phase, Quarantined, SendFact, SendOutcome, Unfetchable,
+            Phase, Quarantined, SaidIn, SendFact, SendOutcome, TypingFact, Unfetchable,
         },
         retry::RetryPolicy,
         row::{
             AttemptRow, Awaiting, ChainHead, ConversationRow, InvitationRow, MessageRow, MessageSource,
-            MessageStatus, OutboxSend, ParticipantRow, QuarantineRow, SessionRow,
+            MessageStatus, OutboxSend, ParticipantRow, QuarantineRow, SessionRow, TypingRow,
         },
         workspace::{Counters, RuleSettings},
     },
@@ -44,6 +44,7 @@ struct Ledger {
     messages: BTreeMap<MessageId, MessageRow>,
     outbox: BTreeMap<OutboxId, OutboxSend>,
     attempts: BTreeMap<i64, AttemptRow>,
+    typing: Vec<TypingRow>,
     quarantine: Vec<QuarantineRow>,
     counters: Counters,
     now: Timestamp,
@@ -69,6 +70,7 @@ impl Ledger {
             messages: BTreeMap::new(),
             outbox: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            typing: Vec::new(),
             quarantine: Vec::new(),
             counters: Counters::default(),
             now: start(),
@@ -83,6 +85,7 @@ impl Ledger {
                 retry: RetryPolicy { base: Duration::from_secs(30), cap: Duration::from_secs(600) },
                 max_attempts: 3,
                 retry_uncertain: false,
+                typing: true,
             },
             self.counters,
         );
@@ -114,6 +117,7 @@ impl Ledger {
         self.messages.extend(changes.messages.into_iter().map(|row| (row.id, row.clone())));
         self.outbox.extend(changes.outbox.into_iter().map(|row| (row.id, row.clone())));
         self.attempts.extend(changes.attempts.into_iter().map(|row| (row.id, row.clone())));
+        self.typing.extend_from_slice(changes.typing);
         for row in changes.quarantine {
             let same = |other: &QuarantineRow| {
                 other.cursor.is_some()
@@ -313,6 +317,7 @@ fn ended() -> Fact {
 
 fn bob() -> Person {
     Person {
+        contact_uri: None,
         href: Some(BOB.to_owned()),
         uri: Some("sip:bob@contoso.com".to_owned()),
         name: Some("Bob".to_owned()),
@@ -320,11 +325,12 @@ fn bob() -> Person {
 }
 
 fn bob_by_link() -> Person {
-    Person { href: Some(BOB.to_owned()), uri: None, name: Some("Bob".to_owned()) }
+    Person { href: Some(BOB.to_owned()), name: Some("Bob".to_owned()), ..Person::default() }
 }
 
 fn participant(change: ParticipantChange, uri: Option<&str>) -> Fact {
     Fact::Participant(ParticipantFact {
+        role: None,
         conversation_href: TALK.to_owned(),
         href: BOB.to_owned(),
         change,
@@ -337,6 +343,7 @@ fn participant(change: ParticipantChange, uri: Option<&str>) -> Fact {
 
 fn invitation_fact(phase: Phase) -> InvitationFact {
     InvitationFact {
+        derived_conversation_href: None,
         href: "/invitations/1".to_owned(),
         kind: InvitationKind::Messaging,
         phase,
@@ -392,6 +399,7 @@ fn declined() -> FailureReason {
 
 fn message_fact(number: u32, plain: &str) -> MessageFact {
     MessageFact {
+        unreadable_time: None,
         conversation_href: TALK.to_owned(),
         href: format!("{TALK}/messages/{number}"),
         phase: Phase::Completed,
@@ -559,9 +567,65 @@ fn a_linked_participant_is_fetched_once_and_leaving_makes_it_pointless() {
 }
 
 #[test]
+fn a_role_says_who_is_there_but_not_who_they_are() {
+    let listed = |role| {
+        let Fact::Participant(fact) = participant(ParticipantChange::Joined, None) else { unreachable!() };
+        Fact::Participant(ParticipantFact { role: Some(role), ..fact })
+    };
+    let mut ledger = Ledger::new();
+    let outcome = ledger.events(vec![participant(ParticipantChange::Joined, None), listed("Attendee")]);
+    assert_eq!(outcome.fetches, [fetch(FetchedResource::Participant, BOB)], "the role is no address");
+    ledger.answer(participant(ParticipantChange::Updated, Some("sip:bob@contoso.com")));
+    ledger.events(vec![listed("Leader")]);
+    let stay = ledger.participants.values().next().unwrap();
+    assert_eq!(
+        (stay.role.as_deref(), stay.sip_uri.as_deref()),
+        (Some("Leader"), Some("sip:bob@contoso.com"))
+    );
+    assert_eq!(ledger.participants.len(), 1);
+    // In odd order: the list first, then the participant.
+    ledger.events(vec![participant(ParticipantChange::Left, None)]);
+    ledger.events(vec![listed("Attendee"), participant(ParticipantChange::Joined, None)]);
+    let roles: Vec<_> = ledger.participants.values().map(|stay| stay.role.as_deref().unwrap()).collect();
+    assert_eq!(roles, ["Leader", "Attendee"]);
+}
+
+#[test]
+fn who_waits_in_the_lobby_is_not_there_yet_or_not_any_more() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![participant(ParticipantChange::Waits, None)]);
+    assert!(ledger.participants.is_empty() && ledger.conversations.is_empty());
+    ledger.events(vec![participant(ParticipantChange::Joined, Some("sip:bob@contoso.com"))]);
+    ledger.later(5);
+    ledger.events(vec![participant(ParticipantChange::Waits, None)]);
+    assert_eq!(ledger.participants[&1].left_at, Some(start() + 5.seconds()));
+    ledger.events(vec![participant(ParticipantChange::Joined, None)]);
+    assert_eq!(ledger.participants.len(), 2);
+}
+
+#[test]
+fn typing_is_kept_once_and_tells_of_nobody_new() {
+    let typing = || Fact::Typing(TypingFact { conversation_href: TALK.to_owned(), who: bob_by_link() });
+    let mut ledger = Ledger::new();
+    ledger.events(vec![participant(ParticipantChange::Joined, Some("sip:bob@contoso.com"))]);
+    ledger.later(2);
+    ledger.events(vec![typing()]);
+    ledger.later(2);
+    ledger.events(vec![typing()]);
+    let at: Vec<_> = ledger.typing.iter().map(|row| (row.participant, row.at)).collect();
+    assert_eq!(
+        at,
+        [(1, start() + 2.seconds()), (1, start() + 4.seconds())],
+        "each once, though each came twice"
+    );
+    assert_eq!(ledger.participants.len(), 1);
+}
+
+#[test]
 fn the_local_participant_is_the_account() {
     let mut ledger = Ledger::new();
     let outcome = ledger.events(vec![Fact::Participant(ParticipantFact {
+        role: None,
         conversation_href: TALK.to_owned(),
         href: "/conversations/7/localParticipant".to_owned(),
         change: ParticipantChange::Joined,
@@ -618,6 +682,32 @@ fn a_message_announced_without_text_gets_it_later() {
     assert_eq!(ledger.check_chain(), 0);
     ledger.events(vec![message(1, "Hi")]);
     assert_eq!(ledger.texts(), ["Hi"]);
+    assert_eq!(ledger.check_chain(), 1);
+}
+
+#[test]
+fn a_message_announced_without_text_is_fetched_when_its_end_is_only_linked() {
+    let without_text = || {
+        Fact::Message(MessageFact {
+            content: Content::default(),
+            phase: Phase::Started,
+            ..message_fact(1, "")
+        })
+    };
+    let mut ledger = Ledger::new();
+    assert_eq!(ledger.events(vec![without_text()]).fetches, []);
+    let completed = Fact::Message(MessageFact {
+        content: Content::default(),
+        sender: None,
+        link_only: true,
+        ..message_fact(1, "")
+    });
+    let href = format!("{TALK}/messages/1");
+    assert_eq!(ledger.events(vec![completed]).fetches, [fetch(FetchedResource::Message, &href)]);
+    // Read too early: nothing is asked again and again.
+    assert_eq!(ledger.answer(without_text()).fetches, []);
+    ledger.answer(message(1, "Hi"));
+    assert_eq!(ledger.only_message().body, "Hi");
     assert_eq!(ledger.check_chain(), 1);
 }
 
@@ -684,6 +774,64 @@ fn a_message_waits_for_its_sender_or_for_the_news_that_nobody_knows_him() {
     assert_eq!(unknown.only_message().sender_uri, None);
     assert_eq!(unknown.only_message().sender_name.as_deref(), Some("Bob"));
     assert_eq!(unknown.check_chain(), 1);
+}
+
+#[test]
+fn who_left_before_the_message_came_is_known_by_the_contact() {
+    let contact = Person { contact_uri: Some("sip:bob@contoso.com".to_owned()), ..bob_by_link() };
+    let said = || Fact::Message(MessageFact { sender: Some(contact.clone()), ..message_fact(1, "Bye") });
+    let gone = Fact::Unfetchable(Unfetchable {
+        fetch: fetch(FetchedResource::Participant, BOB),
+        why: "404".to_owned(),
+    });
+    for before in [
+        vec![],
+        vec![participant(ParticipantChange::Left, None)],
+        vec![participant(ParticipantChange::Joined, None), participant(ParticipantChange::Left, None)],
+    ] {
+        let mut ledger = Ledger::new();
+        ledger.events(before);
+        let fetches = ledger.events(vec![said()]).fetches;
+        if !fetches.is_empty() {
+            assert_eq!(ledger.only_message().awaiting, Some(Awaiting::Sender));
+            ledger.answer(gone.clone());
+        }
+        assert_eq!(ledger.only_message().sender_uri.as_deref(), Some("sip:bob@contoso.com"));
+        assert_eq!(ledger.participants[&1].sip_uri.as_deref(), Some("sip:bob@contoso.com"));
+        assert_eq!(ledger.check_chain(), 1);
+    }
+    // What the participant says of themselves is better.
+    let mut ledger = Ledger::new();
+    ledger.events(vec![said()]);
+    ledger.answer(participant(ParticipantChange::Updated, Some("sip:robert@contoso.com")));
+    assert_eq!(ledger.only_message().sender_uri.as_deref(), Some("sip:robert@contoso.com"));
+}
+
+#[test]
+fn a_time_that_can_not_be_right_is_told_and_not_taken() {
+    let dated = |number, sent_at: Option<&str>, unreadable: Option<&str>| {
+        Fact::Message(MessageFact {
+            sent_at: sent_at.map(|sent_at| sent_at.parse().unwrap()),
+            unreadable_time: unreadable.map(str::to_owned),
+            ..message_fact(number, "when?")
+        })
+    };
+    let mut ledger = Ledger::new();
+    ledger.events(vec![
+        dated(1, Some("0001-01-01T00:00:00Z"), None),
+        dated(2, Some("9999-12-30T22:00:00Z"), None),
+        dated(3, Some("-009999-01-02T01:59:59Z"), None),
+        dated(4, None, Some("9999-12-31T23:59:59.9999999Z")),
+        dated(5, Some("2026-11-22T18:00:00Z"), None),
+    ]);
+    let rows: Vec<_> = ledger.messages.values().collect();
+    for row in &rows[..4] {
+        assert_eq!(row.sent_at, start(), "{row:?}");
+        assert!(row.reason.as_ref().unwrap().contains("99") || row.reason.as_ref().unwrap().contains("0001"));
+        assert_eq!(row.status, MessageStatus::Delivered);
+    }
+    assert_eq!((rows[4].sent_at, &rows[4].reason), ("2026-11-22T18:00:00Z".parse().unwrap(), &None));
+    assert_eq!(ledger.check_chain(), 5);
 }
 
 // ------------------------------------------------------------------------------------------------ 12.5
@@ -798,6 +946,46 @@ fn text_without_a_conversation_is_kept_and_finds_it_later() {
 }
 
 #[test]
+fn the_talk_that_goes_on_elsewhere_says_where() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![invitation(Phase::Started), conversation("Connecting")]);
+    let over = Fact::Invitation(InvitationFact {
+        status: Some(OperationStatus::Failure),
+        reason: Some(FailureReason {
+            subcode: Some("DerivedConversation".into()),
+            ..FailureReason::default()
+        }),
+        derived_conversation_href: Some("/conversations/8".to_owned()),
+        ..invitation_fact(Phase::Completed)
+    });
+    ledger.events(vec![over, ended()]);
+    let rows: Vec<_> = ledger.conversations.values().collect();
+    assert_eq!(rows[0].continued_in, Some(rows[1].id));
+    assert_eq!(rows[0].end_subcode.as_deref(), Some("DerivedConversation"));
+    assert_eq!((rows[1].href.as_deref(), rows[1].ended_at), (Some("/conversations/8"), None));
+    assert_eq!(rows[1].thread_id.as_deref(), Some("thread"));
+    assert_eq!(rows[1].subject.as_deref(), Some("Lunch"));
+    assert_eq!(ledger.texts(), ["Hungry?"]);
+}
+
+#[test]
+fn a_conference_does_not_end_with_the_messaging_that_was_asked_for() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![Fact::Conversation(ConversationFact {
+        href: TALK.to_owned(),
+        state: Some("Conferenced".to_owned()),
+        multiparty: Some(true),
+        ..ConversationFact::default()
+    })]);
+    let failed =
+        our_invitation(&OperationId("add".to_owned()), Phase::Completed, Some(OperationStatus::Failure));
+    ledger.events(vec![failed]);
+    let row = ledger.conversations.values().next().unwrap();
+    assert_eq!((&row.end_subcode, row.ended_at), (&None, None));
+    assert_eq!(ledger.invitations[&1].subcode.as_deref(), Some("Declined"));
+}
+
+#[test]
 fn a_linked_invitation_is_fetched_and_then_brings_its_text() {
     let mut ledger = Ledger::new();
     let link = InvitationFact {
@@ -873,6 +1061,85 @@ fn an_event_that_nobody_can_place_waits_for_its_201() {
         assert_eq!(ledger.texts(), ["Done", "Other"]);
         assert_eq!(ledger.check_chain(), 2);
     }
+}
+
+/// The answer to a request made at `since` was lost, and no event bears its operation id.
+fn unheard(ledger: &Ledger, since: Timestamp, said_in: SaidIn) -> SendOutcome {
+    SendOutcome::Unheard {
+        since,
+        said_in,
+        silent: Box::new(retry(ledger)),
+        doubtful: Box::new(SendOutcome::Uncertain { error: "nobody can tell".to_owned() }),
+    }
+}
+
+#[test]
+fn an_event_that_nobody_can_place_may_be_of_the_send_whose_answer_was_lost() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![conversation("Connected")]);
+    ledger.later(60);
+    let before = ledger.now;
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.sending(6, "sip:carol@contoso.com", "Other");
+    ledger.later(1);
+    ledger.events(vec![our_message(1)]);
+    ledger.later(90);
+    // The patience of the unplaced message does not matter.
+    ledger.settle_overdue();
+    let state = |ledger: &Ledger, since, said_in| {
+        let mut ledger = ledger.clone();
+        ledger.answer(send(5, &operation, unheard(&ledger, since, said_in)));
+        ledger.row(5).state
+    };
+    let talk = || SaidIn::Conversation(TALK.to_owned());
+    assert_eq!(state(&ledger, before, talk()), OutboxState::Uncertain);
+    assert_eq!(state(&ledger, before, SaidIn::Unknown), OutboxState::Uncertain);
+    // What came before the request, or elsewhere, is of something else.
+    assert_eq!(state(&ledger, before + 2.seconds(), talk()), OutboxState::Queued);
+    assert_eq!(state(&ledger, before, SaidIn::Conversation("/conversations/8".into())), OutboxState::Queued);
+    assert_eq!(state(&ledger, before, SaidIn::NewConversation), OutboxState::Queued);
+
+    let mut claimed = Ledger::new();
+    claimed.events(vec![conversation("Connected")]);
+    let operation = claimed.sending(5, "sip:bob@contoso.com", "Done");
+    let other = claimed.sending(6, "sip:carol@contoso.com", "Other");
+    claimed.events(vec![our_message(1)]);
+    claimed.answer(send(6, &other, accepted(Some(1))));
+    claimed.answer(send(5, &operation, unheard(&claimed, start(), talk())));
+    assert_eq!(claimed.row(5).state, OutboxState::Queued, "the event was another row's");
+}
+
+#[test]
+fn a_conversation_that_ended_with_a_resume_opens_again_if_the_server_has_it_still() {
+    let mut ledger = Ledger::new();
+    ledger.events(vec![
+        conversation("Connected"),
+        participant(ParticipantChange::Joined, Some("sip:bob@contoso.com")),
+    ]);
+    let id = *ledger.conversations.keys().next().unwrap();
+    let end = |ledger: &mut Ledger, code: &str| {
+        let at = ledger.now;
+        let row = ledger.conversations.get_mut(&id).unwrap();
+        (row.ended_at, row.end_code) = (Some(at), Some(code.to_owned()));
+        ledger.participants.values_mut().for_each(|stay| stay.left_at = Some(at));
+    };
+    end(&mut ledger, "resume");
+    ledger.events(vec![conversation("Disconnected")]);
+    assert!(ledger.conversations[&id].ended_at.is_some());
+    let mut gone = ledger.clone();
+    ledger.events(vec![conversation("Connected"), participant(ParticipantChange::Joined, None)]);
+    let row = &ledger.conversations[&id];
+    assert_eq!((row.ended_at, row.end_code.as_deref()), (None, None));
+    let stays: Vec<_> =
+        ledger.participants.values().map(|stay| (stay.left_at, stay.sip_uri.as_deref())).collect();
+    assert_eq!(stays.len(), 2, "another stay of the same person");
+    assert!(stays[0].0.is_some() && stays[1] == (None, Some("sip:bob@contoso.com")), "{stays:?}");
+
+    // One that has ended otherwise stays ended.
+    gone.later(5);
+    gone.events(vec![ended(), conversation("Connected")]);
+    let row = &gone.conversations[&id];
+    assert_eq!((row.ended_at, row.end_code.as_deref()), (Some(gone.now), None));
 }
 
 #[test]
@@ -1182,6 +1449,7 @@ fn logged_message(second: i64, sender: Option<&str>, plain: &str) -> LoggedMessa
         sent_at: start() + second.seconds(),
         direction: if sender.is_some() { Direction::Incoming } else { Direction::Outgoing },
         sender: sender.map(|name| Person {
+            contact_uri: None,
             href: None,
             uri: Some(format!("sip:{name}@contoso.com")),
             name: Some(name.to_owned()),
@@ -1375,6 +1643,19 @@ fn parts_of_a_log_that_are_not_understood_are_kept_once() {
     ledger.reads(&log);
     assert_eq!(ledger.quarantine.len(), 2);
     assert!(ledger.conversations.is_empty(), "a log without messages makes nothing");
+}
+
+#[test]
+fn a_logged_message_with_a_time_that_can_not_be_right_is_kept_apart() {
+    let mut ledger = Ledger::new();
+    let misdated = LoggedMessage {
+        sent_at: "0001-01-01T00:00:00Z".parse().unwrap(),
+        ..logged_message(1, Some("bob"), "when?")
+    };
+    ledger.reads(&log(Some("thread"), vec![misdated, logged_message(2, Some("bob"), "now")]));
+    assert_eq!(ledger.logged_texts(), ["now"]);
+    let [kept] = ledger.quarantine.as_slice() else { panic!("{:?}", ledger.quarantine) };
+    assert!(kept.reason.contains("0001-01-01") && kept.payload.contains("when?"), "{kept:?}");
 }
 
 #[test]

@@ -9,17 +9,18 @@ use sqlx::{Row, SqliteConnection};
 use super::{SqliteDialect, SqliteStore, column::time_text, flush::flush, load::waiting_messages};
 use crate::{
     archive::{
+        RESUME,
         fact::{ArchiveCommit, Fetch},
         text::storable,
         workspace::RuleSettings,
     },
-    identifiers::{AccountId, SessionId},
+    identifiers::{AccountId, ConversationId, SessionId},
     store::{
-        ArchiveStore, CommitOutcome, OpenConversation, Session, StoreError,
+        ArchiveStore, CommitOutcome, KnownConversation, OpenConversation, Session, StoreError,
         columns::Columns,
         rows,
         trouble::failed,
-        writer::{Waiting, settle_overdue},
+        writer::{Brought, Waiting, count_archived, settle_overdue, store_facts},
     },
 };
 
@@ -62,6 +63,107 @@ async fn end(
         .await
         .map_err(&failed)
         .map(drop)
+}
+
+/// Gives up the sends of an account that are under way. `again_after`: when those that are sent again may be, at the
+/// earliest.
+async fn abandon_sends(
+    connection: &mut SqliteConnection,
+    rules: RuleSettings,
+    account: AccountId,
+    why: &str,
+    again_after: Option<Timestamp>,
+) -> Result<u64, StoreError> {
+    let failed = failed("giving up unsettled sends");
+    let error = format!("nobody can tell whether the server took it: {why}");
+    let now = time_text(Timestamp::now());
+    sqlx::query(
+        "UPDATE outbox_attempts
+            SET outcome = 'uncertain', finished_at = ?2, detail = ?3
+          WHERE finished_at IS NULL
+            AND operation_id IN (SELECT operation_id FROM outbox INDEXED BY outbox_sending
+                                  WHERE account_id = ?1 AND state = 'sending')",
+    )
+    .bind(account.0)
+    .bind(&now)
+    .bind(&error)
+    .execute(&mut *connection)
+    .await
+    .map_err(&failed)?;
+    let done = sqlx::query(
+        "UPDATE outbox
+            SET state = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN 'queued' ELSE 'uncertain' END,
+                next_attempt_at = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN ?6 END,
+                finished_at = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN NULL ELSE ?2 END,
+                last_code = NULL, last_subcode = NULL,
+                last_error = CASE WHEN ?4 THEN ?3 || '; sent again, so the recipient may get it twice' ELSE ?3 END,
+                updated_at = ?2, revision = revision + 1
+          WHERE account_id = ?1 AND state = 'sending'",
+    )
+    .bind(account.0)
+    .bind(&now)
+    .bind(&error)
+    .bind(rules.retry_uncertain)
+    .bind(rules.max_attempts)
+    .bind(again_after.map(time_text))
+    .execute(connection)
+    .await
+    .map_err(&failed)?;
+    Ok(done.rows_affected())
+}
+
+/// A response with `resume`; see [`ArchiveStore::resume`].
+async fn resume(
+    connection: &mut SqliteConnection,
+    rules: RuleSettings,
+    commit: &ArchiveCommit,
+    followed_until: Timestamp,
+    why: &str,
+) -> Result<(CommitOutcome, Brought), StoreError> {
+    let failed = failed("resuming a session");
+    let ArchiveCommit { account, session, received_at, .. } = *commit;
+    let cursor: Option<String> =
+        sqlx::query_scalar("SELECT event_cursor FROM sessions WHERE id = ?1 AND account_id = ?2")
+            .bind(session.0)
+            .bind(account.0)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(&failed)?;
+    // The same response again: what it ended may be open anew.
+    let is_new = cursor != commit.cursor;
+    if is_new {
+        insert_gap(connection, account, session, followed_until, received_at, why).await?;
+        // Before the facts, which tell what goes on.
+        for statement in [
+            "UPDATE participants SET left_at = ?3 WHERE account_id = ?1 AND session_id = ?2 AND left_at IS NULL",
+            "UPDATE conversations SET ended_at = ?3, state = 'Disconnected', end_code = ?4, end_subcode = NULL
+              WHERE account_id = ?1 AND session_id = ?2 AND ended_at IS NULL",
+        ] {
+            sqlx::query(statement)
+                .bind(account.0)
+                .bind(session.0)
+                .bind(time_text(received_at))
+                .bind(RESUME)
+                .execute(&mut *connection)
+                .await
+                .map_err(&failed)?;
+        }
+    }
+    let mut stored = store_facts::<SqliteDialect>(connection, rules, &[commit]).await?;
+    let outcome = stored.outcomes.pop().unwrap_or_else(|| Ok(CommitOutcome::default()))?;
+    if is_new {
+        // After the facts, which may tell of some. The answer of a request that is out may still come.
+        let again_after = rules.retry.next_attempt(received_at, 1, 1.0);
+        let abandoned = abandon_sends(connection, rules, account, why, Some(again_after)).await?;
+        if abandoned > 0 {
+            tracing::warn!(
+                account.id = account.0,
+                abandoned,
+                "rows of the outbox were being sent; no event will tell what became of them"
+            );
+        }
+    }
+    Ok((outcome, stored.messages))
 }
 
 async fn account_of(connection: &mut SqliteConnection, session: SessionId) -> Result<AccountId, sqlx::Error> {
@@ -158,50 +260,29 @@ impl ArchiveStore for SqliteStore {
     }
 
     async fn abandon_sends(&self, account: AccountId, why: &str) -> Result<u64, StoreError> {
-        let rules = self.rules;
-        let error = format!("nobody can tell whether the server took it: {why}");
+        let (rules, why) = (self.rules, why.to_owned());
         self.writer
             .run("giving up unsettled sends", true, move |connection| {
-                Box::pin(async move {
-                    let failed = failed("giving up unsettled sends");
-                    let now = time_text(Timestamp::now());
-                    sqlx::query(
-                        "UPDATE outbox_attempts
-                            SET outcome = 'uncertain', finished_at = ?2, detail = ?3
-                          WHERE finished_at IS NULL
-                            AND operation_id IN (SELECT operation_id FROM outbox INDEXED BY outbox_sending
-                                                  WHERE account_id = ?1 AND state = 'sending')",
-                    )
-                    .bind(account.0)
-                    .bind(&now)
-                    .bind(&error)
-                    .execute(&mut *connection)
-                    .await
-                    .map_err(&failed)?;
-                    let done = sqlx::query(
-                        "UPDATE outbox
-                            SET state = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN 'queued'
-                                             ELSE 'uncertain' END,
-                                finished_at = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN NULL
-                                                   ELSE ?2 END,
-                                last_code = NULL, last_subcode = NULL,
-                                last_error = CASE WHEN ?4 THEN ?3 || '; sent again, so the recipient may get it twice'
-                                                  ELSE ?3 END,
-                                updated_at = ?2, revision = revision + 1
-                          WHERE account_id = ?1 AND state = 'sending'",
-                    )
-                    .bind(account.0)
-                    .bind(&now)
-                    .bind(&error)
-                    .bind(rules.retry_uncertain)
-                    .bind(rules.max_attempts)
-                    .execute(&mut *connection)
-                    .await
-                    .map_err(&failed)?;
-                    Ok(done.rows_affected())
-                })
+                Box::pin(async move { abandon_sends(connection, rules, account, &why, None).await })
             })
             .await
+    }
+
+    async fn resume(
+        &self,
+        commit: ArchiveCommit,
+        followed_until: Timestamp,
+        why: &str,
+    ) -> Result<CommitOutcome, StoreError> {
+        let (rules, why) = (self.rules, why.to_owned());
+        let (outcome, brought) = self
+            .writer
+            .run("resuming a session", true, move |connection| {
+                Box::pin(async move { resume(connection, rules, &commit, followed_until, &why).await })
+            })
+            .await?;
+        count_archived(&brought);
+        Ok(outcome)
     }
 
     async fn begin_session(
@@ -411,6 +492,34 @@ impl ArchiveStore for SqliteStore {
         .await
         .map_err(&failed)?;
         rows.iter().map(|row| rows::open_conversation(row).map_err(&failed)).collect()
+    }
+
+    async fn conversation(
+        &self,
+        account: AccountId,
+        conversation: ConversationId,
+    ) -> Result<Option<KnownConversation>, StoreError> {
+        let failed = failed("reading a conversation");
+        let row = sqlx::query(
+            "SELECT c.multiparty, c.thread_id, c.subject,
+                    coalesce(
+                        (SELECT group_concat(uri, ';') FROM (
+                            SELECT DISTINCT p.sip_uri AS uri FROM participants p INDEXED BY participants_of_conversation
+                             WHERE p.account_id = c.account_id AND p.conversation_id = c.id AND p.is_local = 0
+                               AND p.sip_uri IS NOT NULL AND p.sip_uri <> a.sip_uri)),
+                        (SELECT CASE i.direction WHEN 'incoming' THEN i.from_uri ELSE i.to_uri END FROM invitations i
+                          WHERE i.account_id = c.account_id AND i.conversation_id = c.id AND i.kind = 'messaging'
+                          ORDER BY i.id LIMIT 1)) AS remote
+               FROM conversations c
+               JOIN accounts a ON a.id = c.account_id
+              WHERE c.id = ?1 AND c.account_id = ?2",
+        )
+        .bind(conversation.0)
+        .bind(account.0)
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(&failed)?;
+        row.map(|row| rows::known_conversation(&row).map_err(&failed)).transpose()
     }
 
     async fn settle_overdue(&self, now: Timestamp) -> Result<(), StoreError> {

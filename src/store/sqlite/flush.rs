@@ -14,7 +14,7 @@ use crate::{
         Changes,
         row::{
             AttemptRow, ConversationRow, InvitationRow, MessageRow, OutboxSend, ParticipantRow,
-            QuarantineRow, SessionRow,
+            QuarantineRow, SessionRow, TypingRow,
         },
     },
     identifiers::AccountId,
@@ -45,6 +45,7 @@ pub(super) async fn flush(
     for row in &changes.attempts {
         attempt(connection, row).await?;
     }
+    typing(connection, changes.typing).await?;
     quarantine(connection, changes.quarantine).await?;
     chain_heads(connection, changes).await?;
     sessions(connection, &changes.sessions).await?;
@@ -147,13 +148,14 @@ async fn conversations(
         rows,
         "INSERT INTO conversations (id, account_id, session_id, href, thread_id, subject, importance, direction, state,
              multiparty, online_meeting_uri, started_at, connected_at, ended_at, end_code, end_subcode, awaiting,
-             first_message_href) ",
+             first_message_href, continued_in) ",
         " ON CONFLICT (id) DO UPDATE SET href = excluded.href, thread_id = excluded.thread_id,
              subject = excluded.subject, importance = excluded.importance, direction = excluded.direction,
              state = excluded.state, multiparty = excluded.multiparty,
              online_meeting_uri = excluded.online_meeting_uri, connected_at = excluded.connected_at,
              ended_at = excluded.ended_at, end_code = excluded.end_code, end_subcode = excluded.end_subcode,
-             awaiting = excluded.awaiting, first_message_href = excluded.first_message_href",
+             awaiting = excluded.awaiting, first_message_href = excluded.first_message_href,
+             continued_in = excluded.continued_in",
         |values, row| {
             values
                 .put(row.id.0)
@@ -173,7 +175,8 @@ async fn conversations(
                 .put(row.end_code.clone())
                 .put(row.end_subcode.clone())
                 .put(awaits(row.awaiting_fetch))
-                .put(row.first_message_href.clone());
+                .put(row.first_message_href.clone())
+                .put(row.continued_in.map(|id| id.0));
         },
     )
     .await
@@ -300,6 +303,19 @@ async fn invitations(connection: &mut SqliteConnection, rows: &[&InvitationRow])
                 .put(row.subcode.clone())
                 .put(row.reason.clone())
                 .put(awaits(row.awaiting_fetch));
+        },
+    )
+    .await
+}
+
+async fn typing(connection: &mut SqliteConnection, rows: &[TypingRow]) -> Result<(), sqlx::Error> {
+    in_chunks(
+        connection,
+        rows,
+        "INSERT INTO typing (account_id, conversation_id, participant_id, at) ",
+        "",
+        |values, row| {
+            values.put(row.account.0).put(row.conversation.0).put(row.participant).put(time_text(row.at));
         },
     )
     .await

@@ -479,8 +479,10 @@ impl OutboxStore for SqliteStore {
                     let released = sqlx::query(
                         "UPDATE outbox
                             SET state = 'queued', attempts = attempts - 1, operation_id = NULL, claimed_by = NULL,
-                                claimed_at = NULL, updated_at = ?3, revision = revision + 1
-                          WHERE id = ?1 AND operation_id = ?2 AND state = 'sending'",
+                                claimed_at = NULL, next_attempt_at = NULL, finished_at = NULL,
+                                last_error = CASE WHEN state = 'sending' THEN last_error END,
+                                updated_at = ?3, revision = revision + 1
+                          WHERE id = ?1 AND operation_id = ?2 AND state IN ('sending', 'uncertain', 'queued')",
                     )
                     .bind(outbox.0)
                     .bind(&operation_id)
