@@ -1,7 +1,7 @@
 //! The admin listener: health, metrics, and what people look at, over HTTP on `admin.listen`.
 //!
 //! It reads the database through the same traits as the commands and never writes the archive. Every request passes the
-//! [`guard`] first: a foreign `Host` is refused (DNS rebinding), and every answer carries headers that keep a browser
+//! `guard` first: a foreign `Host` is refused (DNS rebinding), and every answer carries headers that keep a browser
 //! from doing anything with it but show it. Trouble here ends no account: the listener is a task of its own.
 
 mod guard;

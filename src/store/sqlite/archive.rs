@@ -1,5 +1,5 @@
 //! Sessions, gaps, and what an account needs to know when it takes up its work again. Facts go through
-//! [`super::writer`].
+//! [`crate::store::writer`].
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
