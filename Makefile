@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Warnings are for reading while one writes; here they fail.
 export RUSTDOCFLAGS = -D warnings
 
-.PHONY: help test tools fmt clippy unit doc deny bench demo
+.PHONY: help test tools postgresql fmt clippy unit doc deny bench demo
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +16,17 @@ tools: ## Install what the checks need, if it is missing
 	@$(CARGO) fmt --version >/dev/null 2>&1 || rustup component add rustfmt
 	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
 	@command -v python3 >/dev/null || { echo "python3 is missing (tests read exports with it): apt-get install python3" >&2; exit 1; }
+	@[ -n "$$TEST_POSTGRES_URL" ] || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || $(MAKE) --no-print-directory postgresql
 	@command -v cc >/dev/null || { echo "a C compiler is missing (SQLite and ring are built with it): apt-get install gcc libc6-dev" >&2; exit 1; }
+
+# The tests start servers of their own; the package shall not start one beside them.
+postgresql: # Debian's server programs, for the tests
+	@command -v apt-get >/dev/null || { echo "PostgreSQL's server programs (initdb, pg_ctl) are missing: install them, or set TEST_POSTGRES_URL" >&2; exit 1; }
+	@echo "installing PostgreSQL's server programs for the tests"
+	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	 $$sudo mkdir -p /etc/postgresql-common && \
+	 { [ -e /etc/postgresql-common/createcluster.conf ] || echo "create_main_cluster = false" | $$sudo tee /etc/postgresql-common/createcluster.conf >/dev/null; } && \
+	 { $$sudo apt-get install -y --no-install-recommends postgresql || { $$sudo apt-get update && $$sudo apt-get install -y --no-install-recommends postgresql; }; }
 
 fmt:
 	$(CARGO) fmt --all --check

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     account::{
         AccountEnvironment, AccountSettings, Directory,
+        coordinator::Coordinator,
         gate::SignInGate,
         state_board::{CurrentStates, StateBoard},
         supervisor::{AccountSupervisor, StopAll},
@@ -38,6 +39,7 @@ pub struct Relay {
     /// What each account of this process is doing.
     pub current_states: CurrentStates,
     supervisor: Addr<AccountSupervisor>,
+    coordinator: Option<Coordinator>,
     stop: CancellationToken,
     dispatcher: JoinHandle<()>,
     states: JoinHandle<()>,
@@ -84,6 +86,8 @@ impl Relay {
             settings: Arc::new(account_settings(config)),
         };
         let supervisor = AccountSupervisor::new(environment).start();
+        let coordinator =
+            store.cluster().is_some().then(|| Coordinator::start(Arc::clone(&store), node.clone()));
         let stop = CancellationToken::new();
         let dispatcher = dispatcher::start(
             Dispatcher {
@@ -100,7 +104,16 @@ impl Relay {
             stop.clone(),
         );
         tracing::info!(node = %config.cluster.node_id, "ucwa-relay is running");
-        Ok(Self { store, directory, current_states, supervisor, stop, dispatcher, states: writing_states })
+        Ok(Self {
+            store,
+            directory,
+            current_states,
+            supervisor,
+            coordinator,
+            stop,
+            dispatcher,
+            states: writing_states,
+        })
     }
 
     /// Starts the admin listener of this server.
@@ -108,10 +121,23 @@ impl Relay {
         AdminServer::start(section, Arc::clone(&self.store), self.current_states.clone()).await
     }
 
-    /// Stops in order: no new rows, sends that are out are finished, event channels end, the database is closed. UCWA
-    /// applications stay, so that the next start resumes them.
+    /// Stops in order: no new rows, sends that are out are finished, event channels end, each account is free for other
+    /// nodes as soon as it has stopped, the database is closed. UCWA applications stay, so that the next start, or another
+    /// node, resumes them.
     pub async fn stop(self) {
-        let Self { store, directory: _, current_states: _, supervisor, stop, dispatcher, states } = self;
+        let Self {
+            store,
+            directory: _,
+            current_states: _,
+            supervisor,
+            coordinator,
+            stop,
+            dispatcher,
+            states,
+        } = self;
+        if let Some(coordinator) = &coordinator {
+            coordinator.retire();
+        }
         let in_order = async {
             stop.cancel();
             // It only ends by itself or by this; a panic in it was logged when it happened.
@@ -126,6 +152,9 @@ impl Relay {
         };
         if tokio::time::timeout(STOP_WITHIN, in_order).await.is_err() {
             tracing::warn!("not everything stopped in time; what was under way is settled at the next start");
+        }
+        if let Some(coordinator) = coordinator {
+            coordinator.end().await;
         }
         store.close().await;
     }

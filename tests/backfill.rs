@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod support;
+
 use std::{
     convert::Infallible,
     sync::{
@@ -17,7 +19,10 @@ use hyper::{Request, Response, body::Incoming, server::conn::http1, service::ser
 use hyper_util::rt::TokioIo;
 use jiff::{Timestamp, ToSpan};
 use secrecy::SecretString;
-use tempfile::TempDir;
+use support::{
+    sql::{Kind, Place},
+    take_leases,
+};
 use tokio::net::TcpListener;
 use ucwa_relay::{
     account::{
@@ -40,7 +45,7 @@ use ucwa_relay::{
 
 const NAMESPACE: &str = "http://schemas.microsoft.com/rtc/2012/03/ucwa";
 /// A condition that has not come true by then never will.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 // ------------------------------------------------------------------------------------------------ the server
 
@@ -146,17 +151,18 @@ fn application(logs: &str) -> String {
 struct Account {
     context: Arc<DeliveryContext>,
     application: Application,
-    _directory: TempDir,
+    _place: Place,
 }
 
-async fn signed_in(root: Url) -> Account {
-    let directory = tempfile::tempdir().unwrap();
+async fn signed_in(root: Url, kind: Kind) -> Account {
+    let place = Place::new(kind).await;
     let settings = StoreSettings {
-        url: format!("sqlite://{}", directory.path().join("relay.db").display()),
+        url: place.url(),
         max_connections: 2,
         commit_interval: Duration::from_millis(2),
         full_text: false,
         node: "node".to_owned(),
+        lease_ttl: Duration::from_secs(3600),
         rules: RuleSettings {
             retry_uncertain: false,
             typing: false,
@@ -175,6 +181,7 @@ async fn signed_in(root: Url) -> Account {
         invitations: None,
     };
     let account = store.add_account(&account).await.unwrap();
+    take_leases(&store).await;
     let session = store.begin_session(account, "/applications/1", "/events?ack=1", "").await.unwrap();
     let http = HttpSettings {
         extra_ca_pem: None,
@@ -220,17 +227,18 @@ async fn signed_in(root: Url) -> Account {
         per_account_rate: 1.0,
         node: "node".to_owned(),
     };
+    let epoch = store.leases().epoch(account).unwrap();
     let context = Arc::new(DeliveryContext {
         store,
         client,
         account,
         session: session.id,
-        epoch: 0,
+        epoch,
         start_messaging: None,
         channel: Arc::new(ChannelHealth::default()),
         settings: Arc::new(settings),
     });
-    Account { context, application, _directory: directory }
+    Account { context, application, _place: place }
 }
 
 impl Account {
@@ -275,8 +283,7 @@ impl Account {
 
 // ------------------------------------------------------------------------------------------------ tests
 
-#[tokio::test]
-async fn a_gap_is_filled_from_every_page_of_every_log_as_soon_as_they_can_be_read() {
+async fn a_gap_is_filled_from_every_page_of_every_log_as_soon_as_they_can_be_read(kind: Kind) {
     let from = Timestamp::now() - 1.hour();
     let tried = AtomicUsize::new(0);
     let (root, requests) = serve(move |path| {
@@ -315,7 +322,7 @@ async fn a_gap_is_filled_from_every_page_of_every_log_as_soon_as_they_can_be_rea
         Some((200, answer))
     })
     .await;
-    let account = signed_in(root).await;
+    let account = signed_in(root, kind).await;
     account.record_gap(from, from + 10.minutes()).await;
     let gap = account.reads_until(|gap| gap.detail.is_some()).await;
     assert!(!gap.backfilled && gap.detail.as_deref().unwrap().contains("ExchangeTimeout"), "{gap:?}");
@@ -341,18 +348,16 @@ async fn a_gap_is_filled_from_every_page_of_every_log_as_soon_as_they_can_be_rea
     assert_eq!((next.runs, minutes), (1, 5), "it is read again");
 }
 
-#[tokio::test]
-async fn a_server_without_logs_leaves_the_gap_visible() {
+async fn a_server_without_logs_leaves_the_gap_visible(kind: Kind) {
     let (root, requests) = serve(|_| None).await;
-    let account = signed_in(root).await;
+    let account = signed_in(root, kind).await;
     account.record_gap(Timestamp::now() - 1.minute(), Timestamp::now()).await;
     let gap = account.reads_until(|gap| gap.detail.is_some()).await;
     assert!(!gap.backfilled && gap.detail.unwrap().contains("no conversation logs"));
     assert!(!requests.lock().unwrap().iter().any(|request| request.contains("logs")));
 }
 
-#[tokio::test]
-async fn a_mailbox_that_is_too_old_is_asked_once() {
+async fn a_mailbox_that_is_too_old_is_asked_once(kind: Kind) {
     let (root, requests) = serve(|path| match path {
         "/applications" | "/applications/1" => Some((200, application(&link("conversationLogs", "/logs")))),
         "/logs?limit=100" => {
@@ -362,7 +367,7 @@ async fn a_mailbox_that_is_too_old_is_asked_once() {
         _ => None,
     })
     .await;
-    let account = signed_in(root).await;
+    let account = signed_in(root, kind).await;
     account.record_gap(Timestamp::now() - 1.minute(), Timestamp::now()).await;
     let run = backfill::run(
         Arc::clone(&account.context),
@@ -375,3 +380,10 @@ async fn a_mailbox_that_is_too_old_is_asked_once() {
     assert!(!gap.backfilled && gap.detail.unwrap().contains("Exchange Server without"));
     assert_eq!(requests.lock().unwrap().iter().filter(|request| request.contains("/logs")).count(), 1);
 }
+
+on_both_databases!(
+    "current_thread":
+    a_gap_is_filled_from_every_page_of_every_log_as_soon_as_they_can_be_read,
+    a_server_without_logs_leaves_the_gap_visible,
+    a_mailbox_that_is_too_old_is_asked_once,
+);

@@ -445,6 +445,80 @@ fn reading_an_empty_archive_is_no_error_and_is_noted() {
 }
 
 #[test]
+fn an_account_that_nobody_knows_has_no_history() {
+    let place = Place::with_accounts();
+    for more in [&[][..], &["--follow"]] {
+        place
+            .run(&[&["history", "--account", "nobody@contoso.com"], more].concat())
+            .failed(1, &["no account sip:nobody@contoso.com", "account list"]);
+    }
+    assert_eq!(access_log(&place).len(), 0, "nothing was read");
+}
+
+#[test]
+fn what_was_archived_of_a_removed_account_can_be_read() {
+    let place = Place::with_accounts();
+    write_rows(
+        &place,
+        "INSERT INTO conversations (account_id, direction, state, started_at) VALUES (1, 'incoming', 'connected', '2026-03-01T12:00:00.000Z');
+         INSERT INTO messages (account_id, conversation_id, direction, body, content_type, status, source, sent_at, archived_at)
+         VALUES (1, 1, 'incoming', 'still here', 'text/plain', 'delivered', 'event', '2026-03-01T12:00:00.000Z', '2026-03-01T12:00:00.000Z')",
+    );
+    place.run(&["account", "remove", "alice@contoso.com"]).succeeded();
+    let history = place.run(&["history", "--account", "alice@contoso.com", "--format", "json"]).succeeded();
+    assert_eq!(history.json()[0]["body"], "still here");
+}
+
+#[test]
+fn a_text_from_stdin_comes_without_the_end_of_its_last_line_and_otherwise_as_it_is() {
+    let place = Place::with_accounts();
+    for (number, (text, body)) in
+        [("hi\n", "hi"), ("hi\r\n", "hi"), ("hi", "hi"), ("hi\n\n", "hi\n"), ("\n hi \r", "\n hi \r")]
+            .into_iter()
+            .enumerate()
+    {
+        let send = ["send", "--from", "alice@contoso.com", "--to", "bob@contoso.com", "-"];
+        place.run_with(&send, text, &[]).succeeded();
+        let row = place.run(&["outbox", "show", &(number + 1).to_string(), "--format", "json"]).succeeded();
+        assert_eq!(row.json()["body"], body, "{text:?}");
+    }
+}
+
+#[test]
+fn a_locked_database_is_told_from_a_broken_one() {
+    let place = Place::with_accounts();
+    let outcome = while_locked(&place, || {
+        place.run(&["send", "--from", "alice@contoso.com", "--to", "bob@contoso.com", "hello"])
+    });
+    outcome.failed(1, &["the database is locked by another program", "try again"]);
+    place.run(&["send", "--from", "alice@contoso.com", "--to", "bob@contoso.com", "hello"]).succeeded();
+}
+
+#[test]
+fn only_sip_addresses_are_accounts() {
+    let place = Place::with_accounts();
+    for uri in ["sipx:carol@contoso.com", "carol@contoso.com", "sip:carol", "SIP:carol@contoso.com"] {
+        let refused = try_sql(&place, "INSERT INTO accounts (sip_uri, username) VALUES (?, 'c')", uri);
+        assert!(refused.is_err_and(|words| words.contains("CHECK")), "{uri}");
+    }
+    for uri in ["sip:carol@contoso.com", "sips:dave@contoso.com", "sip:sipho@contoso.com"] {
+        try_sql(&place, "INSERT INTO accounts (sip_uri, username) VALUES (?, 'c')", uri).unwrap();
+    }
+    // A name that begins like the scheme is a name.
+    try_sql(
+        &place,
+        "INSERT INTO outbox (account, recipients, body) VALUES (?, 'bob@contoso.com', 'x')",
+        "Sipho@contoso.com",
+    )
+    .unwrap();
+    let rows =
+        place.run(&["outbox", "list", "--account", "sipho@contoso.com", "--format", "json"]).succeeded();
+    assert_eq!(rows.json().as_array().unwrap().len(), 1, "{rows:?}");
+    let queued = "SELECT queued FROM account_overview WHERE account = 'sip:sipho@contoso.com'";
+    assert_eq!(number(&place, queued), 1);
+}
+
+#[test]
 fn payloads_that_were_not_understood_are_listed_shown_and_read_again() {
     let place = Place::with_accounts();
     assert_eq!(place.run(&["quarantine", "list"]).succeeded().stdout.lines().count(), 1);
@@ -517,4 +591,38 @@ async fn sql(place: &Place, statement: &'static str) {
     let url = format!("sqlite://{}", place.path("ucwa-relay.db").display());
     let mut connection = SqliteConnection::connect(&url).await.unwrap();
     sqlx::query(statement).execute(&mut connection).await.unwrap();
+}
+
+/// One statement with one value; what the database says if it refuses.
+#[tokio::main(flavor = "current_thread")]
+async fn try_sql(place: &Place, statement: &'static str, value: &str) -> Result<(), String> {
+    use sqlx::{Connection, SqliteConnection};
+    let url = format!("sqlite://{}", place.path("ucwa-relay.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query(statement)
+        .bind(value)
+        .execute(&mut connection)
+        .await
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+/// Does something while another program has begun to write and does not end.
+#[tokio::main(flavor = "current_thread")]
+async fn while_locked(place: &Place, work: impl FnOnce() -> Outcome) -> Outcome {
+    use sqlx::{Connection, SqliteConnection};
+    let url = format!("sqlite://{}", place.path("ucwa-relay.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.unwrap();
+    let outcome = work();
+    sqlx::query("ROLLBACK").execute(&mut connection).await.unwrap();
+    outcome
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn number(place: &Place, statement: &'static str) -> i64 {
+    use sqlx::{Connection, SqliteConnection};
+    let url = format!("sqlite://{}", place.path("ucwa-relay.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query_scalar(statement).fetch_one(&mut connection).await.unwrap()
 }

@@ -6,8 +6,7 @@ mod support;
 use std::time::Duration;
 
 use serde_json::json;
-use sqlx::Row;
-use support::{Relay, Simulate, count, eventually, eventually_within};
+use support::{Relay, Simulate, eventually, eventually_within, sql::Kind};
 
 const ALICE: &str = "sip:user0001@contoso.example";
 const BOB: &str = "sip:user0002@contoso.example";
@@ -16,44 +15,24 @@ const PASSWORD: &str = "simulated";
 
 /// Inserts a row as the documentation shows it, and gives its id.
 async fn insert(relay: &Relay, account: &str, recipients: &str, body: &str) -> i64 {
-    let pool = relay.sql().await;
-    let id = sqlx::query("INSERT INTO outbox (account, recipients, body) VALUES (?, ?, ?)")
-        .bind(account)
-        .bind(recipients)
-        .bind(body)
-        .execute(&pool)
-        .await
-        .expect("anybody can insert")
-        .last_insert_rowid();
-    pool.close().await;
-    id
+    let mut sql = relay.connect().await;
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let values = [account, recipients, body].map(quoted).join(", ");
+    let inserted = sql
+        .rows(&format!("INSERT INTO outbox (account, recipients, body) VALUES ({values}) RETURNING id"))
+        .await;
+    inserted[0].parse().expect("an id")
 }
 
 /// Waits until a row of the outbox is in one of these states; gives `state|code|subcode|error`.
 async fn outcome(relay: &Relay, id: i64, states: &[&str]) -> String {
-    let pool = relay.sql().await;
-    let outcome = eventually(&format!("outbox row {id} is {states:?}"), async || {
-        let row = sqlx::query(
-            "SELECT state, coalesce(last_code, ''), coalesce(last_subcode, ''), coalesce(last_error, '') \
-             FROM outbox WHERE id = ?",
-        )
-        .bind(id)
-        .fetch_one(&pool)
-        .await
-        .expect("the row can be read");
-        let state: String = row.get(0);
-        states.contains(&state.as_str()).then(|| {
-            format!(
-                "{state}|{}|{}|{}",
-                row.get::<String, _>(1),
-                row.get::<String, _>(2),
-                row.get::<String, _>(3)
-            )
-        })
+    let mut sql = relay.connect().await;
+    let query = format!("SELECT state, last_code, last_subcode, last_error FROM outbox WHERE id = {id}");
+    eventually(&format!("outbox row {id} is {states:?}"), async || {
+        let row = sql.rows(&query).await.remove(0);
+        states.contains(&row.split('|').next()?).then_some(row)
     })
-    .await;
-    pool.close().await;
-    outcome
+    .await
 }
 
 async fn eventually_clean(relay: &Relay, simulator: &Simulate) {
@@ -66,10 +45,9 @@ async fn eventually_clean(relay: &Relay, simulator: &Simulate) {
     assert!(reckoning.archived_incoming >= reckoning.delivered_to_accounts, "{reckoning:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_conversation_is_archived_from_the_call_to_its_end() {
+async fn a_conversation_is_archived_from_the_call_to_its_end(kind: Kind) {
     let simulator = Simulate::start(&["--accounts", "1"]);
-    let mut relay = Relay::configure(&simulator, "");
+    let mut relay = Relay::configure_on(kind, &simulator, "").await;
     relay.add_account(ALICE, PASSWORD);
     relay.start();
     relay.account_state(ALICE, "online").await;
@@ -80,27 +58,20 @@ async fn a_conversation_is_archived_from_the_call_to_its_end() {
     simulator.post("/say", &json!({ "conversation": conversation, "html": "<b>bold</b> words" })).await;
     simulator.post("/leave", &json!({ "conversation": conversation })).await;
 
-    let pool = relay.sql().await;
+    let mut sql = relay.connect().await;
     eventually("the conversation is over in the archive", async || {
-        (count(&pool, "SELECT count(*) FROM conversations WHERE ended_at IS NOT NULL").await == 1)
-            .then_some(())
+        (sql.count("conversations WHERE ended_at IS NOT NULL").await == 1).then_some(())
     })
     .await;
     // A text that an event only linked may still be on its way.
     eventually("every message is in the hash chain", async || {
-        let chained = count(&pool, "SELECT count(*) FROM messages WHERE chain_hash IS NOT NULL").await;
+        let chained = sql.count("messages WHERE chain_hash IS NOT NULL").await;
         (chained == 4).then_some(())
     })
     .await;
-    let rows = sqlx::query(
-        "SELECT direction, sender_uri, body, coalesce(body_html, ''), source, status, \
-                chain_seq, content_hash, chain_hash FROM messages ORDER BY id",
-    )
-    .fetch_all(&pool)
-    .await
-    .unwrap();
-    let bodies: Vec<String> =
-        rows.iter().map(|row| row.get::<String, _>("body").trim_end().replace('\r', "")).collect();
+    let rows = sql.rows("SELECT sender_uri, status, source, body_html, body FROM messages ORDER BY id").await;
+    let rows: Vec<Vec<&str>> = rows.iter().map(|row| row.splitn(5, '|').collect()).collect();
+    let bodies: Vec<String> = rows.iter().map(|row| row[4].trim_end().replace('\r', "")).collect();
     assert_eq!(
         bodies,
         [
@@ -110,29 +81,25 @@ async fn a_conversation_is_archived_from_the_call_to_its_end() {
             "bold words"
         ]
     );
-    assert!(rows.iter().all(|row| row.get::<String, _>("sender_uri") == "sip:html.dana@fabrikam.example"));
-    assert!(rows.iter().all(|row| row.get::<String, _>("status") == "delivered"));
+    assert!(rows.iter().all(|row| row[0] == "sip:html.dana@fabrikam.example"));
+    assert!(rows.iter().all(|row| row[1] == "delivered"));
+    assert_eq!(rows[0][2], "event", "the accepted copy made the invitation's text an event");
+    assert_eq!(rows[3][3].trim(), "<b>bold</b> words");
     assert_eq!(
-        rows[0].get::<String, _>("source"),
-        "event",
-        "the accepted copy made the invitation's text an event"
-    );
-    assert_eq!(rows[3].get::<String, _>(3).trim(), "<b>bold</b> words");
-    assert_eq!(
-        count(&pool, "SELECT count(*) FROM participants WHERE is_local = 0 AND sip_uri = 'sip:html.dana@fabrikam.example' AND joined_at IS NOT NULL AND left_at IS NOT NULL").await,
+        sql.count("participants WHERE is_local = FALSE AND sip_uri = 'sip:html.dana@fabrikam.example' AND joined_at IS NOT NULL AND left_at IS NOT NULL").await,
         1
     );
     assert_eq!(
-        count(&pool, "SELECT count(*) FROM invitations WHERE direction = 'incoming' AND action = 'accepted' AND kind = 'messaging'").await,
+        sql.count("invitations WHERE direction = 'incoming' AND action = 'accepted' AND kind = 'messaging'")
+            .await,
         1
     );
     assert!(relay.server().terminate(), "SIGTERM ends it in order");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_inserted_row_becomes_a_delivered_message_and_the_next_one_uses_the_open_conversation() {
+async fn an_inserted_row_becomes_a_delivered_message_and_the_next_one_uses_the_open_conversation(kind: Kind) {
     let simulator = Simulate::start(&["--accounts", "1"]);
-    let mut relay = Relay::configure(&simulator, "");
+    let mut relay = Relay::configure_on(kind, &simulator, "").await;
     relay.add_account(ALICE, PASSWORD);
     relay.start();
     relay.account_state(ALICE, "online").await;
@@ -143,31 +110,32 @@ async fn an_inserted_row_becomes_a_delivered_message_and_the_next_one_uses_the_o
     let second = insert(&relay, ALICE, "sip:html.erin@fabrikam.example", "And it works").await;
     outcome(&relay, second, &["delivered"]).await;
 
-    let pool = relay.sql().await;
-    assert_eq!(count(&pool, "SELECT count(*) FROM conversations").await, 1, "the open conversation was used");
+    let mut sql = relay.connect().await;
+    assert_eq!(sql.count("conversations").await, 1, "the open conversation was used");
     assert_eq!(
-        count(&pool, "SELECT count(*) FROM messages m JOIN outbox o ON o.message_id = m.id AND m.outbox_id = o.id WHERE m.status = 'delivered'").await,
+        sql.count("messages m JOIN outbox o ON o.message_id = m.id AND m.outbox_id = o.id WHERE m.status = 'delivered'").await,
         2
     );
-    assert_eq!(count(&pool, "SELECT count(*) FROM outbox_attempts WHERE finished_at IS NOT NULL").await, 2);
+    assert_eq!(sql.count("outbox_attempts WHERE finished_at IS NOT NULL").await, 2);
     let ledger = simulator.ledger().await;
     let said: Vec<&str> = ledger.outgoing.iter().map(|entry| entry.text.as_str()).collect();
     assert_eq!(said, ["Deploy finished", "And it works"]);
 
-    let html = sqlx::query("INSERT INTO outbox (account, recipients, body, content_type, subject, importance) VALUES (?, 'html.erin@fabrikam.example', '<i>so</i>', 'text/html', 'Style', 'Urgent')")
-        .bind(ALICE)
-        .execute(&pool)
-        .await
-        .unwrap()
-        .last_insert_rowid();
+    let html = sql
+        .rows(&format!(
+            "INSERT INTO outbox (account, recipients, body, content_type, subject, importance)
+             VALUES ('{ALICE}', 'html.erin@fabrikam.example', '<i>so</i>', 'text/html', 'Style', 'Urgent') RETURNING id"
+        ))
+        .await[0]
+        .parse()
+        .expect("an id");
     outcome(&relay, html, &["delivered"]).await;
     assert_eq!(simulator.ledger().await.outgoing[2].content_type.split(';').next(), Some("text/html"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_can_not_be_sent_fails_with_the_servers_words_and_holds_back_nothing() {
+async fn what_can_not_be_sent_fails_with_the_servers_words_and_holds_back_nothing(kind: Kind) {
     let simulator = Simulate::start(&["--accounts", "1"]);
-    let mut relay = Relay::configure(&simulator, "");
+    let mut relay = Relay::configure_on(kind, &simulator, "").await;
     relay.add_account(ALICE, PASSWORD);
     relay.start();
     relay.account_state(ALICE, "online").await;
@@ -201,22 +169,20 @@ async fn what_can_not_be_sent_fails_with_the_servers_words_and_holds_back_nothin
     }
     // Who is not reachable now is tried again.
     let absent = insert(&relay, ALICE, "unreachable.g@fabrikam.example", "hello").await;
-    let pool = relay.sql().await;
+    let mut sql = relay.connect().await;
     eventually("the unreachable recipient is tried again later", async || {
-        let row = sqlx::query("SELECT state, next_attempt_at FROM outbox WHERE id = ? AND attempts = 1 AND state = 'queued' AND next_attempt_at IS NOT NULL AND last_subcode = 'Unreachable'")
-            .bind(absent)
-            .fetch_optional(&pool)
-            .await
-            .unwrap();
-        row.map(drop)
+        let waiting = format!(
+            "outbox WHERE id = {absent} AND attempts = 1 AND state = 'queued' AND next_attempt_at IS NOT NULL
+                AND last_subcode = 'Unreachable'"
+        );
+        (sql.count(&waiting).await == 1).then_some(())
     })
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_stops_one_account_and_no_other() {
+async fn a_wrong_password_stops_one_account_and_no_other(kind: Kind) {
     let simulator = Simulate::start(&["--accounts", "3"]);
-    let mut relay = Relay::configure(&simulator, "");
+    let mut relay = Relay::configure_on(kind, &simulator, "").await;
     relay.add_account(ALICE, PASSWORD);
     relay.add_account(BOB, "not the password");
     relay.add_account(CAROL, PASSWORD);
@@ -232,15 +198,20 @@ async fn a_wrong_password_stops_one_account_and_no_other() {
     assert!(!relay.server().stderr().contains("cwt="), "no token in a log");
 
     let file = relay.folder.path().join("right");
-    std::fs::write(&file, PASSWORD).unwrap();
-    relay.tool_ok(&["account", "set-password", BOB, "--password-file", file.to_str().unwrap()]);
+    std::fs::write(&file, PASSWORD).expect("the password file is written");
+    relay.tool_ok(&[
+        "account",
+        "set-password",
+        BOB,
+        "--password-file",
+        file.to_str().expect("a path in UTF-8"),
+    ]);
     relay.account_state(BOB, "online").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn accounts_are_taken_up_and_signed_out_while_the_server_runs() {
+async fn accounts_are_taken_up_and_signed_out_while_the_server_runs(kind: Kind) {
     let simulator = Simulate::start(&["--accounts", "2"]);
-    let mut relay = Relay::configure(&simulator, "");
+    let mut relay = Relay::configure_on(kind, &simulator, "").await;
     relay.add_account(ALICE, PASSWORD);
     relay.start();
     relay.account_state(ALICE, "online").await;
@@ -254,23 +225,15 @@ async fn accounts_are_taken_up_and_signed_out_while_the_server_runs() {
         alice["applications"].as_array()?.is_empty().then_some(())
     })
     .await;
-    let pool = relay.sql().await;
-    assert_eq!(
-        count(
-            &pool,
-            "SELECT count(*) FROM sessions WHERE ended_at IS NOT NULL AND end_reason LIKE '%disabled%'"
-        )
-        .await,
-        1
-    );
+    let mut sql = relay.connect().await;
+    assert_eq!(sql.count("sessions WHERE ended_at IS NOT NULL AND end_reason LIKE '%disabled%'").await, 1);
     relay.tool_ok(&["account", "enable", ALICE]);
     relay.account_state(ALICE, "online").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_kill_in_mid_traffic_loses_and_doubles_nothing_and_resumes_the_application() {
+async fn a_kill_in_mid_traffic_loses_and_doubles_nothing_and_resumes_the_application(kind: Kind) {
     let simulator = Simulate::start(&["--accounts", "3", "--rate", "60", "--seed", "7"]);
-    let mut relay = Relay::configure(&simulator, "[outbox]\nsettle_after = \"6s\"");
+    let mut relay = Relay::configure_on(kind, &simulator, "[outbox]\nsettle_after = \"6s\"").await;
     for account in [ALICE, BOB, CAROL] {
         relay.add_account(account, PASSWORD);
     }
@@ -286,16 +249,13 @@ async fn a_kill_in_mid_traffic_loses_and_doubles_nothing_and_resumes_the_applica
             let recipient = format!("echo.{}@fabrikam.example", number % 4);
             insert(&relay, account, &recipient, &format!("row {number}")).await;
         }
-        let pool = relay.sql().await;
-        eventually("traffic flows both ways", async || {
-            let arrived = count(&pool, "SELECT count(*) FROM messages WHERE direction = 'incoming'").await;
-            let sending =
-                count(&pool, "SELECT count(*) FROM outbox WHERE state IN ('sending', 'sent', 'delivered')")
-                    .await;
+        let mut sql = relay.connect().await;
+        eventually_within(Duration::from_secs(150), "traffic flows both ways", async || {
+            let arrived = sql.count("messages WHERE direction = 'incoming'").await;
+            let sending = sql.count("outbox WHERE state IN ('sending', 'sent', 'delivered')").await;
             (arrived >= 40 * round && sending >= 20 * round - 15).then_some(())
         })
         .await;
-        pool.close().await;
         relay.server().kill();
         relay.start();
     }
@@ -303,56 +263,44 @@ async fn a_kill_in_mid_traffic_loses_and_doubles_nothing_and_resumes_the_applica
         relay.account_state(account, "online").await;
     }
     simulator.post("/traffic", &json!({ "running": false })).await;
-    let pool = relay.sql().await;
+    let mut sql = relay.connect().await;
     eventually_within(Duration::from_secs(120), "every row has its outcome", async || {
-        let open =
-            count(&pool, "SELECT count(*) FROM outbox WHERE state NOT IN ('delivered', 'uncertain')").await;
+        let open = sql.count("outbox WHERE state NOT IN ('delivered', 'uncertain')").await;
         (open == 0).then_some(())
     })
     .await;
     eventually_clean(&relay, &simulator).await;
-    assert_eq!(
-        count(&pool, "SELECT count(*) FROM sessions").await,
-        3,
-        "each application was resumed, none was made anew"
-    );
-    assert!(
-        count(&pool, "SELECT count(*) FROM coverage_gaps").await >= 3,
-        "the time without a server is visible"
-    );
-    assert_eq!(count(&pool, "SELECT count(*) FROM event_quarantine").await, 0);
+    assert_eq!(sql.count("sessions").await, 3, "each application was resumed, none was made anew");
+    assert!(sql.count("coverage_gaps").await >= 3, "the time without a server is visible");
+    assert_eq!(sql.count("event_quarantine").await, 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_forgotten_application_is_replaced_and_the_session_says_why() {
+async fn a_forgotten_application_is_replaced_and_the_session_says_why(kind: Kind) {
     let simulator = Simulate::start(&["--accounts", "1"]);
-    let mut relay = Relay::configure(&simulator, "");
+    let mut relay = Relay::configure_on(kind, &simulator, "").await;
     relay.add_account(ALICE, PASSWORD);
     relay.start();
     relay.account_state(ALICE, "online").await;
     simulator.post("/forget-application", &json!({ "account": ALICE })).await;
-    let pool = relay.sql().await;
+    let mut sql = relay.connect().await;
     eventually("a second session is open", async || {
-        (count(&pool, "SELECT count(*) FROM sessions WHERE ended_at IS NULL AND id > 1").await == 1)
-            .then_some(())
+        (sql.count("sessions WHERE ended_at IS NULL AND id > 1").await == 1).then_some(())
     })
     .await;
-    let reason: String =
-        sqlx::query_scalar("SELECT end_reason FROM sessions WHERE id = 1").fetch_one(&pool).await.unwrap();
+    let reason = sql.rows("SELECT end_reason FROM sessions WHERE id = 1").await.remove(0);
     assert!(reason.contains("no longer knows"), "{reason}");
     relay.account_state(ALICE, "online").await;
     let conversation = simulator.call("silent.a@fabrikam.example", ALICE, "still there?").await;
     simulator.say(&conversation, "good").await;
     eventually("the new application's messages are archived", async || {
-        (count(&pool, "SELECT count(*) FROM messages").await == 2).then_some(())
+        (sql.count("messages").await == 2).then_some(())
     })
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn messaging_that_was_closed_is_added_again_and_an_idle_conversation_is_ended() {
+async fn messaging_that_was_closed_is_added_again_and_an_idle_conversation_is_ended(kind: Kind) {
     let simulator = Simulate::start(&["--accounts", "1"]);
-    let mut relay = Relay::configure(&simulator, "[relay]\nidle_conversation = \"2s\"");
+    let mut relay = Relay::configure_on(kind, &simulator, "[relay]\nidle_conversation = \"2s\"").await;
     relay.add_account(ALICE, PASSWORD);
     relay.start();
     relay.account_state(ALICE, "online").await;
@@ -362,13 +310,9 @@ async fn messaging_that_was_closed_is_added_again_and_an_idle_conversation_is_en
     outcome(&relay, second, &["delivered"]).await;
     let third = insert(&relay, ALICE, "silent.b@fabrikam.example", "three").await;
     outcome(&relay, third, &["delivered"]).await;
-    let pool = relay.sql().await;
+    let mut sql = relay.connect().await;
     eventually("the idle conversation is over", async || {
-        let ended = count(
-            &pool,
-            "SELECT count(*) FROM conversations c JOIN outbox o ON o.conversation_id = c.id WHERE o.body = 'three' AND c.ended_at IS NOT NULL",
-        )
-        .await;
+        let ended = sql.count("conversations c JOIN outbox o ON o.conversation_id = c.id WHERE o.body = 'three' AND c.ended_at IS NOT NULL").await;
         (ended == 1).then_some(())
     })
     .await;
@@ -379,10 +323,9 @@ async fn messaging_that_was_closed_is_added_again_and_an_idle_conversation_is_en
     assert_eq!(said, ["one", "two", "three", "four"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn two_servers_on_one_database_are_refused() {
+async fn two_servers_on_one_database_are_refused(kind: Kind) {
     let simulator = Simulate::start(&["--accounts", "1"]);
-    let mut relay = Relay::configure(&simulator, "");
+    let mut relay = Relay::configure_on(kind, &simulator, "").await;
     relay.add_account(ALICE, PASSWORD);
     relay.start();
     relay.account_state(ALICE, "online").await;
@@ -419,10 +362,10 @@ async fn fault(simulator: &Simulate, request: &serde_json::Value) {
     assert!(answer.get("id").is_some(), "{request} was answered {answer}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lost_answer_to_a_send_is_settled_and_nothing_is_sent_twice() {
+async fn a_lost_answer_to_a_send_is_settled_and_nothing_is_sent_twice(kind: Kind) {
     let simulator = Simulate::start(&["--accounts", "1"]);
-    let mut relay = Relay::configure(&simulator, "[outbox]\nsettle_after = \"6s\"\nretry_base = \"1s\"");
+    let mut relay =
+        Relay::configure_on(kind, &simulator, "[outbox]\nsettle_after = \"6s\"\nretry_base = \"1s\"").await;
     relay.add_account(ALICE, PASSWORD);
     relay.start();
     relay.account_state(ALICE, "online").await;
@@ -449,16 +392,15 @@ async fn a_lost_answer_to_a_send_is_settled_and_nothing_is_sent_twice() {
     eventually_clean(&relay, &simulator).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn whatever_the_event_channel_answers_nothing_is_lost_or_doubled() {
+async fn whatever_the_event_channel_answers_nothing_is_lost_or_doubled(kind: Kind) {
     let simulator = Simulate::start(&["--accounts", "2", "--rate", "30", "--seed", "11"]);
-    let mut relay = Relay::configure(&simulator, "");
+    let mut relay = Relay::configure_on(kind, &simulator, "").await;
     relay.add_account(ALICE, PASSWORD);
     relay.add_account(BOB, PASSWORD);
     relay.start();
     relay.account_state(ALICE, "online").await;
     relay.account_state(BOB, "online").await;
-    let pool = relay.sql().await;
+    let mut sql = relay.connect().await;
     for request in [
         json!({ "fault": "cut_before" }),
         json!({ "fault": "cut_after" }),
@@ -481,18 +423,37 @@ async fn whatever_the_event_channel_answers_nothing_is_lost_or_doubled() {
         request["account"] = json!(ALICE);
         request["operation"] = json!("events");
         fault(&simulator, &request).await;
-        let before = count(&pool, "SELECT count(*) FROM messages WHERE account_id = 1").await;
+        let before = sql.count("messages WHERE account_id = 1").await;
         eventually(&format!("messages arrive again after {request}"), async || {
             let faults = simulator.get("/faults").await;
             let spent = faults.as_array()?.iter().all(|fault| fault["remaining"].as_u64().unwrap_or(0) == 0);
-            let now = count(&pool, "SELECT count(*) FROM messages WHERE account_id = 1").await;
+            let now = sql.count("messages WHERE account_id = 1").await;
             (spent && now > before + 5).then_some(())
         })
         .await;
     }
     simulator.post("/traffic", &json!({ "running": false })).await;
     eventually_clean(&relay, &simulator).await;
-    let restarts =
-        count(&pool, "SELECT restarts FROM account_status s JOIN accounts a ON a.id = s.account_id WHERE a.sip_uri = 'sip:user0002@contoso.example'").await;
-    assert_eq!(restarts, 0, "the other account noticed nothing");
+    let restarts = sql
+        .rows(
+            "SELECT restarts FROM account_status s JOIN accounts a ON a.id = s.account_id
+              WHERE a.sip_uri = 'sip:user0002@contoso.example'",
+        )
+        .await;
+    assert_eq!(restarts, ["0"], "the other account noticed nothing");
 }
+
+on_both_databases!(
+    "multi_thread":
+    a_conversation_is_archived_from_the_call_to_its_end,
+    an_inserted_row_becomes_a_delivered_message_and_the_next_one_uses_the_open_conversation,
+    what_can_not_be_sent_fails_with_the_servers_words_and_holds_back_nothing,
+    a_wrong_password_stops_one_account_and_no_other,
+    accounts_are_taken_up_and_signed_out_while_the_server_runs,
+    a_kill_in_mid_traffic_loses_and_doubles_nothing_and_resumes_the_application,
+    a_forgotten_application_is_replaced_and_the_session_says_why,
+    messaging_that_was_closed_is_added_again_and_an_idle_conversation_is_ended,
+    two_servers_on_one_database_are_refused,
+    a_lost_answer_to_a_send_is_settled_and_nothing_is_sent_twice,
+    whatever_the_event_channel_answers_nothing_is_lost_or_doubled,
+);

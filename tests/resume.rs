@@ -198,11 +198,15 @@ async fn a_send_under_way_is_uncertain_until_its_own_answer_comes() {
         let opener = insert(&pool, recipient, "opener").await;
         delivered(&pool, opener).await;
     }
+    eventually("every event of the openers is fetched", async || {
+        simulator.get("/counters").await["quiet"].as_bool().filter(|quiet| *quiet)
+    })
+    .await;
     // No event of the two comes before the server forgets them.
     let events = json!({ "account": ALICE, "operation": "events", "fault": "delay", "ms": 4000 });
     inject(&simulator, &events).await;
     inject(&simulator, &json!({ "account": ALICE, "operation": "events", "fault": "resume" })).await;
-    inject(&simulator, &json!({ "operation": "sendMessage", "fault": "delay_after", "ms": 8000 })).await;
+    inject(&simulator, &json!({ "operation": "sendMessage", "fault": "delay_after", "ms": 18000 })).await;
     let late = insert(&pool, "silent.late@fabrikam.example", "late").await;
     eventually("the first is out", async || {
         simulator.ledger().await.outgoing.iter().any(|entry| entry.text == "late").then_some(())

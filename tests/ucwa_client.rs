@@ -6,7 +6,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -286,15 +286,19 @@ fn client_polling(
     trusted: &[&str],
     poll_margin: Duration,
 ) -> UcwaClient {
-    let settings = SignInSettings {
+    let settings = settings_of(method, discovery_url, trusted);
+    UcwaClient::new(&clients(poll_margin), settings, SecretString::from(PASSWORD))
+}
+
+fn settings_of(method: SignInMethod, discovery_url: Url, trusted: &[&str]) -> SignInSettings {
+    SignInSettings {
         sip_uri: "sip:alice@contoso.test".parse().unwrap(),
         username: "CONTOSO\\alice".to_owned(),
         method,
         discovery_url: Some(discovery_url),
         trusted_domains: trusted.iter().map(|domain| (*domain).to_owned()).collect(),
         allow_http: true,
-    };
-    UcwaClient::new(&clients(poll_margin), settings, SecretString::from(PASSWORD))
+    }
 }
 
 async fn sign_in(server: &Server, trusted: &[&str]) -> (UcwaClient, Result<SignedIn, UcwaError>) {
@@ -1010,6 +1014,36 @@ async fn a_message_is_sent_as_bare_text_and_without_a_charset_if_that_is_refused
         assert_eq!(post.path, "/messages?sessionContext=a%2fb&operationId=op+1");
         assert_eq!(post.body, "Gr\u{fc}\u{df}e <&");
     }
+}
+
+#[tokio::test]
+async fn no_request_is_made_once_the_permit_is_withdrawn_not_even_a_second_time() {
+    let permitted = Arc::new(AtomicBool::new(true));
+    let withdraws = Arc::clone(&permitted);
+    let server = healthy_with(move |seen, _| {
+        seen.is("POST", "/messages").then(|| {
+            withdraws.store(false, Ordering::SeqCst);
+            Answer::html(415)
+        })
+    })
+    .await;
+    let settings = settings_of(SignInMethod::Password, server.url("/root"), &[]);
+    let permit = Arc::clone(&permitted);
+    let client = UcwaClient::with_permit(
+        &clients(Duration::from_secs(20)),
+        settings,
+        SecretString::from(PASSWORD),
+        Arc::new(move || permit.load(Ordering::SeqCst)),
+    );
+    client.sign_in(&|_| {}).await.unwrap();
+    // The second try, without the charset, is not made any more.
+    let error = say(&client, &server).await.unwrap_err();
+    assert!(matches!(error, UcwaError::NotPermitted { resource: "sendMessage" }), "{error:?}");
+    assert!(!error.was_sent());
+    assert_eq!(server.requests("POST", "/messages").len(), 1);
+    let polled = client.poll_events(&server.url("/events?ack=2"), None).await.unwrap_err();
+    assert!(matches!(polled, UcwaError::NotPermitted { .. }), "{polled:?}");
+    assert_eq!(server.requests("GET", "/events").len(), 0);
 }
 
 #[tokio::test]

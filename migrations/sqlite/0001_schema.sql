@@ -14,7 +14,8 @@
 
 CREATE TABLE accounts (
     id             INTEGER PRIMARY KEY AUTOINCREMENT,
-    sip_uri        TEXT    NOT NULL UNIQUE CHECK (sip_uri = lower(sip_uri) AND sip_uri LIKE 'sip%:%@%'),
+    sip_uri        TEXT    NOT NULL UNIQUE
+                   CHECK (sip_uri = lower(sip_uri) AND (sip_uri LIKE 'sip:%@%' OR sip_uri LIKE 'sips:%@%')),
     username       TEXT    NOT NULL,
     auth           TEXT    NOT NULL DEFAULT 'password' CHECK (auth IN ('password', 'ntlm', 'kerberos', 'aad')),
     secret_sealed  BLOB,
@@ -327,6 +328,7 @@ CREATE UNIQUE INDEX outbox_idempotency ON outbox (
 CREATE INDEX outbox_new ON outbox (id) WHERE state = 'queued' AND destination IS NULL;
 CREATE INDEX outbox_queued ON outbox (account_id, destination, priority, id) WHERE state = 'queued' AND destination IS NOT NULL;
 CREATE INDEX outbox_sending ON outbox (account_id, destination) WHERE state = 'sending';
+CREATE INDEX outbox_unplaced ON outbox (account_id, operation_id) WHERE state = 'sent' AND message_id IS NULL;
 CREATE INDEX outbox_expiring ON outbox (expires_at) WHERE state = 'queued' AND expires_at IS NOT NULL;
 CREATE INDEX outbox_next_attempt ON outbox (next_attempt_at) WHERE state = 'queued' AND next_attempt_at IS NOT NULL;
 CREATE INDEX outbox_send_after ON outbox (send_after) WHERE state = 'queued' AND send_after IS NOT NULL;
@@ -513,7 +515,7 @@ SELECT a.sip_uri AS account,
          WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = a.id)
      + (SELECT count(*) FROM outbox o INDEXED BY outbox_new
          WHERE o.state = 'queued' AND o.destination IS NULL
-           AND CASE WHEN substr(lower(trim(o.account)), 1, 3) = 'sip' THEN lower(trim(o.account))
+           AND CASE WHEN instr(o.account, ':') > 0 THEN lower(trim(o.account))
                     ELSE 'sip:' || lower(trim(o.account)) END = a.sip_uri) AS queued,
        s.last_event_at,
        s.node_id,

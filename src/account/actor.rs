@@ -56,6 +56,11 @@ const REPORT_EVERY: Duration = Duration::from_secs(180);
 const MESSAGING_ATTEMPTS: u32 = 5;
 /// Messaging that is gone, or that could not be added, is looked at again after this.
 const MESSAGING_GRACE: Duration = Duration::from_secs(2);
+/// How long an invitation can be answered: the server lets it ring for about 30 s.
+const ANSWER_WITHIN: Duration = Duration::from_secs(25);
+/// How long the answers of requests that are out are waited for when the application is gone: they say that nothing was
+/// accepted, which nobody could tell afterwards.
+const HEAR_ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 /// How long a stopping account waits for sends that are out.
 const FINISH_SENDS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -99,6 +104,12 @@ pub struct StopAccount {
     pub sign_out: Option<String>,
 }
 
+/// Sent by the supervisor: the account is not this node's any more. End at once and touch nothing: whoever holds the
+/// account now goes on with its application, and settles what was being sent.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct AbandonAccount;
+
 /// Sent by the dispatcher: send this claimed row. If the account is gone, the dispatcher gives the row back.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -122,6 +133,8 @@ struct Handed {
     send: ClaimedSend,
     /// When somebody began with it, or somewhat before.
     at: Timestamp,
+    /// What [`ChannelHealth::continuity`] was then.
+    continuity: u64,
     /// The conversation that has it; none while it is only being settled.
     conversation: Option<u64>,
     /// Tells whoever is busy with it that the event stream settled it.
@@ -190,13 +203,15 @@ pub struct AccountActor {
     earliest_send: Instant,
     exit: ExitReason,
     stopping: Option<StopAccount>,
+    /// The application is gone; the life ends with the last answer.
+    leaving: bool,
     finishing: bool,
     online_since: Option<Instant>,
     span: tracing::Span,
 }
 
 impl AccountActor {
-    /// A life of an account, number `life`.
+    /// A life of an account, number `life`, under the lease with this epoch.
     pub fn new(
         environment: AccountEnvironment,
         account: Account,
@@ -230,6 +245,7 @@ impl AccountActor {
             earliest_send: Instant::now(),
             exit: ExitReason::Requested,
             stopping: None,
+            leaving: false,
             finishing: false,
             online_since: None,
             span,
@@ -369,7 +385,7 @@ impl AccountActor {
         }
         self.go_on_with(taken_up.open, ctx);
         for left_over in taken_up.unsettled {
-            self.settle_left_over(left_over.send, left_over.claimed_at, ctx);
+            self.settle_left_over(left_over.send, left_over.claimed_at, 0, ctx);
         }
         let Some(live) = &self.live else { return };
         self.environment.directory.enter(
@@ -390,7 +406,11 @@ impl AccountActor {
 
     /// The server lost track of what this application followed: whatever was open has ended. Each conversation's actor
     /// ends when what it has under way is answered; what it has not begun goes back to the queue.
-    fn forget_conversations(&mut self) {
+    fn forget_conversations(&mut self, ctx: &mut Context<Self>) {
+        // What nobody has begun never left.
+        for send in self.unbegun() {
+            self.give_back(send.outbox, send.operation_id, ctx);
+        }
         self.by_href.clear();
         self.by_destination.clear();
         self.operations.clear();
@@ -398,6 +418,11 @@ impl AccountActor {
         for conversation in self.conversations.values() {
             conversation.view.send_modify(|view| view.ended = true);
         }
+    }
+
+    /// Takes the claimed rows that wait for their turn.
+    fn unbegun(&mut self) -> Vec<ClaimedSend> {
+        self.delayed.drain(..).chain(self.held_back.drain(..)).collect()
     }
 
     /// Asks the server what is open, in the same application and without holding up its event channel.
@@ -494,18 +519,24 @@ impl AccountActor {
         self.hear_conferences(ctx);
     }
 
-    fn settle_left_over(&mut self, send: ClaimedSend, claimed_at: Timestamp, ctx: &mut Context<Self>) {
+    fn settle_left_over(
+        &mut self,
+        send: ClaimedSend,
+        claimed_at: Timestamp,
+        continuity: u64,
+        ctx: &mut Context<Self>,
+    ) {
         let Some(live) = &self.live else { return };
         let (tell, settled) = oneshot::channel();
         self.handed.insert(
             send.outbox,
-            Handed { send: send.clone(), at: claimed_at, conversation: None, tell: Some(tell) },
+            Handed { send: send.clone(), at: claimed_at, continuity, conversation: None, tell: Some(tell) },
         );
         let (outbox, context) = (send.outbox, Arc::clone(&live.context));
         let operation_id = send.operation_id.clone();
         ctx.spawn(
             tracing::Instrument::instrument(
-                settle_left_over(context, send, claimed_at, settled),
+                settle_left_over(context, send, claimed_at, continuity, settled),
                 self.span.clone(),
             )
             .into_actor(self)
@@ -949,7 +980,7 @@ impl AccountActor {
     // ------------------------------------------------------------------------------------------ sending
 
     fn relay(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
-        if self.live.is_none() || self.stopping.is_some() {
+        if self.live.is_none() || self.leaving || self.stopping.is_some() {
             self.give_back(send.outbox, send.operation_id, ctx);
             return;
         }
@@ -1039,9 +1070,16 @@ impl AccountActor {
     /// Lets a conversation say a row.
     fn hand_over(&mut self, number: u64, send: ClaimedSend, ctx: &mut Context<Self>) {
         let (tell, settled) = oneshot::channel();
+        let continuity = self.live.as_ref().map_or(0, |live| live.health.continuity());
         self.handed.insert(
             send.outbox,
-            Handed { send: send.clone(), at: Timestamp::now(), conversation: Some(number), tell: Some(tell) },
+            Handed {
+                send: send.clone(),
+                at: Timestamp::now(),
+                continuity,
+                conversation: Some(number),
+                tell: Some(tell),
+            },
         );
         self.operations.insert(send.operation_id.clone(), number);
         self.operations.insert(call_operation_id(&send.operation_id), number);
@@ -1154,8 +1192,12 @@ impl AccountActor {
             self.operations.remove(operation_id);
             self.operations.remove(&call_operation_id(operation_id));
         }
-        if self.stopping.is_some() && self.handed.is_empty() {
-            self.finish_stopping(ctx);
+        if self.handed.is_empty() {
+            if self.stopping.is_some() {
+                self.finish_stopping(ctx);
+            } else if self.leaving {
+                ctx.stop();
+            }
         }
     }
 
@@ -1238,7 +1280,7 @@ impl AccountActor {
             live.channel.do_send(StopChannel);
             (live.client.clone(), live.application.clone(), live.session)
         });
-        let waiting: Vec<ClaimedSend> = self.delayed.drain(..).chain(self.held_back.drain(..)).collect();
+        let waiting = self.unbegun();
         let (store, account) = (Arc::clone(&self.environment.store), self.account.id);
         let signing_out = async move {
             for send in waiting {
@@ -1331,22 +1373,25 @@ async fn read_answer_link(client: &UcwaClient, href: &str, rel: &str) -> Option<
 async fn follow_answer(client: &UcwaClient, link: &str, action: InvitationAction) -> Result<(), UcwaError> {
     let url = client.resolve(link)?;
     let began = Instant::now();
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
     loop {
         let answer = match action {
             InvitationAction::Declined => client.decline(&url).await,
             _ => client.post_empty(&url).await,
         };
-        match answer {
-            // Repeating is harmless: the second is refused if the first arrived.
-            Err(error)
-                if began.elapsed() < Duration::from_secs(20)
-                    && error.status().is_none_or(|status| status >= 500 || status == 429) =>
-            {
-                tracing::debug!(error = %crate::error_chain(&error), "an invitation's answer is repeated");
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-            other => return other,
+        let Err(error) = answer else { return Ok(()) };
+        // Repeating is harmless: the second is refused if the first arrived.
+        let passes = error.status().is_none_or(|status| status >= 500 || status == 429);
+        let ours = backoff.next_delay();
+        let delay = match &error {
+            UcwaError::Status { retry_after: Some(asked), .. } => ours.max(*asked),
+            _ => ours,
+        };
+        if !passes || began.elapsed() + delay >= ANSWER_WITHIN {
+            return Err(error);
         }
+        tracing::debug!(error = %crate::error_chain(&error), "an invitation's answer is repeated");
+        tokio::time::sleep(delay).await;
     }
 }
 
@@ -1473,7 +1518,8 @@ impl Actor for AccountActor {
         self.publish(AccountState::Starting, None);
         let (environment, account, address) = (self.environment.clone(), self.account.clone(), ctx.address());
         let progress = Arc::new(move |step| address.do_send(SignInProgressed(step)));
-        let signing_in = async move { sign_in(&environment, &account, progress).await };
+        let epoch = self.epoch;
+        let signing_in = async move { sign_in(&environment, &account, epoch, progress).await };
         ctx.spawn(
             tracing::Instrument::instrument(signing_in, self.span.clone())
                 .into_actor(self)
@@ -1489,6 +1535,16 @@ impl Actor for AccountActor {
         }
         for conversation in self.conversations.values() {
             conversation.address.do_send(StopConversation);
+        }
+        let unbegun = self.unbegun();
+        if !unbegun.is_empty() && !std::thread::panicking() {
+            // Beyond this life: the next one finds them in the queue, or settles what was not given back in time.
+            let store = Arc::clone(&self.environment.store);
+            actix_rt::spawn(async move {
+                for send in unbegun {
+                    release_claim(&store, send.outbox, &send.operation_id).await;
+                }
+            });
         }
         let reason = if std::thread::panicking() { ExitReason::Panicked } else { self.exit.clone() };
         let online_for = self.online_since.map_or(Duration::ZERO, |since| since.elapsed());
@@ -1520,7 +1576,7 @@ impl Handler<EventsCommitted> for AccountActor {
 
     fn handle(&mut self, committed: EventsCommitted, ctx: &mut Self::Context) {
         if committed.continuity == Continuity::Resumed {
-            self.forget_conversations();
+            self.forget_conversations(ctx);
         }
         self.tell_settled(committed.outcome.settled);
         for sender in &committed.batch.senders {
@@ -1544,6 +1600,15 @@ impl Handler<Fetched> for AccountActor {
 
     fn handle(&mut self, fetched: Fetched, ctx: &mut Self::Context) {
         self.tell_settled(fetched.outcome.settled);
+        let has_text =
+            matches!(fetched.fetch.resource, FetchedResource::Message | FetchedResource::Invitation(_));
+        if fetched.resource.is_none()
+            && has_text
+            && let Some(live) = &self.live
+        {
+            // The server's log may still have what it did not tell us.
+            live.backfill.hint(Timestamp::now());
+        }
         if let Some(resource) = &fetched.resource {
             match fetched.fetch.resource {
                 FetchedResource::Invitation(InvitationKind::Participant) if !is_incoming(resource) => {
@@ -1581,6 +1646,13 @@ impl Handler<ChannelExited> for AccountActor {
             ChannelEnd::Fenced => ExitReason::Fenced,
             ChannelEnd::Attention(_, after) => ExitReason::NeedsAttention(sentence, after),
             ChannelEnd::Rediscover(_) => ExitReason::Temporary(sentence, None),
+            ChannelEnd::ApplicationLost(_) | ChannelEnd::Requested if !self.handed.is_empty() => {
+                self.environment.directory.leave(self.account.id);
+                self.leaving = true;
+                self.exit = ExitReason::SessionLost(sentence);
+                ctx.run_later(HEAR_ANSWERS_WITHIN, |_, ctx| ctx.stop());
+                return;
+            }
             ChannelEnd::ApplicationLost(_) | ChannelEnd::Requested => ExitReason::SessionLost(sentence),
         };
         self.end(reason, ctx);
@@ -1639,7 +1711,7 @@ impl Handler<ConversationExited> for AccountActor {
         for outbox in had {
             let Some(handed) = self.handed.remove(&outbox) else { continue };
             if exited.in_flight == Some(outbox) && !exited.panicked {
-                self.settle_left_over(handed.send, handed.at, ctx);
+                self.settle_left_over(handed.send, handed.at, handed.continuity, ctx);
             } else if exited.in_flight != Some(outbox) {
                 self.give_back(outbox, handed.send.operation_id, ctx);
             }
@@ -1671,6 +1743,14 @@ impl Handler<StopAccount> for AccountActor {
         } else {
             ctx.run_later(FINISH_SENDS_WITHIN, Self::finish_stopping);
         }
+    }
+}
+
+impl Handler<AbandonAccount> for AccountActor {
+    type Result = ();
+
+    fn handle(&mut self, AbandonAccount: AbandonAccount, ctx: &mut Self::Context) {
+        self.end(ExitReason::Fenced, ctx);
     }
 }
 

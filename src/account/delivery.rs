@@ -138,6 +138,8 @@ enum Problem {
     LinkGone,
     /// Nobody knows.
     Unknown,
+    /// The account is not this node's any more: nothing was sent.
+    NotOurs,
 }
 
 impl Delivery {
@@ -397,6 +399,7 @@ impl Delivery {
                     return Err(Attempt::ThreadTaken);
                 }
                 match problem {
+                    Problem::NotOurs => Err(Attempt::Release),
                     Problem::Refused => Err(Self::refused_by(None, &error)),
                     Problem::NotAccepted | Problem::LinkGone => Err(self.not_accepted(&error)),
                     // Without the text nothing can be doubled: the row waits for the call's events like any other.
@@ -487,6 +490,7 @@ impl Delivery {
                 not_reached: view.not_reached.clone(),
             })),
             Err(error) => match problem_of_message(&error) {
+                Problem::NotOurs => Ok(Attempt::Release),
                 Problem::NotAccepted => Ok(self.not_accepted(&error)),
                 Problem::Refused => Ok(Self::refused_by(conversation_href, &error)),
                 Problem::LinkGone => Err(error),
@@ -679,11 +683,12 @@ pub(super) async fn commit_send(context: &DeliveryContext, fact: SendFact) {
     }
 }
 
-/// Gives a row back that was claimed and not begun, however long the database takes.
+/// Gives a row back that was claimed and not begun, however long the database takes. If another node holds the account
+/// by now, it finds out what became of the row.
 pub(crate) async fn release_claim(store: &SharedStore, outbox: OutboxId, operation_id: &OperationId) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     while let Err(error) = store.release_claim(outbox, operation_id).await {
-        if matches!(error, StoreError::Closing | StoreError::Refused { .. }) {
+        if matches!(error, StoreError::Closing | StoreError::Refused { .. } | StoreError::Fenced(_)) {
             tracing::warn!(outbox.id = outbox.0, error = %crate::error_chain(&error), "a row stays claimed");
             return;
         }
@@ -692,14 +697,16 @@ pub(crate) async fn release_claim(store: &SharedStore, outbox: OutboxId, operati
     }
 }
 
-/// Settles a row that was `sending` when the last process or life ended.
+/// Settles a row that was `sending` when the last process or life, or its conversation, ended. `continuity` is that of
+/// the channel when the row was handed over: 0, the beginning, for a row of an earlier life.
 pub(super) async fn settle_left_over(
     context: Arc<DeliveryContext>,
     send: ClaimedSend,
     claimed_at: Timestamp,
+    continuity: u64,
     mut settled: oneshot::Receiver<SettledSend>,
 ) {
-    let before = Before { at: claimed_at, ..Before::now(&context, SaidIn::Unknown) };
+    let before = Before { continuity, at: claimed_at, said_in: SaidIn::Unknown };
     let wait = context.settings.settle_after;
     let why = "the program ended before the server's answer was stored";
     match settle(&context, &send, &mut settled, before, wait, why).await {
@@ -744,7 +751,10 @@ async fn settle(
         }
         // A GET that was begun since would have brought the event, or still waits for it.
         let asked_anew = context.channel.polls() > polls && asked_again_at.elapsed() >= SILENCE_COUNTS_AFTER;
-        if !context.channel.is_failing() && asked_anew && context.channel.has_read_all() {
+        let heard_all = !context.channel.is_failing()
+            && !context.channel.is_committing()
+            && context.channel.has_read_all();
+        if asked_anew && heard_all {
             // The channel missed nothing and tells of no such operation: the server did not take it, unless an event
             // without an id was of it.
             let silent = retry_or_fail(
@@ -791,14 +801,21 @@ fn reason_of(error: &UcwaError) -> FailureReason {
     })
 }
 
+/// The application is gone, whatever was asked of it.
+fn is_about_the_application(subcode: &str) -> bool {
+    matches!(subcode, "ApplicationNotFound" | "InactiveApplicationExpired" | "TooManyApplications")
+}
+
 /// `sendMessage` (protocol: answers of section "Send in a connected conversation").
 fn problem_of_message(error: &UcwaError) -> Problem {
     match (error.status(), error.subcode().unwrap_or("None")) {
         (Some(400 | 405 | 413 | 415), _) => Problem::Refused,
-        (Some(404), "ApplicationNotFound") | (Some(401 | 429 | 503), _) => Problem::NotAccepted,
+        (Some(404 | 410), subcode) if is_about_the_application(subcode) => Problem::NotAccepted,
+        (Some(401 | 429 | 503), _) => Problem::NotAccepted,
         (Some(403 | 404 | 409 | 410), _) => Problem::LinkGone,
         (Some(_), _) => Problem::Unknown,
         (None, _) if error.was_sent() => Problem::Unknown,
+        (None, _) if matches!(error, UcwaError::NotPermitted { .. }) => Problem::NotOurs,
         (None, _) => Problem::NotAccepted,
     }
 }
@@ -806,11 +823,15 @@ fn problem_of_message(error: &UcwaError) -> Problem {
 /// `startMessaging` and `addMessaging`.
 fn problem_of_invitation(error: &UcwaError) -> Problem {
     match (error.status(), error.subcode().unwrap_or("None")) {
-        (Some(404), "ApplicationNotFound") | (Some(401 | 409 | 410 | 429 | 503), _) => Problem::NotAccepted,
+        (Some(404), subcode) if is_about_the_application(subcode) => Problem::NotAccepted,
+        // Not UCWA's words: the web application is restarting, and knows nobody.
+        (Some(404), _) if error.reason().is_none() => Problem::NotAccepted,
+        (Some(401 | 409 | 410 | 429 | 503), _) => Problem::NotAccepted,
         (Some(500), "CallbackChannelError") => Problem::NotAccepted,
         (Some(400 | 403 | 404 | 405 | 413 | 415), _) => Problem::Refused,
         (Some(_), _) => Problem::Unknown,
         (None, _) if error.was_sent() => Problem::Unknown,
+        (None, _) if matches!(error, UcwaError::NotPermitted { .. }) => Problem::NotOurs,
         (None, _) => Problem::NotAccepted,
     }
 }

@@ -55,6 +55,7 @@ const RESUMED: &str = "the server asked to resume: it lost track of what was fol
 #[derive(Debug)]
 pub struct ChannelHealth {
     failing: AtomicBool,
+    committing: AtomicBool,
     continuity: AtomicU64,
     answered_at_ms: AtomicI64,
     polls: AtomicU64,
@@ -67,6 +68,7 @@ impl Default for ChannelHealth {
     fn default() -> Self {
         Self {
             failing: AtomicBool::new(false),
+            committing: AtomicBool::new(false),
             continuity: AtomicU64::new(0),
             answered_at_ms: AtomicI64::new(Timestamp::now().as_millisecond()),
             polls: AtomicU64::new(0),
@@ -81,6 +83,11 @@ impl ChannelHealth {
     /// The last GET ended in an error and none has succeeded since.
     pub fn is_failing(&self) -> bool {
         self.failing.load(Ordering::Relaxed)
+    }
+
+    /// An answer is here and not stored yet: what it tells is not known to the archive.
+    pub fn is_committing(&self) -> bool {
+        self.committing.load(Ordering::Relaxed)
     }
 
     /// Changes whenever the server may have forgotten events: while it stays the same, nothing was missed.
@@ -241,8 +248,9 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
     let mut parameters = Some(follow.parameters.clone());
     // The account's work on the last batch, done while the next GET is parked.
     let mut dispatch: Dispatch = Box::pin(std::future::ready(Ok(())));
+    // Until when everything that the server told is stored.
+    let mut followed_until = follow.health.answered_at();
     loop {
-        let followed_until = follow.health.answered_at();
         let (polled, dispatched) = futures_util::join!(poll(&follow, parameters.as_ref()), dispatch.as_mut());
         dispatch = Box::pin(std::future::ready(Ok(())));
         if dispatched.is_err() {
@@ -259,6 +267,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
             state.decide(&answer, received_at)
         };
         follow.note_answer(&polled, &state);
+        let answered_at = follow.health.answered_at();
         tracing::trace!(?step, "event channel");
         match (step, polled) {
             (Step::Commit { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
@@ -266,6 +275,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                     Ok(outcome) => dispatch = tell(&account, batch, outcome, Continuity::Unbroken),
                     Err(end) => return end,
                 }
+                followed_until = answered_at;
                 parameters = None;
             }
             (Step::CommitAndResume { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
@@ -278,6 +288,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                     Ok(outcome) => dispatch = tell(&account, batch, outcome, Continuity::Resumed),
                     Err(end) => return end,
                 }
+                followed_until = answered_at;
                 follow.backfill.gap_recorded();
                 parameters = Some(follow.parameters.clone());
             }
@@ -289,6 +300,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                     Ok(outcome) => dispatch = tell(&account, batch, outcome, Continuity::Resynchronised),
                     Err(end) => return end,
                 }
+                followed_until = answered_at;
             }
             (Step::QuarantineAndRepeat, Ok(answer)) => {
                 if let Err(end) = follow.quarantine(&answer, None).await {
@@ -303,6 +315,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                 if let Err(end) = follow.quarantine(&answer, Some(&cursor)).await {
                     return end;
                 }
+                followed_until = answered_at;
             }
             (Step::ReadApplication { delay }, polled) => {
                 if let Ok(answer) = &polled
@@ -346,6 +359,7 @@ async fn poll(
     follow: &Follow,
     parameters: Option<&EventParameters>,
 ) -> Option<Result<PollAnswer, UcwaError>> {
+    follow.health.committing.store(false, Ordering::Relaxed);
     follow.health.polls.fetch_add(1, Ordering::Relaxed);
     follow.health.parked_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
     tokio::select! {
@@ -358,6 +372,7 @@ impl Follow {
     fn note_answer(&self, polled: &Result<PollAnswer, UcwaError>, state: &ChannelState) {
         match polled {
             Ok(_) => {
+                self.health.committing.store(true, Ordering::Relaxed);
                 self.health.failing.store(false, Ordering::Relaxed);
                 self.health.answered_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
             }
@@ -443,7 +458,7 @@ impl Follow {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
             let stored = match resumed_since {
-                Some(since) => self.store.resume(commit.clone(), since, RESUMED).await,
+                Some(since) => self.store.resume(commit.clone(), self.cursor.as_str(), since, RESUMED).await,
                 None => self.store.commit(commit.clone()).await,
             };
             match stored {

@@ -6,6 +6,8 @@
 //!        └──── AccountExited ──┘  └── EventsCommitted, Fetched, ...
 //! ```
 //!
+//! Where several nodes share a database, the [`coordinator`] takes and gives up accounts, and the supervisor follows.
+//!
 //! Parents supervise, because actix restarts neither after a panic nor with back-off: a child reports its end with a
 //! reason, its parent decides. Every life of an account is a fresh actor; what must outlive it is in the database.
 //! No handler waits: requests and commits are futures spawned into the actor, and their results come back to it.
@@ -15,6 +17,7 @@ pub mod backfill;
 pub mod backoff;
 pub mod channel_state;
 pub mod conversation;
+pub mod coordinator;
 pub mod delivery;
 pub mod event_channel;
 pub mod gate;

@@ -78,17 +78,20 @@ impl SignInFailure {
     }
 }
 
-/// Signs in. `progress` hears of each step.
+/// Signs in. `progress` hears of each step. `epoch` is that of the account's lease; once it is over, the client makes no
+/// more requests.
 pub async fn sign_in(
     environment: &AccountEnvironment,
     account: &Account,
+    epoch: i64,
     progress: Arc<dyn Fn(SignInStep) + Send + Sync>,
 ) -> Result<SignedIn, SignInFailure> {
     let settings = &environment.settings;
     let method = method_of(account)?;
     let _permit = environment.gate.enter().await;
     let password = read_password(environment, account).await?;
-    let client = UcwaClient::new(
+    let (leases, id) = (environment.store.leases(), account.id);
+    let client = UcwaClient::with_permit(
         &environment.clients,
         SignInSettings {
             sip_uri: account.sip_uri.clone(),
@@ -99,6 +102,7 @@ pub async fn sign_in(
             allow_http: settings.allow_http,
         },
         password,
+        Arc::new(move || leases.holds(id, epoch)),
     );
     let signed_in = client.sign_in(&*progress).await?;
     progress(SignInStep::Application);

@@ -30,7 +30,7 @@ pub struct PublishedState {
 /// Where actors post; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct StateBoard {
-    posts: mpsc::UnboundedSender<(AccountId, PublishedState)>,
+    posts: mpsc::UnboundedSender<(AccountId, Option<PublishedState>)>,
     current: CurrentStates,
 }
 
@@ -59,7 +59,13 @@ impl StateBoard {
         let published = PublishedState { state, detail };
         self.current.0.write().unwrap_or_else(PoisonError::into_inner).insert(account, published.clone());
         // The receiver only goes away at shutdown, when nobody reads states any more.
-        let _ = self.posts.send((account, published));
+        let _ = self.posts.send((account, Some(published)));
+    }
+
+    /// The account is another node's from now on: what it does is not ours to tell.
+    pub fn forget(&self, account: AccountId) {
+        self.current.0.write().unwrap_or_else(PoisonError::into_inner).remove(&account);
+        let _ = self.posts.send((account, None));
     }
 
     /// For whoever shows the states; does not keep the board's task going.
@@ -69,7 +75,7 @@ impl StateBoard {
 }
 
 async fn write_states(
-    mut inbox: mpsc::UnboundedReceiver<(AccountId, PublishedState)>,
+    mut inbox: mpsc::UnboundedReceiver<(AccountId, Option<PublishedState>)>,
     store: SharedStore,
     node: String,
 ) {
@@ -85,7 +91,15 @@ async fn write_states(
             count = inbox.recv_many(&mut received, 1024), if open => open = count > 0,
             () = retry, if !waiting.is_empty() => {}
         }
-        waiting.extend(received.drain(..));
+        for (account, published) in received.drain(..) {
+            if let Some(state) = published {
+                waiting.insert(account, state);
+            } else {
+                waiting.remove(&account);
+                // Others write now: should it come back, nothing is known of what stands there.
+                written.remove(&account);
+            }
+        }
         waiting.retain(|account, state| written.get(account) != Some(state));
         let changed: Vec<_> = std::mem::take(&mut waiting).into_iter().collect();
         let results = join_all(changed.iter().map(|(account, published)| {
@@ -98,6 +112,10 @@ async fn write_states(
                 Ok(()) => {
                     backoff.reset();
                     written.insert(account, state);
+                }
+                // Whoever holds the account writes what it does.
+                Err(StoreError::Fenced(_)) => {
+                    written.remove(&account);
                 }
                 Err(error) => {
                     tracing::warn!(

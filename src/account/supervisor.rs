@@ -1,5 +1,8 @@
-//! Owns every account of this process: starts one actor for each enabled row of `accounts`, restarts it with back-off
-//! when it ends, parks it when an operator has to act, and follows changes of the table.
+//! Owns every account of this process: starts one actor for each enabled row of `accounts` that this node holds, restarts
+//! it with back-off when it ends, parks it when an operator has to act, and follows changes of the table and of the leases.
+//!
+//! An account that is to go to another node is stopped in order and then released; one whose lease is over is abandoned at
+//! once, and nothing more is said about it anywhere. Either way its UCWA application stays for the node that holds it next.
 //!
 //! One account's end touches no other: each life is an actor of its own, and its end arrives here as a message with a
 //! reason (guarantee G7).
@@ -17,12 +20,12 @@ use tokio::sync::oneshot;
 use crate::{
     account::{
         AccountEnvironment,
-        actor::{AccountActor, AccountExited, ExitReason, StopAccount, end_open_session},
+        actor::{AbandonAccount, AccountActor, AccountExited, ExitReason, StopAccount, end_open_session},
         backoff::Backoff,
     },
     identifiers::AccountId,
     metrics::{self, Restarted},
-    store::{Account, AccountState, StoreError},
+    store::{Account, AccountState, Leases, StoreError},
 };
 
 /// How soon a change of the table `accounts` is noticed.
@@ -54,12 +57,14 @@ enum Life {
     /// No life begins before the row changes.
     Parked,
     /// The actor was asked to stop; afterwards the row decides.
-    Stopping,
+    Stopping { address: Addr<AccountActor> },
 }
 
 struct Supervised {
     row: Account,
     life: Life,
+    /// Under which lease.
+    epoch: i64,
     number: u64,
     backoff: Backoff,
 }
@@ -67,7 +72,10 @@ struct Supervised {
 /// See the module's documentation.
 pub struct AccountSupervisor {
     environment: AccountEnvironment,
+    leases: Leases,
     accounts: HashMap<AccountId, Supervised>,
+    /// Lives begun so far.
+    lives: u64,
     stopping: Option<oneshot::Sender<()>>,
     read_failing: bool,
     /// Lives whose event channel has not completed a round in time.
@@ -78,8 +86,10 @@ impl AccountSupervisor {
     /// A supervisor that begins when it is started.
     pub fn new(environment: AccountEnvironment) -> Self {
         Self {
+            leases: environment.store.leases(),
             environment,
             accounts: HashMap::new(),
+            lives: 0,
             stopping: None,
             read_failing: false,
             stalled: HashSet::new(),
@@ -95,6 +105,7 @@ impl AccountSupervisor {
     }
 
     fn accounts_read(&mut self, accounts: Result<Vec<Account>, StoreError>, ctx: &mut Context<Self>) {
+        self.follow_leases(ctx);
         if self.stopping.is_some() {
             return;
         }
@@ -117,11 +128,80 @@ impl AccountSupervisor {
         for id in gone {
             self.sign_out(id, "the account was removed", ctx);
         }
+        // No life ever began of a row that can't be read, or that was removed at once.
+        for id in self.leases.leaving() {
+            if !self.accounts.contains_key(&id) {
+                self.hand_over(id);
+            }
+        }
+    }
+
+    /// Lets go of accounts whose lease is over, and stops those that are to go to another node.
+    fn follow_leases(&mut self, ctx: &mut Context<Self>) {
+        let over: Vec<AccountId> = self
+            .accounts
+            .iter()
+            .filter(|(id, supervised)| !self.leases.holds(**id, supervised.epoch))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in over {
+            let Some(supervised) = self.accounts.get(&id) else { continue };
+            match &supervised.life {
+                Life::Running { address } | Life::Stopping { address } => address.do_send(AbandonAccount),
+                Life::Waiting(timer) => {
+                    ctx.cancel_future(*timer);
+                    self.lease_is_over(id);
+                }
+                Life::Parked => self.lease_is_over(id),
+            }
+        }
+        for (id, supervised) in &mut self.accounts {
+            if self.leases.is_leaving(*id)
+                && let Life::Running { address } = &supervised.life
+            {
+                address.do_send(StopAccount { sign_out: None });
+                supervised.life = Life::Stopping { address: address.clone() };
+            }
+        }
+        let idle: Vec<AccountId> = self
+            .accounts
+            .iter()
+            .filter(|(id, supervised)| {
+                self.leases.is_leaving(**id)
+                    && !matches!(supervised.life, Life::Running { .. } | Life::Stopping { .. })
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in idle {
+            if let Some(Supervised { life: Life::Waiting(timer), .. }) = self.accounts.get(&id) {
+                ctx.cancel_future(*timer);
+            }
+            self.hand_over(id);
+        }
+    }
+
+    /// Nothing of the account runs here: another node may have it.
+    fn hand_over(&mut self, id: AccountId) {
+        tracing::info!(account.id = id.0, "the account has stopped here and goes to another node");
+        self.accounts.remove(&id);
+        self.environment.states.forget(id);
+        self.leases.release(id, "another node is about to take the account over");
+    }
+
+    /// What becomes of the account is another's business, or that of a new lease.
+    fn lease_is_over(&mut self, id: AccountId) {
+        tracing::warn!(
+            account.id = id.0,
+            "the account's lease is over: its life here has ended, and nothing more is written or sent for it"
+        );
+        self.accounts.remove(&id);
+        self.environment.states.forget(id);
     }
 
     /// Brings an account's life in line with its row.
     fn follow_row(&mut self, row: Account, ctx: &mut Context<Self>) {
         let id = row.id;
+        let Some(epoch) = self.leases.epoch(id) else { return };
         match self.accounts.get_mut(&id) {
             None if !row.enabled => {
                 // Not supervised; its state is published once, by whoever disabled it or at the first reading.
@@ -130,13 +210,17 @@ impl AccountSupervisor {
                     AccountState::Stopped,
                     Some("the account is disabled".to_owned()),
                 );
+                self.leases.release(id, "the account is disabled");
             }
+            // Before its life here began.
+            None if self.leases.is_leaving(id) => {}
             None => {
                 self.accounts.insert(
                     id,
                     Supervised {
                         row,
                         life: Life::Parked,
+                        epoch,
                         number: 0,
                         backoff: Backoff::new(RESTART_BASE, RESTART_CAP),
                     },
@@ -150,16 +234,16 @@ impl AccountSupervisor {
                 supervised.row = row;
                 supervised.backoff.reset();
                 match &supervised.life {
-                    Life::Running { address, .. } => {
+                    Life::Running { address } => {
                         address.do_send(StopAccount { sign_out: None });
-                        supervised.life = Life::Stopping;
+                        supervised.life = Life::Stopping { address: address.clone() };
                     }
                     Life::Waiting(timer) => {
                         ctx.cancel_future(*timer);
                         self.begin_life(id, ctx);
                     }
                     Life::Parked => self.begin_life(id, ctx),
-                    Life::Stopping => {}
+                    Life::Stopping { .. } => {}
                 }
             }
         }
@@ -169,9 +253,9 @@ impl AccountSupervisor {
         let Some(supervised) = self.accounts.get_mut(&id) else { return };
         supervised.row.enabled = false;
         match &supervised.life {
-            Life::Running { address, .. } => {
+            Life::Running { address } => {
                 address.do_send(StopAccount { sign_out: Some(why.to_owned()) });
-                supervised.life = Life::Stopping;
+                supervised.life = Life::Stopping { address: address.clone() };
             }
             Life::Waiting(timer) => {
                 // Only a sign-in leads to the application that an earlier life left.
@@ -182,26 +266,42 @@ impl AccountSupervisor {
             Life::Parked => {
                 // Its credentials are refused or something else is wrong for good: the server expires the application.
                 let (store, reason) = (Arc::clone(&self.environment.store), why.to_owned());
-                ctx.spawn(async move { end_open_session(&store, id, &reason).await }.into_actor(self));
-                self.forget(id, why);
+                let words = reason.clone();
+                ctx.spawn(async move { end_open_session(&store, id, &reason).await }.into_actor(self).map(
+                    move |(), supervisor, _| {
+                        // It may have been enabled meanwhile.
+                        let is_over = supervisor.accounts.get(&id).is_some_and(|supervised| {
+                            !supervised.row.enabled && matches!(supervised.life, Life::Parked)
+                        });
+                        if is_over {
+                            supervisor.forget(id, &words);
+                        }
+                    },
+                ));
             }
-            Life::Stopping => {}
+            Life::Stopping { .. } => {}
         }
     }
 
     fn forget(&mut self, id: AccountId, why: &str) {
         self.accounts.remove(&id);
         self.environment.states.post(id, AccountState::Stopped, Some(why.to_owned()));
+        self.leases.release(id, why);
+        if self.leases.epoch(id).is_none() {
+            // The release tells it.
+            self.environment.states.forget(id);
+        }
     }
 
     fn begin_life(&mut self, id: AccountId, ctx: &mut Context<Self>) {
         let Some(supervised) = self.accounts.get_mut(&id) else { return };
-        supervised.number += 1;
+        self.lives += 1;
+        supervised.number = self.lives;
         let address = AccountActor::new(
             self.environment.clone(),
             supervised.row.clone(),
             supervised.number,
-            0,
+            supervised.epoch,
             ctx.address().recipient(),
         )
         .start();
@@ -238,15 +338,22 @@ impl AccountSupervisor {
         if exited.online_for > HEALTHY_AFTER {
             supervised.backoff.reset();
         }
-        let asked_to_stop = matches!(supervised.life, Life::Stopping);
+        let asked_to_stop = matches!(supervised.life, Life::Stopping { .. });
         supervised.life = Life::Parked;
+        if !self.leases.holds(id, supervised.epoch) {
+            self.lease_is_over(id);
+            return;
+        }
         if self.stopping.is_some() {
-            self.accounts.remove(&id);
-            self.environment.states.post(id, AccountState::Stopped, Some("the relay was stopped".to_owned()));
+            self.forget(id, "the relay was stopped");
             return;
         }
         if !supervised.row.enabled {
             self.forget(id, "the account is disabled");
+            return;
+        }
+        if self.leases.is_leaving(id) {
+            self.hand_over(id);
             return;
         }
         if asked_to_stop {
@@ -310,10 +417,8 @@ impl AccountSupervisor {
                     self.restart_after(id, *after, ctx);
                 }
             }
-            ExitReason::Fenced => {
-                post(AccountState::Stopped, "another node holds the account".to_owned());
-                self.restart_after(id, delay, ctx);
-            }
+            // It was fenced under a lease that is held again by now.
+            ExitReason::Fenced => self.restart_after(id, delay, ctx),
         }
     }
 
@@ -434,11 +539,12 @@ impl Handler<StopAll> for AccountSupervisor {
             .collect();
         for id in parked {
             self.accounts.remove(&id);
+            self.leases.release(id, "the relay was stopped");
         }
         for supervised in self.accounts.values_mut() {
-            if let Life::Running { address, .. } = &supervised.life {
+            if let Life::Running { address } = &supervised.life {
                 address.do_send(StopAccount { sign_out: None });
-                supervised.life = Life::Stopping;
+                supervised.life = Life::Stopping { address: address.clone() };
             }
         }
         if self.accounts.is_empty() {

@@ -90,6 +90,8 @@ pub struct Changes<'a> {
     pub quarantine: &'a [QuarantineRow],
     /// Accounts whose event channel brought something, with when.
     pub last_events: Vec<(AccountId, Timestamp)>,
+    /// Messages whose text is here since this batch, for those who listen for them; they are in `messages`, too.
+    pub archived: Vec<(AccountId, MessageId)>,
 }
 
 impl Changes<'_> {
@@ -300,6 +302,19 @@ impl<R: Row> Table<R> {
             .collect();
         changed.sort_by_key(|row| row.id());
         changed
+    }
+
+    /// Rows for which `is` holds now and did not hold in the database.
+    fn became(&self, is: impl Fn(&R) -> bool) -> Vec<&R> {
+        let mut rows: Vec<&R> = self
+            .rows
+            .iter()
+            .filter(|tracked| !tracked.deleted && is(&tracked.current))
+            .filter(|tracked| tracked.original.as_ref().is_none_or(|original| !is(original)))
+            .map(|tracked| &tracked.current)
+            .collect();
+        rows.sort_by_key(|row| row.id());
+        rows
     }
 
     /// Rows that the database does not have yet.
@@ -666,7 +681,9 @@ impl Workspace {
     pub fn changes(&self) -> Changes<'_> {
         let mut last_events: Vec<_> = self.last_events.iter().map(|(&account, &at)| (account, at)).collect();
         last_events.sort_unstable();
+        let archived = self.messages.became(|message| message.awaiting != Some(Awaiting::Fetch));
         Changes {
+            archived: archived.into_iter().map(|row| (row.account, row.id)).collect(),
             sessions: self.sessions.changed(),
             chain_heads: self.chain_heads.changed(),
             conversations: self.conversations.changed(),

@@ -58,7 +58,7 @@ pub struct SendOptions {
     /// How to print: table or json
     #[arg(long, value_enum, default_value_t = Format::Table, hide_possible_values = true)]
     format: Format,
-    /// What to say; read from stdin if it is - or left out
+    /// What to say; read from stdin, without the end of its last line, if it is - or left out
     text: Option<String>,
 }
 
@@ -107,7 +107,10 @@ fn body(text: Option<&str>) -> anyhow::Result<String> {
         _ => {
             let mut body = String::new();
             io::stdin().lock().read_to_string(&mut body).context("cannot read the text from stdin")?;
-            body
+            // The end of the last line, which `echo` and editors add, is no part of what is said.
+            let text =
+                body.strip_suffix('\n').map_or(body.as_str(), |text| text.strip_suffix('\r').unwrap_or(text));
+            text.to_owned()
         }
     };
     if body.trim().is_empty() {

@@ -23,6 +23,12 @@ pub struct DemoOptions {
     /// Messages a second, all accounts and both directions together
     #[arg(long, value_name = "R", default_value_t = 5.0, value_parser = rate)]
     pub rate: f64,
+    /// Let faults strike at random: connections cut, answers lost or spoilt, tokens and applications gone, and more
+    #[arg(long)]
+    pub chaos: bool,
+    /// Where all chance begins: the same seed makes the same faults and texts [default: another one each time]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     /// Database to use [default: a new SQLite file in the working directory]
     #[arg(long, value_name = "URL")]
     pub database: Option<String>,

@@ -1,5 +1,7 @@
 //! Section `cluster`: several servers on one database.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use super::{error::Findings, values};
@@ -22,6 +24,11 @@ impl Default for ClusterSection {
 }
 
 impl ClusterSection {
+    /// [`Self::lease_ttl_s`].
+    pub fn lease_ttl(&self) -> Duration {
+        Duration::from_secs(u64::from(self.lease_ttl_s))
+    }
+
     pub(super) fn validate(&self, findings: &mut Findings) {
         let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         findings.check(

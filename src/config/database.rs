@@ -70,6 +70,11 @@ impl DatabaseSection {
         url.to_string()
     }
 
+    /// The URL as one may type it: without the password and the options.
+    pub fn url_without_password(&self) -> String {
+        self.shown_url().replacen(":***@", "@", 1)
+    }
+
     pub(super) fn validate(&self, findings: &mut Findings) {
         let understood = match self.url.split_once(':') {
             Some(("sqlite", _)) => self.sqlite_path().is_some() || self.url.contains(":memory:"),
@@ -120,5 +125,6 @@ mod tests {
             "postgres://me:***@host/db"
         );
         assert_eq!(section("postgres://me@host/db").shown_url(), "postgres://me@host/db");
+        assert_eq!(section("postgres://me:geheim@host/db").url_without_password(), "postgres://me@host/db");
     }
 }

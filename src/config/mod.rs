@@ -95,6 +95,7 @@ impl Config {
             commit_interval: self.database.commit_interval(),
             full_text: self.archive.full_text,
             node: self.cluster.node_id.clone(),
+            lease_ttl: self.cluster.lease_ttl(),
             rules: RuleSettings {
                 plain_from_html: crate::ucwa::html::plain_from_html,
                 retry: RetryPolicy { base: self.outbox.retry_base, cap: self.outbox.retry_max },
@@ -132,18 +133,8 @@ impl Config {
     pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
         let default = Self::default();
         [
-            (
-                "archive.typing",
-                "the archive of typing notifications",
-                self.archive.typing != default.archive.typing,
-            ),
             ("archive.raw", "the raw event stream", self.archive.raw != default.archive.raw),
             ("retention.default_days", "the retention scheduler", self.retention != default.retention),
-            (
-                "cluster.lease_ttl_s",
-                "several nodes on one PostgreSQL",
-                self.cluster.lease_ttl_s != default.cluster.lease_ttl_s,
-            ),
             ("telemetry.otlp_endpoint", "traces by OpenTelemetry", self.telemetry.otlp_endpoint.is_some()),
         ]
         .into_iter()

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     archive::fact::Direction,
     outbox::admission,
-    simulator::{IncomingState, LedgerSnapshot, OutgoingEntry},
+    simulator::{IncomingState, LedgerSnapshot, OutgoingEntry, OutgoingState},
     store::{HistoryRow, OutboxRow, OutboxState},
     ucwa::html::plain_from_html,
 };
@@ -32,17 +32,27 @@ pub struct Reckoning {
     pub uncertain: usize,
     /// Rows of `outbox` that have come to no end, one line each. One that a user holds or has cancelled is at its end.
     pub unsettled: Vec<String>,
-    /// What the server counts on and the database does not have, and what went to others than its row names (such lines
-    /// begin with `misdelivered`), one line each.
+    /// Rows of `outbox` that the server accepted and whose delivery report has not come, one line each. It never does if
+    /// it was lost together with the application, or in a response that could not be read.
+    pub unreported: Vec<String>,
+    /// What the server counts on and the database does not have, what it delivered although its row says that it failed,
+    /// and what went to others than its row names (such lines begin with `misdelivered`), one line each.
     pub lost: Vec<String>,
+    /// Messages that stand in the archive without their text: an event only linked it, and the server gave it up with the
+    /// conversation before it could be fetched. One line each; their rows say why.
+    pub withdrawn: Vec<String>,
     /// What stands or was sent more often than it happened, one line each.
     pub duplicated: Vec<String>,
+    /// Messages of one account to the same recipients that the server took in another order than that of the queue, one
+    /// line each.
+    pub out_of_order: Vec<String>,
 }
 
 impl Reckoning {
-    /// Nothing lost, misdelivered or doubled. [`Reckoning::unsettled`] is a matter of its own: it may take its time.
+    /// Nothing lost, misdelivered, doubled or out of order. [`Reckoning::unsettled`] is a matter of its own: it may take
+    /// its time.
     pub fn is_clean(&self) -> bool {
-        self.lost.is_empty() && self.duplicated.is_empty()
+        self.lost.is_empty() && self.duplicated.is_empty() && self.out_of_order.is_empty()
     }
 
     /// Compares a ledger with the archive and the queue.
@@ -79,13 +89,23 @@ impl Reckoning {
             *possible += 1;
             reckoning.accepted_from_accounts += 1;
         }
+        let mut without_text: BTreeMap<String, usize> = archived
+            .iter()
+            .filter(|((_, direction, text), _)| *direction == Direction::Incoming && text.is_empty())
+            .map(|((account, ..), count)| (account.clone(), *count))
+            .collect();
         for (key, (due, possible)) in &owed {
             let there = archived.get(key).copied().unwrap_or_default();
             let (account, direction, text) = key;
             for _ in there..*due {
-                reckoning
-                    .lost
-                    .push(format!("{account} {}: {text:?} is not in the archive", direction.as_str()));
+                let line = format!("{account} {}: {text:?} is not in the archive", direction.as_str());
+                match without_text.get_mut(account).filter(|left| **left > 0) {
+                    Some(left) if *direction == Direction::Incoming => {
+                        *left -= 1;
+                        reckoning.withdrawn.push(line);
+                    }
+                    _ => reckoning.lost.push(line),
+                }
             }
             for _ in *possible..there {
                 reckoning
@@ -95,7 +115,8 @@ impl Reckoning {
         }
         for (key, there) in &archived {
             // A message that the server refused is kept as failed; what it never heard of must not be there.
-            if key.1 == Direction::Incoming && !owed.contains_key(key) {
+            // An empty row stands for a message whose text went with its application before it could be fetched.
+            if key.1 == Direction::Incoming && !owed.contains_key(key) && !key.2.is_empty() {
                 for _ in 0..*there {
                     reckoning.duplicated.push(format!("{}: {:?} was never delivered", key.0, key.2));
                 }
@@ -103,6 +124,7 @@ impl Reckoning {
         }
 
         reckoning.compare_queue(ledger, outbox);
+        reckoning.compare_order(ledger, outbox);
         reckoning
     }
 
@@ -121,13 +143,11 @@ impl Reckoning {
                 OutboxState::Uncertain => self.uncertain += 1,
                 OutboxState::Queued | OutboxState::Sending | OutboxState::Held | OutboxState::Cancelled => {}
             }
-            // `sent` waits for the server's word.
-            if matches!(row.state, OutboxState::Queued | OutboxState::Sending | OutboxState::Sent) {
-                self.unsettled.push(format!(
-                    "{account}: {text:?} (row {}) is {}",
-                    row.id,
-                    row.state.as_str()
-                ));
+            let line = format!("{account}: {text:?} (row {}) is {}", row.id, row.state.as_str());
+            match row.state {
+                OutboxState::Queued | OutboxState::Sending => self.unsettled.push(line),
+                OutboxState::Sent => self.unreported.push(line),
+                _ => {}
             }
             sent.entry(key).or_default().rows.push(row);
         }
@@ -138,6 +158,14 @@ impl Reckoning {
                 .count();
             for _ in entries.len()..came_through {
                 self.lost.push(format!("{account}: {text:?} is marked as sent and the server never took it"));
+            }
+            let given_up = rows
+                .iter()
+                .filter(|row| matches!(row.state, OutboxState::Failed | OutboxState::Expired))
+                .count();
+            let delivered = entries.iter().filter(|entry| entry.state == OutgoingState::Delivered).count();
+            for _ in rows.len() - given_up..delivered.min(rows.len()) {
+                self.lost.push(format!("{account}: {text:?} is marked as failed and was delivered"));
             }
             for _ in rows.len()..entries.len() {
                 self.duplicated.push(format!("{account}: {text:?} was sent more often than it was queued"));
@@ -150,6 +178,33 @@ impl Reckoning {
                     if entry.to.is_empty() { "nobody".to_owned() } else { entry.to.join(";") },
                 ));
             }
+        }
+    }
+
+    /// Of rows with the same priority, the one that was queued first leaves first.
+    fn compare_order(&mut self, ledger: &LedgerSnapshot, outbox: &[OutboxRow]) {
+        let by_operation: BTreeMap<&str, &OutboxRow> = outbox
+            .iter()
+            .filter(|row| row.send_after.is_none() && row.conversation_id.is_none())
+            .filter_map(|row| Some((row.operation_id.as_ref()?.0.as_str(), row)))
+            .collect();
+        let mut last: BTreeMap<(String, String, i64), &OutboxRow> = BTreeMap::new();
+        for entry in &ledger.outgoing {
+            let row = entry.operation_id.as_deref().and_then(|operation| by_operation.get(operation));
+            let Some(row) = row else { continue };
+            let mut recipients: Vec<String> =
+                admission::recipients(row.recipients.as_deref().unwrap_or_default())
+                    .map(|uris| uris.iter().map(ToString::to_string).collect())
+                    .unwrap_or_default();
+            recipients.sort();
+            let destination = (normal_uri(&row.account), recipients.join(";"), row.priority);
+            if let Some(before) = last.get(&destination).filter(|before| before.id > row.id) {
+                self.out_of_order.push(format!(
+                    "{} to {}: row {} was sent after row {}",
+                    destination.0, destination.1, row.id, before.id
+                ));
+            }
+            last.insert(destination, row);
         }
     }
 }
@@ -244,7 +299,7 @@ mod tests {
     use super::*;
     use crate::{
         identifiers::{ConversationId, MessageId, OperationId, OutboxId},
-        simulator::{IncomingEntry, MessageKind, OutgoingState},
+        simulator::{IncomingEntry, MessageKind},
     };
 
     const ALICE: &str = "sip:alice@contoso.com";
@@ -367,6 +422,13 @@ mod tests {
     }
 
     #[test]
+    fn a_row_without_text_stands_for_one_message_of_its_account() {
+        let two = || vec![delivered(Some("Hi"), None, IncomingState::Acknowledged); 2];
+        let reckoning = incoming(two(), &[""]);
+        assert_eq!((numbers(&reckoning), reckoning.withdrawn.len()), ((1, 0), 1));
+    }
+
+    #[test]
     fn what_was_refused_or_never_acknowledged_may_be_there_once() {
         for state in [IncomingState::Refused, IncomingState::Expired, IncomingState::Pending] {
             let entry = || vec![delivered(Some("Hi"), None, state)];
@@ -392,6 +454,39 @@ mod tests {
         };
         assert!(outgoing(vec![as_html], std::slice::from_ref(&row)).is_clean());
         assert!(outgoing(vec![accepted("3 < 4", &[BOB], "operation 1")], &[row]).is_clean());
+    }
+
+    #[test]
+    fn rows_to_the_same_people_are_sent_in_the_order_of_the_queue() {
+        let rows = [
+            queued(1, BOB, "one", OutboxState::Delivered),
+            queued(2, CAROL, "two", OutboxState::Delivered),
+            queued(3, "Bob@contoso.com", "three", OutboxState::Delivered),
+        ];
+        let one = || accepted("one", &[BOB], "operation 1");
+        let two = || accepted("two", &[CAROL], "operation 2");
+        let three = || accepted("three", &[BOB], "operation 3");
+        assert!(outgoing(vec![two(), one(), three()], &rows).is_clean(), "different people");
+        let swapped = outgoing(vec![three(), one(), two()], &rows);
+        assert_eq!(
+            swapped.out_of_order,
+            ["sip:alice@contoso.com to sip:bob@contoso.com: row 1 was sent after row 3"]
+        );
+        assert!(!swapped.is_clean());
+        let mut urgent = rows.clone();
+        urgent[2].priority = 1;
+        assert!(outgoing(vec![three(), one(), two()], &urgent).is_clean(), "a higher priority overtakes");
+    }
+
+    #[test]
+    fn what_was_delivered_has_not_failed() {
+        let failed = [queued(1, BOB, "Hi", OutboxState::Failed)];
+        assert_eq!(numbers(&outgoing(vec![accepted("Hi", &[BOB], "operation 1")], &failed)), (1, 0));
+        let one_of_two =
+            [queued(1, BOB, "Hi", OutboxState::Failed), queued(2, BOB, "Hi", OutboxState::Delivered)];
+        assert!(outgoing(vec![accepted("Hi", &[BOB], "operation 2")], &one_of_two).is_clean());
+        let refused = OutgoingEntry { state: OutgoingState::Failed, ..accepted("Hi", &[BOB], "operation 1") };
+        assert!(outgoing(vec![refused], &failed).is_clean());
     }
 
     #[test]
@@ -474,7 +569,7 @@ mod tests {
         let reckoning = outgoing(entries, &rows);
         assert!(reckoning.is_clean(), "{reckoning:?}");
         assert_eq!((reckoning.relayed, reckoning.failed, reckoning.uncertain), (2, 2, 1));
-        assert_eq!(reckoning.unsettled.len(), 3);
+        assert_eq!((reckoning.unsettled.len(), reckoning.unreported.len()), (2, 1));
         assert!(reckoning.unsettled[0].contains("(row 1) is queued"), "{:?}", reckoning.unsettled);
     }
 }

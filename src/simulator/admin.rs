@@ -3,7 +3,7 @@
 //! | request | does |
 //! | --- | --- |
 //! | `GET /ledger` | the whole ledger |
-//! | `GET /counters` | the ledger's numbers, the traffic's, and whether the simulator is quiet |
+//! | `GET /counters` | the ledger's numbers, the traffic's, how often each kind of fault has struck, and whether the simulator is quiet |
 //! | `GET /accounts` | each account with its applications, whether a GET is parked, and its conversations |
 //! | `POST /call` `{"from","to_account","text"?,"html"?,"subject"?,"elsewhere"?}` | a correspondent calls: `{"conversation"}`; 409 if the account takes no messages; with `"elsewhere":true` another device of the account answers, however quick an application is, and `POST /say` with the account as `from` is what it writes |
 //! | `POST /meet` `{"from","to_account","others"?:[..],"subject"?,"lobby"?,"after"?}` | a correspondent invites to an online meeting, with `"after"` on the thread of that conversation: `{"conversation"}` |
@@ -21,6 +21,9 @@
 //! | `POST /fault` | switches a fault on: `{"id"}`; see below |
 //! | `GET /faults` | every fault with its `id`, how often it has `struck`, and how often it will yet (`remaining`) |
 //! | `DELETE /faults`, `DELETE /faults?id=N` | switches all of them off, or one |
+//! | `POST /chaos` `{"running"?,"seed"?,"faults_per_second"?}` | starts or stops faults at random, each of which an account survives by itself; the same seed makes the same sequence of faults |
+//! | `GET /requests` | for each account and operation how many `requests` came, how many `too_early` (before a `Retry-After` was over), and how many `at_once` |
+//! | `DELETE /requests` | counts anew |
 //! | `GET /logs?account=A` | the conversation logs of an account, the oldest first |
 //! | `POST /settings` `{"token_lifetime_ms"?,"application_expiry_ms"?,"link_only_share"?,"early_event_share"?,"started_share"?,"discovery_redirect"?:{"location","status"?},"user_redirect"?,"conversation_logs"?,"log_delay_ms"?,"missed_calls_logged"?,"password_sign_in"?,"windows_sign_in"?}` | changes settings from now on and answers as `GET /settings`; an empty location switches a redirect off; `windows_sign_in` is `off`, `ntlm`, `negotiate` or `kerberos` |
 //! | `GET /settings` | what `POST /settings` can change, as it is now |
@@ -69,7 +72,9 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{CallRequest, Fault, LedgerSnapshot, MeetingRequest, Saying, SettingsChange, Simulator};
+use super::{
+    CallRequest, ChaosSettings, Fault, LedgerSnapshot, MeetingRequest, Saying, SettingsChange, Simulator,
+};
 
 /// Messages that are larger than any client reads can be said, too.
 const LARGEST_REQUEST: usize = 64 * 1024 * 1024;
@@ -124,6 +129,13 @@ struct TrafficRequest {
 }
 
 #[derive(Deserialize)]
+struct ChaosRequest {
+    running: Option<bool>,
+    #[serde(flatten)]
+    settings: ChaosSettings,
+}
+
+#[derive(Deserialize)]
 struct AccountRequest {
     account: String,
 }
@@ -155,6 +167,8 @@ pub(crate) fn router(simulator: Simulator) -> Router {
         .route("/leave", post(leave))
         .route("/close-messaging", post(close_messaging))
         .route("/traffic", post(traffic))
+        .route("/chaos", post(chaos))
+        .route("/requests", get(requests).delete(reset_requests))
         .route("/forget-application", post(forget_application))
         .route("/expire-tokens", post(expire_tokens))
         .route("/meet", post(meet))
@@ -180,6 +194,7 @@ async fn counters(State(simulator): State<Simulator>) -> Response {
         "ledger": simulator.counters(),
         "traffic_running": simulator.traffic_is_running(),
         "traffic_written": simulator.traffic_written(),
+        "faults_struck": simulator.faults_struck(),
         "quiet": simulator.is_quiet(),
     }))
     .into_response()
@@ -228,6 +243,24 @@ async fn traffic(State(simulator): State<Simulator>, Json(request): Json<Traffic
         None => {}
     }
     Json(json!({ "running": simulator.traffic_is_running() })).into_response()
+}
+
+async fn chaos(State(simulator): State<Simulator>, Json(request): Json<ChaosRequest>) -> Response {
+    if request.running.unwrap_or(true) {
+        simulator.start_chaos(request.settings);
+    } else {
+        simulator.stop_chaos();
+    }
+    Json(json!({ "running": simulator.chaos_is_running() })).into_response()
+}
+
+async fn requests(State(simulator): State<Simulator>) -> Response {
+    Json(simulator.requests()).into_response()
+}
+
+async fn reset_requests(State(simulator): State<Simulator>) -> Response {
+    simulator.reset_requests();
+    Json(json!({})).into_response()
 }
 
 async fn forget_application(

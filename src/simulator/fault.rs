@@ -11,7 +11,7 @@
 
 use std::{
     borrow::Cow,
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fmt::Write as _,
     io,
     pin::pin,
@@ -31,7 +31,7 @@ use hyper::{
     header::{self, HeaderValue},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     application::{self, Account, Application, Registration},
@@ -42,7 +42,7 @@ use super::{
 };
 
 /// What a request asks for, as far as faults tell requests apart.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Operation {
     /// Every request.
@@ -312,6 +312,70 @@ impl FaultKind {
         Self::Status(Refusal { status, subcode: Some(subcode.to_owned()), ..Refusal::default() })
     }
 
+    /// The name of every kind, as `fault` spells it in the control API.
+    pub const NAMES: [&'static str; 27] = [
+        "cut_before",
+        "cut_after",
+        "cut_midway",
+        "delay",
+        "delay_after",
+        "expired_token",
+        "status",
+        "pget_replaced",
+        "application_not_found",
+        "inactive_application_expired",
+        "too_many_applications",
+        "redirect",
+        "truncated_xml",
+        "malformed_xml",
+        "invalid_utf8",
+        "doctype",
+        "huge_body",
+        "endless_body",
+        "wrong_content_type",
+        "resync",
+        "resume",
+        "no_link",
+        "unknown_things",
+        "link_only",
+        "odd_order",
+        "aggregate",
+        "early_events",
+    ];
+
+    /// Its name, as `fault` spells it in the control API.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::CutBefore => "cut_before",
+            Self::CutAfter => "cut_after",
+            Self::CutMidway => "cut_midway",
+            Self::Delay { .. } => "delay",
+            Self::DelayAfter { .. } => "delay_after",
+            Self::ExpiredToken => "expired_token",
+            Self::Status(_) => "status",
+            Self::PgetReplaced => "pget_replaced",
+            Self::ApplicationNotFound { .. } => "application_not_found",
+            Self::InactiveApplicationExpired { .. } => "inactive_application_expired",
+            Self::TooManyApplications { .. } => "too_many_applications",
+            Self::Redirect { .. } => "redirect",
+            Self::TruncatedXml => "truncated_xml",
+            Self::MalformedXml => "malformed_xml",
+            Self::InvalidUtf8 => "invalid_utf8",
+            Self::Doctype => "doctype",
+            Self::HugeBody { .. } => "huge_body",
+            Self::EndlessBody => "endless_body",
+            Self::WrongContentType { .. } => "wrong_content_type",
+            Self::Resync => "resync",
+            Self::Resume { .. } => "resume",
+            Self::NoLink => "no_link",
+            Self::UnknownThings => "unknown_things",
+            Self::LinkOnly => "link_only",
+            Self::OddOrder => "odd_order",
+            Self::Aggregate => "aggregate",
+            Self::EarlyEvents => "early_events",
+        }
+    }
+
     fn moment(&self) -> Moment {
         match self {
             Self::Status(refusal) if refusal.executed => Moment::After,
@@ -452,6 +516,8 @@ struct List {
     active: Vec<FaultState>,
     spent: VecDeque<FaultState>,
     last_id: u64,
+    /// How often each kind has struck since the start.
+    struck: BTreeMap<&'static str, u64>,
 }
 
 /// All faults of one simulator.
@@ -535,6 +601,11 @@ impl Faults {
         list.spent.iter().chain(&list.active).cloned().collect()
     }
 
+    /// How often each kind has struck since the start, also of faults that are not listed any more.
+    pub(crate) fn struck(&self) -> BTreeMap<&'static str, u64> {
+        self.list().struck.clone()
+    }
+
     fn sort_out(&self, list: &mut List) {
         let (spent, active): (Vec<_>, Vec<_>) =
             std::mem::take(&mut list.active).into_iter().partition(FaultState::spent);
@@ -578,6 +649,9 @@ impl Faults {
                 }
             }
         }
+        for kind in &kinds {
+            *list.struck.entry(kind.name()).or_default() += 1;
+        }
         faults.sort_out(&mut list);
         kinds
     }
@@ -605,6 +679,9 @@ impl Faults {
                 break;
             }
         }
+        if let Some(kind) = &found {
+            *list.struck.entry(kind.name()).or_default() += 1;
+        }
         faults.sort_out(&mut list);
         found
     }
@@ -627,14 +704,23 @@ fn cut() -> io::Error {
 
 /// Answers a request, or ends the connection, as the faults that are switched on will have it.
 pub(crate) async fn carry_out(server: &Arc<Server>, exchange: &Exchange) -> Result<Sent, io::Error> {
-    let operation = Operation::of(exchange);
+    let subject = Subject::of(server, exchange, Operation::of(exchange));
+    let counted = server.requests.begin(subject.account.clone(), subject.operation, Instant::now());
+    let answered = struck(server, exchange, &subject).await;
+    if let Ok(answered) = &answered {
+        counted.answered(answered, Instant::now());
+    }
+    answered
+}
+
+async fn struck(server: &Arc<Server>, exchange: &Exchange, subject: &Subject) -> Result<Sent, io::Error> {
+    let operation = subject.operation;
     if operation != Operation::Events && !server.faults.any() {
         let Ok(answered) = answer(server, exchange).await;
         return Ok(whole(answered));
     }
     let mut switched_on = server.faults.changed.subscribe();
-    let subject = Subject::of(server, exchange, operation);
-    if let Some(struck) = before(server, exchange, &subject).await {
+    if let Some(struck) = before(server, exchange, subject).await {
         return struck.map(whole);
     }
     let mut answering = pin!(answer(server, exchange));
@@ -644,7 +730,7 @@ pub(crate) async fn carry_out(server: &Arc<Server>, exchange: &Exchange) -> Resu
             Ok(answered) = &mut answering => break answered,
             Ok(()) = switched_on.changed(), if operation == Operation::Events => {
                 // Leaving the GET here takes it out of its channel, as a connection does that drops.
-                if let Some(struck) = before(server, exchange, &subject).await {
+                if let Some(struck) = before(server, exchange, subject).await {
                     return struck.map(whole);
                 }
             }
@@ -653,7 +739,7 @@ pub(crate) async fn carry_out(server: &Arc<Server>, exchange: &Exchange) -> Resu
     let mut answered = answered;
     let mut last = None;
     if server.faults.any() {
-        for kind in Faults::claim(server, &subject, Moment::After) {
+        for kind in Faults::claim(server, subject, Moment::After) {
             match kind {
                 FaultKind::DelayAfter { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
                 FaultKind::NoLink => answered = without_onward_link(answered).await,
@@ -910,6 +996,15 @@ mod tests {
         let fault: Fault = serde_json::from_str(r#"{"fault":"application_not_found"}"#).unwrap();
         assert_eq!(fault, Fault::new(FaultKind::ApplicationNotFound { keep: false }));
         assert!(serde_json::from_str::<Fault>(r#"{"fault":"earthquake"}"#).is_err());
+    }
+
+    #[test]
+    fn every_kind_has_the_name_that_the_control_api_spells() {
+        for name in FaultKind::NAMES {
+            let object = format!(r#"{{"fault":"{name}","ms":1,"status":500,"location":"/"}}"#);
+            let fault: Fault = serde_json::from_str(&object).unwrap();
+            assert_eq!(fault.kind.name(), name);
+        }
     }
 
     #[test]

@@ -22,7 +22,8 @@
 //! | `timers` | everything that happens later |
 //! | `ledger` | what was delivered and accepted |
 //! | `admin` | the control API; its module lists the requests |
-//! | `fault` | what goes wrong on request |
+//! | `requests` | how many requests came, and which of them too early |
+//! | `fault`, `chaos` | what goes wrong on request, and at random |
 //! | `batch` | several requests in one |
 //!
 //! The ledger's promise: a message to an account is `acknowledged` when a GET has asked for the package after the
@@ -32,6 +33,7 @@
 mod admin;
 mod application;
 mod batch;
+mod chaos;
 mod conversation;
 mod conversation_log;
 pub mod correspondent;
@@ -45,25 +47,29 @@ mod messaging;
 mod ntlm;
 mod payload;
 mod people;
+mod requests;
 mod server;
 mod sign_in;
 mod timers;
 mod traffic;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::task::TaskTracker;
 
+pub use chaos::ChaosSettings;
 pub use conversation::ConversationPhase;
 pub use conversation_log::{LogEntry, LoggedMessage};
 pub use fault::{Fault, FaultKind, FaultState, Operation, Refusal, RefusalBody};
 pub use ledger::{
     IncomingEntry, IncomingState, LedgerCounters, LedgerSnapshot, MessageKind, OutgoingEntry, OutgoingState,
 };
+pub use requests::RequestCount;
 pub use traffic::TrafficSettings;
 
+use chaos::Chaos;
 use conversation::{Conversation, Place, Text};
 use payload::Failure;
 use server::{Server, Site};
@@ -370,6 +376,7 @@ impl Simulator {
         }
         simulator.spawn(Timers::run(Arc::clone(&server)));
         simulator.spawn(Traffic::run(Arc::clone(&server)));
+        simulator.spawn(Chaos::run(Arc::clone(&server)));
         if let Some(listener) = admin_listener {
             let router = admin::router(simulator.clone());
             simulator.spawn(async move {
@@ -796,14 +803,7 @@ impl Simulator {
             None => None,
             Some(name) => Some(self.account_named(name)?.uri.clone()),
         };
-        let id = self.server.faults.inject(Fault { account, ..fault });
-        // A parked GET looks again, in case the fault concerns its channel.
-        for account in &self.server.account_list {
-            for application in account.living_applications() {
-                application.lock().channel.wake();
-            }
-        }
-        Ok(id)
+        Ok(inject(&self.server, Fault { account, ..fault }))
     }
 
     /// Every fault that is switched on, and the last ones that have struck as often as they should.
@@ -819,6 +819,36 @@ impl Simulator {
     /// Switches one fault off, or all of them.
     pub fn clear_faults(&self, fault: Option<u64>) {
         self.server.faults.clear(fault);
+    }
+
+    /// How often each kind of fault has struck since the start; the names are those of the control API.
+    pub fn faults_struck(&self) -> BTreeMap<&'static str, u64> {
+        self.server.faults.struck()
+    }
+
+    /// How often each account asked for what since the start or the last reset.
+    pub fn requests(&self) -> Vec<RequestCount> {
+        self.server.requests.counts()
+    }
+
+    /// Counts requests anew from now on.
+    pub fn reset_requests(&self) {
+        self.server.requests.reset();
+    }
+
+    /// Lets faults strike at random from now on.
+    pub fn start_chaos(&self, settings: ChaosSettings) {
+        self.server.chaos.start(settings);
+    }
+
+    /// No faults at random any more; those that wait are switched off.
+    pub fn stop_chaos(&self) {
+        self.server.chaos.stop();
+    }
+
+    /// Whether faults strike at random.
+    pub fn chaos_is_running(&self) -> bool {
+        self.server.chaos.is_running()
     }
 
     /// An account by its address, with or without `sip:` and domain.
@@ -891,6 +921,18 @@ impl Simulator {
         self.server.closing.cancel();
         self.tasks.wait().await;
     }
+}
+
+/// Switches a fault on whose account is spelled as the server does; gives its number.
+fn inject(server: &Server, fault: Fault) -> u64 {
+    let id = server.faults.inject(fault);
+    // A parked GET looks again, in case the fault concerns its channel.
+    for account in &server.account_list {
+        for application in account.living_applications() {
+            application.lock().channel.wake();
+        }
+    }
+    id
 }
 
 fn with_scheme(address: &str) -> String {

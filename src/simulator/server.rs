@@ -102,6 +102,8 @@ pub(crate) struct Server {
     pub(crate) timers: Timers,
     pub(crate) traffic: Traffic,
     pub(crate) faults: fault::Faults,
+    pub(crate) chaos: super::chaos::Chaos,
+    pub(crate) requests: super::requests::Requests,
     pub(crate) closing: CancellationToken,
     /// By SIP URI; fixed from the start.
     pub(crate) accounts: HashMap<String, Arc<Account>>,
@@ -128,6 +130,8 @@ impl Server {
             timers: Timers::default(),
             traffic: Traffic::new(settings.traffic.as_ref()),
             faults: fault::Faults::default(),
+            chaos: super::chaos::Chaos::default(),
+            requests: super::requests::Requests::default(),
             closing: CancellationToken::new(),
             accounts: account_list.iter().map(|account| (account.uri.clone(), Arc::clone(account))).collect(),
             account_list,

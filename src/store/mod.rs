@@ -1,7 +1,8 @@
 //! The database, behind traits in the domain's words.
 //!
 //! Nothing outside this folder knows SQL or a dialect; nothing inside it knows HTTP, XML or actors. A dialect is one
-//! folder (`sqlite/`) that implements the traits of this file, of `coverage`, `quarantine` and `reading`; [`connect`] picks it by the URL.
+//! folder (`sqlite/`, `postgres/`) that implements the traits of this file, of `coverage`, `quarantine`, `reading` and
+//! `leases`; [`connect`] picks it by the URL.
 //!
 //! Everything a running server writes goes through one writer that joins what many accounts bring within a few
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
@@ -10,6 +11,9 @@
 mod columns;
 mod coverage;
 mod known_accounts;
+mod leases;
+mod migrations;
+mod postgres;
 mod quarantine;
 mod reading;
 mod rows;
@@ -35,6 +39,7 @@ use crate::{
 
 pub use self::{
     coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap, Stretch},
+    leases::{Cluster, ClusterStore, LeaseStore, Leases},
     quarantine::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload},
     reading::{
         ArchivedAccount, ArchivedMessage, ChainRange, ChainedMessage, ConversationDetails, DayCount,
@@ -53,9 +58,31 @@ pub enum StoreError {
         /// What is wrong and what would be right.
         problem: String,
     },
+    /// The database could not be opened when the program began.
+    #[error("the database {database} can't be opened: {advice}")]
+    CannotOpen {
+        /// Which, without secrets.
+        database: String,
+        /// What to do.
+        advice: &'static str,
+        /// What the driver said.
+        #[source]
+        source: sqlx::Error,
+    },
     /// The database cannot be reached or opened just now; the same call may succeed later.
     #[error("the database does not answer ({operation})")]
     Unavailable {
+        /// Which call.
+        operation: &'static str,
+        /// What the driver said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// Another program keeps the database to itself; the same call may succeed later.
+    #[error(
+        "the database is locked by another program, which has a transaction open ({operation}); end that, then try again"
+    )]
+    Locked {
         /// Which call.
         operation: &'static str,
         /// What the driver said.
@@ -77,7 +104,7 @@ pub enum StoreError {
         /// What and what to do.
         problem: String,
     },
-    /// Another server runs on this SQLite file.
+    /// Another server runs on this SQLite file, or goes by this node's name on this PostgreSQL.
     #[error("{0}")]
     InUse(String),
     /// There is such a row already.
@@ -93,7 +120,14 @@ pub enum StoreError {
 
 /// All that a dialect implements.
 pub trait Store:
-    AccountStore + ArchiveStore + CoverageStore + QuarantineStore + OutboxStore + HistoryStore + ReadingStore
+    AccountStore
+    + ArchiveStore
+    + CoverageStore
+    + QuarantineStore
+    + OutboxStore
+    + HistoryStore
+    + ReadingStore
+    + LeaseStore
 {
 }
 impl<T> Store for T where
@@ -104,6 +138,7 @@ impl<T> Store for T where
         + OutboxStore
         + HistoryStore
         + ReadingStore
+        + LeaseStore
 {
 }
 
@@ -120,6 +155,8 @@ pub struct StoreSettings {
     pub full_text: bool,
     /// `cluster.node_id`: the server's name in `nodes`.
     pub node: String,
+    /// `cluster.lease_ttl_s`.
+    pub lease_ttl: Duration,
     /// What the archive's rules depend on.
     pub rules: RuleSettings,
 }
@@ -137,10 +174,32 @@ pub enum Role {
 /// schema up to date.
 ///
 /// # Errors
-/// [`StoreError::Url`] for a database this build does not speak, [`StoreError::Schema`] for one that a newer program has
-/// migrated, [`StoreError::InUse`] if another server runs on it, [`StoreError::Unavailable`] if it cannot be opened.
+/// [`StoreError::Url`] for a database that this program does not speak, [`StoreError::Schema`] for one that a newer program has
+/// migrated, [`StoreError::InUse`] if another server runs on it (PostgreSQL: one of the same name), [`StoreError::CannotOpen`] or [`StoreError::Unavailable`] if it cannot be opened.
 pub async fn connect(settings: &StoreSettings, role: Role) -> Result<SharedStore, StoreError> {
-    Ok(Arc::new(sqlite::SqliteStore::connect(settings, role).await?))
+    if settings.url.starts_with("postgres://") || settings.url.starts_with("postgresql://") {
+        Ok(Arc::new(postgres::PostgresStore::connect(settings, role).await?))
+    } else {
+        Ok(Arc::new(sqlite::SqliteStore::connect(settings, role).await?))
+    }
+}
+
+/// A URL for people.
+fn without_password(url: &str) -> String {
+    match url::Url::parse(url) {
+        Ok(mut parsed) => {
+            // Options may hold a password, too.
+            parsed.set_query(None);
+            // Fails only for URLs that cannot carry a password.
+            if parsed.password().is_some() && parsed.set_password(Some("***")).is_err() {
+                return "(a URL with a password)".to_owned();
+            }
+            parsed.to_string()
+        }
+        // Where it cannot be told apart, nothing is shown that might be one.
+        Err(_) if url.contains('@') => "(unreadable)".to_owned(),
+        Err(_) => url.to_owned(),
+    }
 }
 
 /// Brings the schema up to date and does nothing else; what `migrate` does.
@@ -478,10 +537,12 @@ pub trait ArchiveStore: Send + Sync {
     /// Stores a response with `resume`: the server lost track of what was followed, and its application lives on. One
     /// transaction records the stretch since `followed_until` as a gap, ends the session's open conversations and stays,
     /// stores facts and cursor as [`ArchiveStore::commit`] does, and gives up sends as [`ArchiveStore::abandon_sends`]
-    /// does. Storing the same response again changes nothing.
+    /// does. `asked` is the cursor to which this was the answer, by which a response that is stored again is told: that
+    /// changes nothing.
     async fn resume(
         &self,
         commit: ArchiveCommit,
+        asked: &str,
         followed_until: Timestamp,
         why: &str,
     ) -> Result<CommitOutcome, StoreError>;

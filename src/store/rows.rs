@@ -18,6 +18,7 @@ use super::{
     InvitationPolicy, KnownConversation, OpenConversation, OutboxAttempt, OutboxRow, OutboxState,
     QuarantineEntry, QuarantinedPayload, SecretSource, Session, UnsettledSend,
     columns::{Columns, undecodable},
+    writer::UnplacedCall,
 };
 
 // ------------------------------------------------------------------------------------------------ words
@@ -213,6 +214,16 @@ pub(super) fn fetch(row: &impl Columns) -> Result<Fetch, sqlx::Error> {
 }
 
 /// From a row of `conversations` with `remote`: everybody else's addresses, joined by `;`.
+pub(super) fn unplaced_call(row: &impl Columns) -> Result<UnplacedCall, sqlx::Error> {
+    Ok(UnplacedCall {
+        outbox: OutboxId(row.integer("outbox_id")?),
+        operation_id: OperationId(row.text("operation_id")?),
+        account: AccountId(row.integer("account_id")?),
+        session: SessionId(row.integer("session_id")?),
+        href: row.text("href")?,
+    })
+}
+
 pub(super) fn known_conversation(row: &impl Columns) -> Result<KnownConversation, sqlx::Error> {
     Ok(KnownConversation {
         remote_uri: row.optional_text("remote")?.filter(|remote| !remote.contains(';')),

@@ -7,7 +7,9 @@ use super::StoreError;
 /// Sorts a driver's error by what the caller can do about it.
 pub(super) fn failed(operation: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
     move |source| {
-        if is_passing(&source) {
+        if is_locked(&source) {
+            StoreError::Locked { operation, source }
+        } else if is_passing(&source) {
             StoreError::Unavailable { operation, source }
         } else {
             StoreError::Refused { operation, source }
@@ -37,13 +39,35 @@ pub(super) fn is_passing(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Primary result codes of `sqlite3.h`: PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, PROTOCOL,
+/// Passing trouble that lies with single rows: PostgreSQL did not give a lock in time that another program's transaction
+/// holds. What does not touch those rows can be done.
+pub(super) fn is_of_single_rows(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        .is_some_and(|error| error.code() == "55P03")
+}
+
+/// Another program held SQLite's lock for longer than we wait: `BUSY` of `sqlite3.h`.
+fn is_locked(error: &sqlx::Error) -> bool {
+    const BUSY: i64 = 5;
+    error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<SqliteError>())
+        .is_some_and(|error| sqlite_result_code(error) == Some(BUSY))
+}
+
+/// Primary result code of `sqlite3.h`.
+fn sqlite_result_code(error: &SqliteError) -> Option<i64> {
+    let code: i64 = sqlx::error::DatabaseError::code(error)?.parse().ok()?;
+    Some(code & 0xff)
+}
+
+/// Primary result codes of `sqlite3.h`: PERM, LOCKED, NOMEM, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, PROTOCOL,
 /// NOTADB.
 fn sqlite_is_in_trouble(error: &SqliteError) -> bool {
-    const PASSING: [i64; 11] = [3, 5, 6, 7, 8, 10, 11, 13, 14, 15, 26];
-    sqlx::error::DatabaseError::code(error)
-        .and_then(|code| code.parse::<i64>().ok())
-        .is_some_and(|code| PASSING.contains(&(code & 0xff)))
+    const PASSING: [i64; 10] = [3, 6, 7, 8, 10, 11, 13, 14, 15, 26];
+    sqlite_result_code(error).is_some_and(|code| PASSING.contains(&code))
 }
 
 /// By PostgreSQL's table of error codes (its manual's appendix A).

@@ -7,7 +7,11 @@
 //! the error. Other requests are jobs that run one after the other, each undone by itself if it fails.
 //!
 //! If the database itself is in trouble (busy, full, unreadable), the whole batch is undone and everybody gets
-//! [`StoreError::Unavailable`]: nothing was stored, and the same call may be made again.
+//! [`StoreError::Unavailable`]: nothing was stored, and the same call may be made again. If only some row can't be had,
+//! because another program's transaction holds it, only those whose parts need it get that error.
+//!
+//! Where several servers share the database, commits about accounts that this one does not hold any more get
+//! [`StoreError::Fenced`], judged in the transaction itself; the other commits of the batch are not touched by that.
 //!
 //! A panic in a commit's rules or in a job is the end of that part and of nothing else: it is undone and its caller gets
 //! [`StoreError::Refused`]. Should the task end all the same without being asked to, [`Writer::broken`] tells.
@@ -19,7 +23,7 @@
 //! Between batches the writer looks for changes by other processes where only it can ([`Dialect::changed`]), and settles
 //! messages that have waited long enough.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{any::Any, collections::BTreeSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use jiff::Timestamp;
@@ -30,15 +34,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::trouble::failed;
+use super::trouble::{failed, is_of_single_rows};
 use crate::{
     archive::{
         Changes, Keys, PATIENCE, Workspace,
-        fact::{ArchiveCommit, Direction},
+        fact::{ArchiveCommit, Direction, Fact, SendFact, SendOutcome},
         row::MessageSource,
         workspace::RuleSettings,
     },
-    identifiers::SessionId,
+    identifiers::{AccountId, OperationId, OutboxId, SessionId},
     metrics,
     store::{CommitOutcome, StoreError},
 };
@@ -48,11 +52,26 @@ pub(super) type Connection<D> = <<D as Dialect>::Database as Database>::Connecti
 
 /// Which messages to settle.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Waiting {
-    /// Repetition or receipt did not come in time.
-    ArchivedBefore(Timestamp),
+pub(super) enum Waiting<'a> {
+    /// Repetition, receipt or any event did not come in time; of these accounts, or of all.
+    ArchivedBefore(Timestamp, Option<&'a [AccountId]>),
     /// The session ends.
     OfSession(SessionId),
+}
+
+/// A call with text that was accepted, and of which no event told.
+#[derive(Debug)]
+pub(super) struct UnplacedCall {
+    /// The row.
+    pub(super) outbox: OutboxId,
+    /// Its attempt.
+    pub(super) operation_id: OperationId,
+    /// Whose.
+    pub(super) account: AccountId,
+    /// In which application.
+    pub(super) session: SessionId,
+    /// The invitation.
+    pub(super) href: String,
 }
 
 /// What the writer needs of a dialect: rows of a batch in and out, and how transactions begin and end.
@@ -61,9 +80,32 @@ pub(super) trait Dialect: Send + Sync + 'static {
     type Database: Database;
     /// After passing trouble a batch is done again so many times, each time after such a while, before its callers are told.
     const RETRY_AFTER: &'static [Duration];
+    /// Said before facts are stored: takes what all writers of the database take turns for. A part that is undone does not
+    /// give it back, and whoever has to wait for it too long does so with the whole batch.
+    const TAKE_TURN: Option<&'static str>;
+    /// Said within a transaction once a part of it has waited in vain for a row: the others do not wait as long, since
+    /// everybody waits with them.
+    const HURRY: Option<&'static str>;
     /// No transaction takes longer, unless the database is out of reach and nobody says so.
     const TRANSACTION_LIMIT: Duration;
 
+    /// Knows which accounts this process may write about, where several share the database.
+    type Fence: Clone + Send + Sync + 'static;
+
+    /// See [`Dialect::Fence`].
+    fn fence(&self) -> Self::Fence;
+    /// Which of these accounts this process does not hold under the epoch given. The others stay its own until the
+    /// transaction ends.
+    fn refused(
+        fence: &Self::Fence,
+        connection: &mut Connection<Self>,
+        presented: &BTreeSet<(AccountId, i64)>,
+    ) -> impl Future<Output = Result<BTreeSet<(AccountId, i64)>, sqlx::Error>> + Send;
+    /// The accounts that this process holds, which stay its own until the transaction ends; `None`: all there are.
+    fn held(
+        fence: &Self::Fence,
+        connection: &mut Connection<Self>,
+    ) -> impl Future<Output = Result<Option<Vec<AccountId>>, sqlx::Error>> + Send;
     /// Begins a transaction that writes. `number` is never used again by this writer.
     fn begin<'c>(
         &self,
@@ -92,8 +134,13 @@ pub(super) trait Dialect: Send + Sync + 'static {
     fn load_waiting(
         connection: &mut Connection<Self>,
         rules: RuleSettings,
-        which: Waiting,
+        which: Waiting<'_>,
     ) -> impl Future<Output = Result<Workspace, sqlx::Error>> + Send;
+    /// Rows of the queue whose call the server accepted and whose events never came: no conversation is known of them.
+    fn load_unplaced(
+        connection: &mut Connection<Self>,
+        which: Waiting<'_>,
+    ) -> impl Future<Output = Result<Vec<UnplacedCall>, sqlx::Error>> + Send;
     /// Writes what a batch changed.
     fn flush(
         connection: &mut Connection<Self>,
@@ -106,17 +153,59 @@ pub(super) trait Dialect: Send + Sync + 'static {
     ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
 }
 
-/// Settles what has waited long enough.
+/// Settles what has waited long enough, of the accounts that this process holds.
 pub(super) async fn settle_overdue<D: Dialect>(
     connection: &mut Connection<D>,
+    fence: &D::Fence,
     rules: RuleSettings,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let failed = failed("settling messages");
-    let mut workspace =
-        D::load_waiting(connection, rules, Waiting::ArchivedBefore(now - PATIENCE)).await.map_err(&failed)?;
+    let held = D::held(fence, connection).await.map_err(&failed)?;
+    let overdue = Waiting::ArchivedBefore(now - PATIENCE, held.as_deref());
+    archive_unplaced::<D>(connection, rules, overdue, now).await?;
+    let mut workspace = D::load_waiting(connection, rules, overdue).await.map_err(&failed)?;
     workspace.settle_overdue(now);
     D::flush(connection, &workspace.changes()).await.map_err(&failed)
+}
+
+/// The text of a call is archived in the conversation that the call's events name. Where the server accepted the call and
+/// its events never came (their application is gone, or they were in a response that nobody can read), the text is
+/// archived in a conversation of its own, which goes by the address of the call.
+pub(super) async fn archive_unplaced<D: Dialect>(
+    connection: &mut Connection<D>,
+    rules: RuleSettings,
+    which: Waiting<'_>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let failed = failed("archiving accepted calls");
+    let commits: Vec<ArchiveCommit> = D::load_unplaced(connection, which)
+        .await
+        .map_err(&failed)?
+        .into_iter()
+        .map(|call| ArchiveCommit {
+            account: call.account,
+            session: call.session,
+            epoch: 0,
+            cursor: None,
+            received_at: now,
+            facts: vec![Fact::Send(SendFact {
+                outbox: call.outbox,
+                operation_id: call.operation_id,
+                outcome: SendOutcome::MessageAccepted {
+                    conversation_href: call.href,
+                    message_href: None,
+                    as_plain: false,
+                    not_reached: Vec::new(),
+                },
+            })],
+        })
+        .collect();
+    if commits.is_empty() {
+        return Ok(());
+    }
+    let stored = store_facts::<D>(connection, rules, &commits.iter().collect::<Vec<_>>()).await?;
+    stored.outcomes.into_iter().try_for_each(|outcome| outcome.map(drop))
 }
 
 /// Requests that may wait; the next caller waits for room.
@@ -187,13 +276,14 @@ where
 }
 
 /// The writer's own job.
-struct Settling {
+struct Settling<D: Dialect> {
     rules: RuleSettings,
+    fence: D::Fence,
 }
 
-impl<D: Dialect> Job<D> for Settling {
+impl<D: Dialect> Job<D> for Settling<D> {
     fn run<'a>(&'a mut self, connection: &'a mut Connection<D>) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(settle_overdue::<D>(connection, self.rules, Timestamp::now()))
+        Box::pin(settle_overdue::<D>(connection, &self.fence, self.rules, Timestamp::now()))
     }
 
     fn answer(self: Box<Self>, _: Result<(), StoreError>) {}
@@ -286,6 +376,11 @@ impl<D: Dialect> Writer<D> {
         self.due.notified().await;
     }
 
+    /// For whoever else learns that rows of the queue may be due.
+    pub(super) fn wakes(&self) -> Arc<Notify> {
+        Arc::clone(&self.due)
+    }
+
     /// Returns if the task has ended although nobody had asked it to.
     pub(super) async fn broken(&self) {
         self.broken.cancelled().await;
@@ -354,7 +449,7 @@ impl<D: Dialect> WriterTask<D> {
         watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut settle = interval(SETTLE_EVERY);
         settle.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut looked_at = Instant::now();
+        let (mut looked_at, mut settled_at) = (Instant::now(), Instant::now());
         loop {
             tokio::select! {
                 biased;
@@ -370,15 +465,18 @@ impl<D: Dialect> WriterTask<D> {
                         self.look_for_changes().await;
                         looked_at = Instant::now();
                     }
+                    if settles && settled_at.elapsed() >= SETTLE_EVERY {
+                        self.settle().await;
+                        settled_at = Instant::now();
+                    }
                 }
                 _ = watch.tick(), if watches => {
                     self.look_for_changes().await;
                     looked_at = Instant::now();
                 }
                 _ = settle.tick(), if settles => {
-                    if let Err(error) = self.settle().await {
-                        tracing::warn!(error = %error_text(&error), "could not settle overdue messages");
-                    }
+                    self.settle().await;
+                    settled_at = Instant::now();
                 }
             }
         }
@@ -438,15 +536,11 @@ impl<D: Dialect> WriterTask<D> {
             }
             Err(error) => {
                 tracing::warn!(error = %error_text(&error), "the database did not take a transaction");
-                let again = || StoreError::Unavailable {
-                    operation: "committing",
-                    source: sqlx::Error::Protocol(error_text(&error)),
-                };
                 for (_, reply) in batch.commits {
-                    let _ = reply.send(Err(again()));
+                    let _ = reply.send(Err(same_trouble(&error)));
                 }
                 for job in batch.jobs {
-                    job.answer(Err(again()));
+                    job.answer(Err(same_trouble(&error)));
                 }
             }
         }
@@ -542,8 +636,36 @@ impl<D: Dialect> WriterTask<D> {
         commits: &[&ArchiveCommit],
         done: &mut Done,
     ) -> Result<(), StoreError> {
+        let presented = commits.iter().map(|commit| (commit.account, commit.epoch)).collect();
+        let refused = D::refused(&self.dialect.fence(), transaction, &presented)
+            .await
+            .map_err(failed("looking at the accounts' leases"))?;
+        let is_refused = |commit: &ArchiveCommit| refused.contains(&(commit.account, commit.epoch));
+        let admitted: Vec<&ArchiveCommit> =
+            commits.iter().copied().filter(|commit| !is_refused(commit)).collect();
+        self.archive_admitted(transaction, &admitted, done).await?;
+        let mut outcomes = std::mem::take(&mut done.commits).into_iter();
+        for commit in commits {
+            done.commits.extend(if is_refused(commit) {
+                Some(Err(StoreError::Fenced(commit.account)))
+            } else {
+                outcomes.next()
+            });
+        }
+        Ok(())
+    }
+
+    async fn archive_admitted(
+        &self,
+        transaction: &mut Transaction<'_, D::Database>,
+        commits: &[&ArchiveCommit],
+        done: &mut Done,
+    ) -> Result<(), StoreError> {
         if commits.is_empty() {
             return Ok(());
+        }
+        if let Some(take_turn) = D::TAKE_TURN {
+            D::execute(transaction, take_turn).await.map_err(failed("storing facts"))?;
         }
         savepoint::<D>(transaction).await?;
         let together = contained("storing facts", self.archive_together(transaction, commits, done)).await;
@@ -588,10 +710,16 @@ impl<D: Dialect> WriterTask<D> {
         }
     }
 
-    async fn settle(&mut self) -> Result<(), StoreError> {
-        let mut batch =
-            Batch::<D> { commits: Vec::new(), jobs: vec![Box::new(Settling { rules: self.rules })] };
-        self.with_patience(&mut batch).await?.jobs.pop().unwrap_or(Ok(()))
+    async fn settle(&mut self) {
+        let settling = Settling::<D> { rules: self.rules, fence: self.dialect.fence() };
+        let mut batch = Batch::<D> { commits: Vec::new(), jobs: vec![Box::new(settling)] };
+        let settled = match self.with_patience(&mut batch).await {
+            Ok(mut done) => done.jobs.pop().unwrap_or(Ok(())),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = settled {
+            tracing::warn!(error = %error_text(&error), "could not settle overdue messages");
+        }
     }
 }
 
@@ -679,11 +807,14 @@ async fn release<D: Dialect, T>(
 ) -> Result<(), StoreError> {
     match outcome {
         Ok(_) => {}
-        Err(StoreError::Unavailable { operation, source }) => {
-            return Err(StoreError::Unavailable {
-                operation,
-                source: sqlx::Error::Protocol(source.to_string()),
-            });
+        Err(StoreError::Unavailable { source, .. }) if is_of_single_rows(source) => {
+            D::execute(connection, "ROLLBACK TO SAVEPOINT part").await.map_err(failed("committing"))?;
+            if let Some(hurry) = D::HURRY {
+                D::execute(connection, hurry).await.map_err(failed("committing"))?;
+            }
+        }
+        Err(error @ (StoreError::Unavailable { .. } | StoreError::Locked { .. })) => {
+            return Err(same_trouble(error));
         }
         Err(_) => {
             D::execute(connection, "ROLLBACK TO SAVEPOINT part").await.map_err(failed("committing"))?;
@@ -711,9 +842,21 @@ async fn discard<DB: Database>(connection: PoolConnection<DB>) {
     }
 }
 
+/// The trouble of a whole batch, told to one of those who were in it: nothing was stored.
+fn same_trouble(error: &StoreError) -> StoreError {
+    let source = sqlx::Error::Protocol(error_text(error));
+    match error {
+        StoreError::Locked { operation, .. } => StoreError::Locked { operation, source },
+        StoreError::Unavailable { operation, .. } => StoreError::Unavailable { operation, source },
+        _ => StoreError::Unavailable { operation: "committing", source },
+    }
+}
+
 fn error_text(error: &StoreError) -> String {
     match error {
-        StoreError::Unavailable { source, .. } | StoreError::Refused { source, .. } => source.to_string(),
+        StoreError::Unavailable { source, .. }
+        | StoreError::Locked { source, .. }
+        | StoreError::Refused { source, .. } => source.to_string(),
         other => other.to_string(),
     }
 }

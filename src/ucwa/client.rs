@@ -118,6 +118,9 @@ pub struct OutgoingInvitation {
     pub message: Option<String>,
 }
 
+/// Whether the client may still make requests.
+pub type Permit = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// The client of one account; cheap to clone.
 #[derive(Clone)]
 pub struct UcwaClient {
@@ -130,6 +133,7 @@ pub(super) struct Inner {
     pub password: SecretString,
     pub trust: Trust,
     poll_lease: PollLease,
+    permit: Permit,
     tokens: Mutex<HashMap<Origin, Arc<OriginTokens>>>,
     refused: AtomicBool,
     /// What relative links are resolved against: the application, or where it is going to be created.
@@ -164,12 +168,24 @@ impl Inner {
 impl UcwaClient {
     /// A client that has not signed in yet. It takes a place among the parked GETs until its last clone is dropped.
     pub fn new(clients: &HttpClients, settings: SignInSettings, password: SecretString) -> Self {
+        Self::with_permit(clients, settings, password, Arc::new(|| true))
+    }
+
+    /// As [`Self::new`]. `permit` is asked right before each request to a resource; once it says no, the request is not made
+    /// ([`UcwaError::NotPermitted`]).
+    pub fn with_permit(
+        clients: &HttpClients,
+        settings: SignInSettings,
+        password: SecretString,
+        permit: Permit,
+    ) -> Self {
         let inner = Inner {
             http: clients.clone(),
             trust: Trust::new(&settings),
             settings,
             password,
             poll_lease: clients.lease_poll_client(),
+            permit,
             tokens: Mutex::new(HashMap::new()),
             refused: AtomicBool::new(false),
             base: Mutex::new(None),
@@ -510,6 +526,7 @@ impl UcwaClient {
     pub(super) async fn authorized(&self, call: &Call<'_>) -> Result<Reply, UcwaError> {
         self.inner.trust.require(&call.url)?;
         let token = self.token_for(&call.url).await.map_err(UcwaError::before_the_request)?;
+        self.require_permit(call)?;
         let reply = self.inner.http.execute(call, Some(&token.bearer)).await?;
         if !reply.refuses_token() {
             return Ok(reply);
@@ -518,7 +535,12 @@ impl UcwaClient {
             .token_after_refusal(&call.url, &token, &reply)
             .await
             .map_err(UcwaError::before_the_request)?;
+        self.require_permit(call)?;
         self.inner.http.execute(call, Some(&renewed.bearer)).await
+    }
+
+    fn require_permit(&self, call: &Call<'_>) -> Result<(), UcwaError> {
+        if (self.inner.permit)() { Ok(()) } else { Err(UcwaError::NotPermitted { resource: call.resource }) }
     }
 
     /// The tokens of a URL's origin.

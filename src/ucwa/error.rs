@@ -138,6 +138,12 @@ pub enum UcwaError {
         /// The token service's host and port.
         host: String,
     },
+    /// The client's permit says no. Nothing was sent.
+    #[error("{resource} was not asked: the account is not this node's any more")]
+    NotPermitted {
+        /// UCWA resource.
+        resource: &'static str,
+    },
     /// The server wants a person to sign in in a browser.
     #[error(
         "the server wants a sign-in in a browser at {address}, which a service can't do; allow passwords there"
@@ -345,6 +351,7 @@ impl UcwaError {
             | Self::Timeout { .. }
             | Self::NotUcwa { .. }
             | Self::Malformed { .. }
+            | Self::NotPermitted { .. }
             | Self::NoChallenge { .. } => Action::RepeatAsIs,
             Self::Incomplete { .. } | Self::TooLarge { .. } | Self::BadLink { .. } => {
                 Action::FailThisOperation

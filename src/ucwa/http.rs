@@ -152,14 +152,7 @@ impl HttpClients {
         call: &Call<'_>,
         bearer: Option<&HeaderValue>,
     ) -> Result<Reply, UcwaError> {
-        let began = Instant::now();
-        let exchanged = self.exchange(call, bearer).await;
-        let took = call.parked.is_none().then(|| began.elapsed());
-        match &exchanged {
-            Ok(reply) => metrics::count_request(call.resource, &reply.status.to_string(), took),
-            Err(error) => metrics::count_request(call.resource, error.without_status(), took),
-        }
-        exchanged
+        counted(call, self.exchange(call, bearer)).await
     }
 
     async fn exchange(&self, call: &Call<'_>, bearer: Option<&HeaderValue>) -> Result<Reply, UcwaError> {
@@ -188,8 +181,23 @@ impl OneConnection {
         call: &Call<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<Reply, UcwaError> {
-        exchange(&self.client, self.timeout, call, authorization).await
+        counted(call, exchange(&self.client, self.timeout, call, authorization)).await
     }
+}
+
+/// Counts and times a request.
+async fn counted(
+    call: &Call<'_>,
+    exchange: impl Future<Output = Result<Reply, UcwaError>>,
+) -> Result<Reply, UcwaError> {
+    let began = Instant::now();
+    let exchanged = exchange.await;
+    let took = call.parked.is_none().then(|| began.elapsed());
+    match &exchanged {
+        Ok(reply) => metrics::count_request(call.resource, &reply.status.to_string(), took),
+        Err(error) => metrics::count_request(call.resource, error.without_status(), took),
+    }
+    exchanged
 }
 
 async fn exchange(

@@ -32,7 +32,9 @@ pub use url::Url;
 
 pub use self::{
     application::{Application, NewApplication},
-    client::{EventParameters, OutgoingInvitation, PollAnswer, SignInMethod, SignInSettings, UcwaClient},
+    client::{
+        EventParameters, OutgoingInvitation, Permit, PollAnswer, SignInMethod, SignInSettings, UcwaClient,
+    },
     discovery::{SignInStep, SignedIn},
     error::{Action, UcwaError},
     http::{HttpClients, HttpSettings},

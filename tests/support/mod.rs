@@ -3,25 +3,30 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod postgres;
+pub(crate) mod scene;
+pub(crate) mod sql;
+
 use std::{
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Arc, Mutex},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
-use sqlx::{Row, SqlitePool, sqlite::SqliteConnectOptions};
+use sqlx::{ConnectOptions, SqlitePool, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use ucwa_relay::{
     demo::reckoning::Reckoning,
     simulator::LedgerSnapshot,
-    store::{self, HistoryFilter, OutboxFilter, Role, StoreSettings},
+    store::{self, HistoryFilter, OutboxFilter, Role, SharedStore, StoreSettings},
 };
 
 /// Longest time that anything may take; a healthy run needs a fraction of it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 const BINARY: &str = env!("CARGO_BIN_EXE_ucwa-relay");
 
@@ -50,6 +55,8 @@ pub(crate) async fn eventually_within<T>(
 pub(crate) struct Process {
     child: Child,
     stderr: Arc<Mutex<String>>,
+    /// Done when the process has closed its stderr.
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Process {
@@ -58,7 +65,7 @@ impl Process {
         let stderr = Arc::new(Mutex::new(String::new()));
         let mut pipe = child.stderr.take().expect("stderr is piped");
         let sink = Arc::clone(&stderr);
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = pipe.read(&mut buffer) {
                 sink.lock()
@@ -66,20 +73,35 @@ impl Process {
                     .push_str(&String::from_utf8_lossy(&buffer[..count]));
             }
         });
-        Self { child, stderr }
+        Self { child, stderr, reader: Some(reader) }
     }
 
     /// `kill -9`.
     pub(crate) fn kill(&mut self) {
         self.child.kill().expect("the process can be killed");
-        self.child.wait().expect("the process can be waited for");
+        self.wait();
     }
 
     /// SIGTERM, then waits; gives whether it ended with exit code 0.
     pub(crate) fn terminate(&mut self) -> bool {
         let killed = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
         assert!(killed.success());
-        self.child.wait().expect("the process can be waited for").success()
+        self.wait()
+    }
+
+    /// Sends it a signal: `STOP`, `CONT`, `TERM`.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
+    /// Waits for its end, and until all that it wrote to stderr is read; gives whether its exit code was 0.
+    pub(crate) fn wait(&mut self) -> bool {
+        let status = self.child.wait().expect("the process can be waited for");
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the reader of stderr doesn't panic");
+        }
+        status.success()
     }
 
     /// What it has written to stderr so far.
@@ -98,6 +120,7 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
+            self.reader.take().map(JoinHandle::join);
             eprintln!("--- stderr of the process\n{}", self.stderr());
         }
     }
@@ -185,27 +208,71 @@ impl Simulate {
     }
 }
 
+use self::{
+    postgres::PostgresDatabase,
+    sql::{Kind, Sql},
+};
+
 /// A folder with a configuration and a database, and the server that may run in it.
 pub(crate) struct Relay {
     /// Everything lies in here.
     pub folder: TempDir,
     /// The running server.
     pub server: Option<Process>,
+    /// The database, if it is not a file in the folder.
+    postgres: Option<PostgresDatabase>,
 }
 
 impl Relay {
-    /// Writes a configuration for a simulator; `more` is TOML appended to it.
+    /// Writes a configuration for a simulator, with a SQLite file; `more` is TOML appended to it.
     pub(crate) fn configure(simulator: &Simulate, more: &str) -> Self {
+        Self::configure_for(&simulator.discovery_url, more)
+    }
+
+    /// As [`Relay::configure`], for a simulator wherever it runs.
+    pub(crate) fn configure_for(discovery_url: &str, more: &str) -> Self {
+        Self::write(discovery_url, None, more)
+    }
+
+    /// As [`Relay::configure`], with a database of this kind.
+    pub(crate) async fn configure_on(kind: Kind, simulator: &Simulate, more: &str) -> Self {
+        let postgres = match kind {
+            Kind::Sqlite => None,
+            Kind::Postgres => Some(PostgresDatabase::new().await),
+        };
+        Self::write(&simulator.discovery_url, postgres, more)
+    }
+
+    fn write(discovery_url: &str, postgres: Option<PostgresDatabase>, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        let relay = Self { folder, server: None, postgres };
         // Many servers run at once on the machine that tests.
         let admin = if more.contains("[admin]") { "" } else { "[admin]\nlisten = \"127.0.0.1:0\"\n" };
         let text = format!(
-            "[database]\nurl = \"sqlite://{}\"\n[server]\ndiscovery_url = \"{}\"\nallow_http = true\n{admin}{more}\n",
-            folder.path().join("archive.db").display(),
-            simulator.discovery_url
+            "{admin}[database]\nurl = \"{}\"\n[server]\ndiscovery_url = \"{discovery_url}\"\nallow_http = true\n{more}\n",
+            relay.url(),
         );
-        std::fs::write(folder.path().join("ucwa-relay.toml"), text).expect("the configuration is written");
-        Self { folder, server: None }
+        std::fs::write(relay.folder.path().join("ucwa-relay.toml"), text)
+            .expect("the configuration is written");
+        relay
+    }
+
+    /// `database.url`.
+    pub(crate) fn url(&self) -> String {
+        match &self.postgres {
+            Some(database) => database.url().to_owned(),
+            None => format!("sqlite://{}", self.database().display()),
+        }
+    }
+
+    /// A plain connection to the database, whichever it is.
+    pub(crate) async fn connect(&self) -> Sql {
+        if let Some(database) = &self.postgres {
+            return Sql::Postgres(Box::new(database.connect().await));
+        }
+        let options =
+            SqliteConnectOptions::new().filename(self.database()).busy_timeout(Duration::from_secs(10));
+        Sql::Sqlite(Box::new(options.connect().await.expect("the database opens")))
     }
 
     /// The database file.
@@ -248,37 +315,44 @@ impl Relay {
         self.server = Some(Process::start(command));
     }
 
+    /// Starts `run` as one of several nodes. The database knows its connections by the node's name.
+    pub(crate) fn start_node(&self, node: &str) -> Process {
+        let mut url: url::Url = self.url().parse().expect("a URL");
+        url.query_pairs_mut().append_pair("application_name", node);
+        let mut command = self.command(&["run"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).env("RUST_BACKTRACE", "1");
+        command.env("UCWA_RELAY__CLUSTER__NODE_ID", node).env("UCWA_RELAY__DATABASE__URL", url.as_str());
+        Process::start(command)
+    }
+
     /// The running server.
     pub(crate) fn server(&mut self) -> &mut Process {
         self.server.as_mut().expect("the server was started")
     }
 
-    /// A plain connection to the database, as any other program has.
+    /// A pool on the SQLite file, as any other program has.
     pub(crate) async fn sql(&self) -> SqlitePool {
         sqlite(&self.database()).await
     }
 
     /// Waits until an account is in a state; gives its detail.
     pub(crate) async fn account_state(&self, uri: &str, state: &str) -> String {
-        let pool = self.sql().await;
-        let detail = eventually(&format!("{uri} is {state}"), async || {
-            sqlx::query("SELECT coalesce(detail, '') FROM account_overview WHERE account = ? AND state = ?")
-                .bind(uri)
-                .bind(state)
-                .fetch_optional(&pool)
-                .await
-                .expect("account_overview can be read")
-                .map(|row| row.get::<String, _>(0))
-        })
-        .await;
-        pool.close().await;
-        detail
+        let mut sql = self.connect().await;
+        let query = format!(
+            "SELECT coalesce(detail, '') FROM account_overview WHERE account = '{uri}' AND state = '{state}'"
+        );
+        eventually(&format!("{uri} is {state}"), async || sql.rows(&query).await.pop()).await
     }
 
     /// Compares the simulator's ledger with the database.
     pub(crate) async fn reckon(&self, simulator: &Simulate) -> Reckoning {
+        self.reckon_with(&simulator.ledger().await).await
+    }
+
+    /// Compares a ledger with the database.
+    pub(crate) async fn reckon_with(&self, ledger: &LedgerSnapshot) -> Reckoning {
         let store =
-            store::connect(&store_settings(&self.database()), Role::Tool).await.expect("the database opens");
+            store::connect(&store_settings(&self.url()), Role::Tool).await.expect("the database opens");
         let archive = store
             .history(&HistoryFilter { limit: i64::MAX, ..HistoryFilter::default() })
             .await
@@ -288,14 +362,22 @@ impl Relay {
             .await
             .expect("the queue can be read");
         store.close().await;
-        Reckoning::compare(&simulator.ledger().await, &archive, &outbox)
+        Reckoning::compare(ledger, &archive, &outbox)
+    }
+}
+
+/// A server's store takes all accounts that are free, as the server itself does again and again.
+pub(crate) async fn take_leases(store: &SharedStore) {
+    if let Some(cluster) = store.cluster() {
+        cluster.renew_leases().await.expect("leases can be renewed");
+        cluster.acquire_leases(usize::MAX).await.expect("leases can be taken");
     }
 }
 
 /// Settings for reading a database through the program's own store.
-pub(crate) fn store_settings(database: &Path) -> StoreSettings {
+pub(crate) fn store_settings(url: &str) -> StoreSettings {
     let mut config = ucwa_relay::config::Config::default();
-    config.database.url = format!("sqlite://{}", database.display());
+    url.clone_into(&mut config.database.url);
     config.store_settings()
 }
 

@@ -20,7 +20,7 @@ use crate::{
         columns::Columns,
         rows,
         trouble::failed,
-        writer::{Brought, Waiting, count_archived, settle_overdue, store_facts},
+        writer::{Brought, Waiting, archive_unplaced, count_archived, settle_overdue, store_facts},
     },
 };
 
@@ -33,6 +33,7 @@ async fn end(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let failed = failed("ending a session");
+    archive_unplaced::<SqliteDialect>(connection, rules, Waiting::OfSession(session), now).await?;
     let mut workspace =
         waiting_messages(connection, rules, Waiting::OfSession(session)).await.map_err(&failed)?;
     workspace.settle_session(session);
@@ -96,7 +97,8 @@ async fn abandon_sends(
                 next_attempt_at = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN ?6 END,
                 finished_at = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN NULL ELSE ?2 END,
                 last_code = NULL, last_subcode = NULL,
-                last_error = CASE WHEN ?4 THEN ?3 || '; sent again, so the recipient may get it twice' ELSE ?3 END,
+                last_error = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5)
+                                  THEN ?3 || '; sent again, so the recipient may get it twice' ELSE ?3 END,
                 updated_at = ?2, revision = revision + 1
           WHERE account_id = ?1 AND state = 'sending'",
     )
@@ -117,6 +119,7 @@ async fn resume(
     connection: &mut SqliteConnection,
     rules: RuleSettings,
     commit: &ArchiveCommit,
+    asked: &str,
     followed_until: Timestamp,
     why: &str,
 ) -> Result<(CommitOutcome, Brought), StoreError> {
@@ -129,8 +132,8 @@ async fn resume(
             .fetch_one(&mut *connection)
             .await
             .map_err(&failed)?;
-    // The same response again: what it ended may be open anew.
-    let is_new = cursor != commit.cursor;
+    // The same response again: what it ended may be open anew. The server may resume where it was asked.
+    let is_new = cursor.as_deref() == Some(asked) || cursor != commit.cursor;
     if is_new {
         insert_gap(connection, account, session, followed_until, received_at, why).await?;
         // Before the facts, which tell what goes on.
@@ -271,14 +274,18 @@ impl ArchiveStore for SqliteStore {
     async fn resume(
         &self,
         commit: ArchiveCommit,
+        asked: &str,
         followed_until: Timestamp,
         why: &str,
     ) -> Result<CommitOutcome, StoreError> {
         let (rules, why) = (self.rules, why.to_owned());
+        let asked = asked.to_owned();
         let (outcome, brought) = self
             .writer
             .run("resuming a session", true, move |connection| {
-                Box::pin(async move { resume(connection, rules, &commit, followed_until, &why).await })
+                Box::pin(
+                    async move { resume(connection, rules, &commit, &asked, followed_until, &why).await },
+                )
             })
             .await?;
         count_archived(&brought);
@@ -526,7 +533,7 @@ impl ArchiveStore for SqliteStore {
         let rules = self.rules;
         self.writer
             .run("settling messages", false, move |connection| {
-                Box::pin(settle_overdue::<SqliteDialect>(connection, rules, now))
+                Box::pin(settle_overdue::<SqliteDialect>(connection, &(), rules, now))
             })
             .await
     }

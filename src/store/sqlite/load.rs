@@ -13,7 +13,10 @@ use crate::{
         keys::ResourceKey,
         workspace::{Counters, RuleSettings},
     },
-    store::{rows, writer::Waiting},
+    store::{
+        rows,
+        writer::{UnplacedCall, Waiting},
+    },
 };
 
 /// Everything that commits with these keys may read or change.
@@ -475,11 +478,11 @@ async fn messages(
 pub(super) async fn waiting_messages(
     connection: &mut SqliteConnection,
     rules: RuleSettings,
-    which: Waiting,
+    which: Waiting<'_>,
 ) -> Result<Workspace, sqlx::Error> {
     let mut workspace = Workspace::new(rules, counters(connection).await?);
     let rows = match which {
-        Waiting::ArchivedBefore(until) => {
+        Waiting::ArchivedBefore(until, _) => {
             sqlx::query(
                 "SELECT m.*, a.sip_uri, h.seq AS head_seq, h.hash AS head_hash
                    FROM messages m
@@ -515,4 +518,29 @@ pub(super) async fn waiting_messages(
     }
     missing_senders(connection, &mut workspace).await?;
     Ok(workspace)
+}
+
+/// See [`Dialect::load_unplaced`](crate::store::writer::Dialect::load_unplaced).
+pub(super) async fn unplaced_calls(
+    connection: &mut SqliteConnection,
+    which: Waiting<'_>,
+) -> Result<Vec<UnplacedCall>, sqlx::Error> {
+    let (session, before) = match which {
+        Waiting::OfSession(session) => (Some(session.0), None),
+        Waiting::ArchivedBefore(before, _) => (None, Some(time_text(before))),
+    };
+    let rows = sqlx::query(
+        "SELECT o.id AS outbox_id, o.operation_id, o.account_id, i.session_id, i.href
+           FROM outbox o INDEXED BY outbox_unplaced
+           JOIN invitations i ON i.account_id = o.account_id AND i.operation_id = o.operation_id
+          WHERE o.state = 'sent' AND o.message_id IS NULL
+            AND i.conversation_id IS NULL AND i.href IS NOT NULL AND i.session_id IS NOT NULL
+            AND (?1 IS NULL OR i.session_id = ?1) AND (?2 IS NULL OR o.sent_at < ?2)
+          ORDER BY o.id",
+    )
+    .bind(session)
+    .bind(before)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(rows::unplaced_call).collect()
 }

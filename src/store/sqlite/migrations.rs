@@ -7,7 +7,7 @@ use sqlx::{
     migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
 
-use crate::store::{StoreError, trouble::failed};
+use crate::store::{StoreError, migrations::refused};
 
 /// Every migration there ever was, in order: number, name, text. A published one is never changed.
 const MIGRATIONS: [(i64, &str, &str); 1] =
@@ -30,23 +30,5 @@ pub(super) async fn run(pool: &SqlitePool) -> Result<(), StoreError> {
         }
         outcome = migrator.run(pool).await;
     }
-    outcome.map_err(|error| match error {
-        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
-            failed("bringing the schema up to date")(source)
-        }
-        MigrateError::VersionMissing(version) => StoreError::Schema {
-            problem: format!(
-                "a newer ucwa-relay has brought it to version {version}, this one knows {newest}; install the newer \
-                 program, or restore a copy of the database from before",
-                newest = MIGRATIONS.len()
-            ),
-        },
-        MigrateError::VersionMismatch(version) => StoreError::Schema {
-            problem: format!(
-                "version {version} of the schema was applied with another text; the database was made by a build \
-                 that was never released, or was altered: restore a copy, or start with a new file"
-            ),
-        },
-        other => StoreError::Schema { problem: other.to_string() },
-    })
+    outcome.map_err(|error| refused(error, MIGRATIONS.len()))
 }

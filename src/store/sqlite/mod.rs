@@ -22,6 +22,7 @@ mod quarantine;
 mod reading;
 
 use std::{
+    collections::BTreeSet,
     fs::{File, TryLockError},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -35,12 +36,15 @@ use sqlx::{
 };
 
 use super::{
-    Role, StoreError, StoreSettings,
+    ClusterStore, LeaseStore, Leases, Role, StoreError, StoreSettings,
     known_accounts::KnownAccounts,
     trouble::failed,
-    writer::{Dialect, Waiting, Writer},
+    writer::{Dialect, UnplacedCall, Waiting, Writer},
 };
-use crate::archive::{Changes, Keys, Workspace, workspace::RuleSettings};
+use crate::{
+    archive::{Changes, Keys, Workspace, workspace::RuleSettings},
+    identifiers::AccountId,
+};
 
 /// How long a statement waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,10 +87,29 @@ pub(super) struct SqliteDialect {
 
 impl Dialect for SqliteDialect {
     type Database = Sqlite;
+    // There is one server: the lock on the file sees to that.
+    type Fence = ();
     // The driver has waited for locks; a full disk is not emptied within moments.
     const RETRY_AFTER: &'static [Duration] = &[];
+    // Beginning has taken it.
+    const TAKE_TURN: Option<&'static str> = None;
+    const HURRY: Option<&'static str> = None;
     // A file answers or fails.
     const TRANSACTION_LIMIT: Duration = Duration::from_hours(1);
+
+    fn fence(&self) {}
+
+    async fn refused(
+        (): &(),
+        _: &mut SqliteConnection,
+        _: &BTreeSet<(AccountId, i64)>,
+    ) -> Result<BTreeSet<(AccountId, i64)>, sqlx::Error> {
+        Ok(BTreeSet::new())
+    }
+
+    async fn held((): &(), _: &mut SqliteConnection) -> Result<Option<Vec<AccountId>>, sqlx::Error> {
+        Ok(None)
+    }
 
     async fn begin<'c>(
         &self,
@@ -116,9 +139,16 @@ impl Dialect for SqliteDialect {
     async fn load_waiting(
         connection: &mut SqliteConnection,
         rules: RuleSettings,
-        which: Waiting,
+        which: Waiting<'_>,
     ) -> Result<Workspace, sqlx::Error> {
         load::waiting_messages(connection, rules, which).await
+    }
+
+    async fn load_unplaced(
+        connection: &mut SqliteConnection,
+        which: Waiting<'_>,
+    ) -> Result<Vec<UnplacedCall>, sqlx::Error> {
+        load::unplaced_calls(connection, which).await
     }
 
     async fn flush(connection: &mut SqliteConnection, changes: &Changes<'_>) -> Result<(), sqlx::Error> {
@@ -170,15 +200,15 @@ impl SqliteStore {
 
 /// Understands `sqlite://relative.db`, `sqlite:///absolute.db` and `sqlite::memory:`.
 fn locate(url: &str) -> Result<Location, StoreError> {
-    let refuse = |problem: &str| StoreError::Url { url: without_password(url), problem: problem.to_owned() };
+    let refuse =
+        |problem: &str| StoreError::Url { url: super::without_password(url), problem: problem.to_owned() };
     if url == "sqlite::memory:" {
         return Ok(Location::Memory);
     }
-    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        return Err(refuse("this build does not speak PostgreSQL yet; use sqlite://FILE"));
-    }
     let Some(path) = url.strip_prefix("sqlite://") else {
-        return Err(refuse("write sqlite://relative.db or sqlite:///absolute/path.db"));
+        return Err(refuse(
+            "write sqlite://relative.db, sqlite:///absolute/path.db or postgres://USER@HOST/DATABASE",
+        ));
     };
     if path.is_empty() || path.ends_with('/') {
         return Err(refuse(
@@ -195,19 +225,6 @@ fn locate(url: &str) -> Result<Location, StoreError> {
         return Err(refuse(&format!("the directory {} does not exist; create it", directory.display())));
     }
     Ok(Location::File(path))
-}
-
-fn without_password(url: &str) -> String {
-    match url::Url::parse(url) {
-        Ok(mut parsed) if parsed.password().is_some() => {
-            // Fails only for URLs that cannot carry a password, and this one does.
-            if parsed.set_password(Some("***")).is_err() {
-                return "(a URL with a password)".to_owned();
-            }
-            parsed.to_string()
-        }
-        _ => url.to_owned(),
-    }
 }
 
 fn lock(path: &Path) -> Result<File, StoreError> {
@@ -232,7 +249,10 @@ fn lock(path: &Path) -> Result<File, StoreError> {
 }
 
 async fn open(location: &Location, readers: u32) -> Result<(SqlitePool, SqlitePool), StoreError> {
-    let unavailable = |source| StoreError::Unavailable { operation: "opening it", source };
+    let unavailable = |source| match failed("opening it")(source) {
+        StoreError::Refused { operation, source } => StoreError::Unavailable { operation, source },
+        other => other,
+    };
     let pool = |connections: u32| {
         SqlitePoolOptions::new()
             .min_connections(0)
@@ -293,6 +313,17 @@ async fn begin_service(pool: &SqlitePool, node: &str) -> Result<(), StoreError> 
     transaction.commit().await.map_err(failed("starting"))
 }
 
+/// One server has the file to itself and holds all accounts: there is nothing to share and nobody to be fenced from.
+impl LeaseStore for SqliteStore {
+    fn leases(&self) -> Leases {
+        Leases::of_everything()
+    }
+
+    fn cluster(&self) -> Option<&dyn ClusterStore> {
+        None
+    }
+}
+
 impl SqliteStore {
     /// Gives the file free for another server.
     fn unlock(&self) {
@@ -351,7 +382,7 @@ mod tests {
             ("sqlite://", "file name"),
             ("sqlite://no/such/directory/a.db", "does not exist"),
             ("sqlite://a.db?mode=ro", "options"),
-            ("postgres://relay:secret@db/relay", "PostgreSQL"),
+            ("mysql://relay:secret@db/relay", "postgres://"),
         ] {
             let refused = locate(url).unwrap_err().to_string();
             assert!(refused.contains(word) && !refused.contains("secret"), "{refused}");

@@ -545,7 +545,7 @@ impl OutboxStore for SqliteStore {
               WHERE (?1 IS NULL
                      OR o.account_id = (SELECT a.id FROM accounts a WHERE a.sip_uri = ?1)
                      OR (o.account_id IS NULL
-                         AND CASE WHEN substr(lower(trim(o.account)), 1, 3) = 'sip' THEN lower(trim(o.account))
+                         AND CASE WHEN instr(o.account, ':') > 0 THEN lower(trim(o.account))
                                   ELSE 'sip:' || lower(trim(o.account)) END = ?1))
                 AND (?2 IS NULL OR o.state = ?2)
               ORDER BY o.id DESC

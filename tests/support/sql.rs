@@ -1,0 +1,118 @@
+//! What any other program says to the database, whichever it is.
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqliteConnection};
+use tempfile::TempDir;
+
+use super::postgres::{self, PostgresDatabase};
+
+/// Which database a test is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Sqlite,
+    Postgres,
+}
+
+/// Where a database is; it goes when this goes.
+pub(crate) enum Place {
+    Sqlite(TempDir),
+    Postgres(PostgresDatabase),
+}
+
+impl Place {
+    /// Where there is no database yet.
+    pub(crate) async fn new(kind: Kind) -> Self {
+        match kind {
+            Kind::Sqlite => Self::Sqlite(tempfile::tempdir().expect("a temporary folder")),
+            Kind::Postgres => Self::Postgres(PostgresDatabase::new().await),
+        }
+    }
+
+    /// For `database.url`.
+    pub(crate) fn url(&self) -> String {
+        match self {
+            Self::Sqlite(directory) => format!("sqlite://{}", directory.path().join("relay.db").display()),
+            Self::Postgres(database) => database.url().to_owned(),
+        }
+    }
+
+    /// A plain connection, as another program has it.
+    pub(crate) async fn connect(&self) -> Sql {
+        match self {
+            Self::Sqlite(_) => {
+                let connection = SqliteConnection::connect(&self.url()).await.expect("the file opens");
+                Sql::Sqlite(Box::new(connection))
+            }
+            Self::Postgres(database) => Sql::Postgres(Box::new(database.connect().await)),
+        }
+    }
+}
+
+/// A plain connection.
+pub(crate) enum Sql {
+    Sqlite(Box<SqliteConnection>),
+    Postgres(Box<PgConnection>),
+}
+
+impl Sql {
+    /// Does a statement; gives the number of rows, or what the database said.
+    pub(crate) async fn run(&mut self, sql: &str) -> Result<u64, String> {
+        let query = AssertSqlSafe(sql.to_owned());
+        match self {
+            Self::Sqlite(connection) => {
+                sqlx::query(query).execute(connection.as_mut()).await.map(|done| done.rows_affected())
+            }
+            Self::Postgres(connection) => {
+                sqlx::query(query).execute(connection.as_mut()).await.map(|done| done.rows_affected())
+            }
+        }
+        .map_err(|error| error.to_string())
+    }
+
+    /// Rows as `a|b|c`, NULL as nothing.
+    pub(crate) async fn rows(&mut self, sql: &str) -> Vec<String> {
+        let connection = match self {
+            Self::Sqlite(connection) => connection,
+            Self::Postgres(connection) => return postgres::rows(connection, sql).await,
+        };
+        sqlx::query(AssertSqlSafe(sql.to_owned()))
+            .fetch_all(connection.as_mut())
+            .await
+            .expect("the query runs")
+            .iter()
+            .map(|row| {
+                (0..row.len())
+                    .map(|column| {
+                        let value: Option<String> = row.try_get_unchecked(column).expect("as text");
+                        value.unwrap_or_default()
+                    })
+                    .collect::<Vec<_>>()
+                    .join("|")
+            })
+            .collect()
+    }
+
+    /// How many rows `SELECT count(*) FROM sql` counts.
+    pub(crate) async fn count(&mut self, sql: &str) -> i64 {
+        self.rows(&format!("SELECT count(*) FROM {sql}")).await[0].parse().expect("a number")
+    }
+}
+
+/// Makes each of these functions, which take a [`Kind`], a test on either database.
+#[macro_export]
+macro_rules! on_both_databases {
+    ($flavor:literal: $($test:ident),* $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = $flavor)]
+            async fn $test() {
+                Box::pin(super::$test(super::Kind::Sqlite)).await;
+            })*
+        }
+
+        mod on_postgres {
+            $(#[tokio::test(flavor = $flavor)]
+            async fn $test() {
+                Box::pin(super::$test(super::Kind::Postgres)).await;
+            })*
+        }
+    };
+}
