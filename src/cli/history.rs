@@ -48,7 +48,7 @@ pub struct HistoryOptions {
 /// `search`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "All terms have to fit. A text is found also inside longer words; case and accents do not count.\n\
+    after_help = "All terms have to fit. A text is found where a word begins with it; case and accents do not count.\n\
                         Examples:\n  \
                         ucwa-relay search invoice from:bob after:2026-03-01\n  \
                         ucwa-relay search '\"quarterly budget\" -draft has:html'"

@@ -111,7 +111,7 @@ impl Layout for Mails {
         );
         let position = Position::Conversation(
             last.message.conversation_id,
-            last.message.sent_at.clone(),
+            last.sent_at_key.clone(),
             last.message.message_id,
         );
         Ok(Some((file.finish(folder, name, &self.account)?, position)))

@@ -122,8 +122,7 @@ impl Layout for Pages {
         file.write(piece.as_bytes())?;
         file.span.add(&message.message);
         self.file = Some(file);
-        let position =
-            Position::Conversation(id, message.message.sent_at.clone(), message.message.message_id);
+        let position = Position::Conversation(id, message.sent_at_key.clone(), message.message.message_id);
         self.last = Some((id, day, position));
         Ok(finished)
     }

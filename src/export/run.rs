@@ -207,7 +207,8 @@ async fn export_account(
     let mut count = 0;
     loop {
         let page = store.export_page(account.id, &export.query, range, &order, PAGE).await?;
-        let Some(last) = page.last().map(|last| &last.message) else {
+        let Some((last, sent_at_key)) = page.last().map(|last| (&last.message, last.sent_at_key.clone()))
+        else {
             break;
         };
         count += page.len() as u64;
@@ -218,7 +219,7 @@ async fn export_account(
                 passed(u64::try_from(range.after - account.after).unwrap_or(0));
             }
             ExportOrder::Conversation(after) => {
-                *after = Some((last.conversation_id, last.sent_at.clone(), last.message_id));
+                *after = Some((last.conversation_id, sent_at_key, last.message_id));
                 passed(count);
                 let ids: HashSet<ConversationId> =
                     page.iter().map(|message| message.message.conversation_id).collect();

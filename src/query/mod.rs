@@ -4,8 +4,8 @@
 //!
 //! | term | fits messages |
 //! | --- | --- |
-//! | `budget` | whose text has these letters, also inside a longer word |
-//! | `"quarterly budget"` | whose text has exactly this, spaces included |
+//! | `budget` | whose text has a word that begins so |
+//! | `"quarterly budget"` | whose text has these words one after the other; the last may go on |
 //! | `from:bob@contoso.com`, `from:bob`, `from:"Bob Example"` | whose sender has this address, this name before the `@`, or this display name |
 //! | `with:carol` | that are from or to this person, or in a conversation with them |
 //! | `account:alice` | of this account's archive |
@@ -13,13 +13,15 @@
 //! | `has:html` | that came with HTML |
 //! | `-budget`, `-from:bob` | that do not fit the term |
 //!
-//! `from:a,b` fits either. Case and accents of Latin letters make no difference ([`fold`]). A text is found wherever it
-//! stands, so that languages which put no spaces between words lose nothing.
+//! `from:a,b` fits either. Case and accents of Latin letters make no difference, and languages which put no spaces
+//! between words lose nothing: [`fold`] says what is the same letter and where a word begins.
 //!
-//! This module knows no database: [`parse()`] gives a [`Query`], `store` renders it as SQL.
+//! This module knows no database: [`parse()`] gives a [`Query`], `store` renders it as SQL; [`pattern`] is what all
+//! databases understand of a text that is looked for.
 
 pub mod fold;
 mod parse;
+pub mod pattern;
 pub mod when;
 
 use std::fmt;
@@ -48,7 +50,7 @@ pub struct Term {
 /// One thing that can be asked of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
-    /// Its text has these letters, in this order and with these spaces.
+    /// Its text has this at the beginning of a word.
     Text(String),
     /// One of these wrote it.
     From(Vec<Person>),

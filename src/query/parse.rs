@@ -128,7 +128,7 @@ impl<'a> Reader<'a> {
 
     fn looked_for(&self, start: usize, text: &str) -> Result<Condition, QuerySyntaxError> {
         let text = text.trim();
-        if fold::folded(text).next().is_none() {
+        if fold::folded(text).trim().is_empty() {
             return Err(self.refuse(start, "there is nothing between the quotation marks to look for"));
         }
         if text.chars().count() > MAX_TEXT {

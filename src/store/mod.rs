@@ -910,11 +910,9 @@ pub struct HistoryRow {
     pub source: String,
 }
 
-/// Reading the archive.
+/// Who read the archive, and how the store is and ends.
 #[async_trait]
 pub trait HistoryStore: Send + Sync {
-    /// Messages in ascending order of id.
-    async fn history(&self, filter: &HistoryFilter) -> Result<Vec<HistoryRow>, StoreError>;
     /// Notes in `access_log` that somebody read message content.
     async fn record_access(
         &self,

@@ -1,16 +1,24 @@
 //! Reading the archive at length: pages of what a query fits, and streams for export and verification.
 //!
+//! It is written once for all databases: a dialect brings its words ([`Dialect`]) and how a statement is read.
+//!
 //! Every method gives one page in a fixed order and is called again with the last row's key (never with an offset), so
 //! that reading millions of messages takes the memory of a page, and new messages shift nothing.
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::{HistoryRow, StoreError, columns::Columns};
+use super::{
+    HistoryFilter, HistoryRow, StoreError,
+    columns::Columns,
+    rows,
+    selection::{Dialect, Sql, Statement},
+    trouble::failed,
+};
 use crate::{
     archive::chain,
     identifiers::{AccountId, ConversationId, MessageId},
-    query::Query,
+    query::{Condition, Query},
 };
 
 /// Which messages of those that fit, by id: the order in which they were archived.
@@ -66,7 +74,8 @@ pub struct ChainedMessage {
     pub body: String,
     /// `body_html`.
     pub body_html: Option<String>,
-    /// `sent_at`, in UTC with milliseconds and `Z`.
+    /// `sent_at`, in UTC with milliseconds and `Z`; what is not archived so (by PostgreSQL: what is finer than a
+    /// millisecond) is shown as it is, and fits no digest.
     pub sent_at: String,
     /// `operation_id`.
     pub operation_id: Option<String>,
@@ -128,6 +137,9 @@ pub struct ArchivedMessage {
     pub source: String,
     /// When it was archived, by our clock.
     pub archived_at: String,
+    /// `sent_at` as the database compares it, for [`ExportOrder::Conversation`].
+    #[serde(skip)]
+    pub sent_at_key: String,
 }
 
 /// Messages of one account by `chain_seq`: larger than `after`, up to `to`.
@@ -144,7 +156,7 @@ pub struct ChainRange {
 pub enum ExportOrder {
     /// By `chain_seq`; the range's `after` says where to go on.
     Chain,
-    /// By conversation, time and id.
+    /// By conversation, time and id; the time is [`ArchivedMessage::sent_at_key`].
     Conversation(Option<(ConversationId, String, MessageId)>),
 }
 
@@ -204,6 +216,10 @@ pub struct DayCount {
 pub trait ReadingStore: Send + Sync {
     /// One page of the messages that fit, in ascending order of id.
     async fn messages(&self, query: &Query, page: Page, limit: i64) -> Result<Vec<HistoryRow>, StoreError>;
+    /// The same by a filter.
+    async fn history(&self, filter: &HistoryFilter) -> Result<Vec<HistoryRow>, StoreError> {
+        self.messages(&filter.query(), filter.page(), filter.limit).await
+    }
     /// Every account that has a row, by URI.
     async fn archived_accounts(&self) -> Result<Vec<ArchivedAccount>, StoreError>;
     /// Head of the account's chain as `chain_heads` has it.
@@ -247,10 +263,237 @@ pub trait ReadingStore: Send + Sync {
     ) -> Result<Vec<DayCount>, StoreError>;
 }
 
+// ------------------------------------------------------------------------------------------------ statements
+
+/// A database that is read in one of the dialects.
+#[async_trait]
+pub(super) trait Readable: Send + Sync {
+    /// What it gives.
+    type Row: Columns + Send + Sync;
+    /// Its words. `with_text`: texts will be looked for, so it matters whether there is an index of them.
+    async fn dialect(&self, with_text: bool) -> Result<Box<dyn Dialect>, sqlx::Error>;
+    /// All rows of a statement.
+    async fn select(&self, statement: Statement) -> Result<Vec<Self::Row>, sqlx::Error>;
+}
+
+/// The words of a database for `query`.
+async fn dialect_for(store: &impl Readable, query: &Query) -> Result<Box<dyn Dialect>, sqlx::Error> {
+    store.dialect(query.terms.iter().any(|term| matches!(term.condition, Condition::Text(_)))).await
+}
+
+/// What a [`ChainedMessage`] is read from; `m` is `messages`, `a` is `accounts`.
+const CHAINED: &str = "m.id, m.chain_seq, a.sip_uri, m.conversation_id, m.direction, m.sender_uri, m.sender_name, \
+                       m.content_type, m.body, m.body_html, m.sent_at, m.operation_id, m.outbox_id, m.correlation, \
+                       m.content_hash, m.chain_hash, m.purged_at";
+
+#[async_trait]
+impl<S: Readable> ReadingStore for S {
+    async fn messages(&self, query: &Query, page: Page, limit: i64) -> Result<Vec<HistoryRow>, StoreError> {
+        let failed = failed("reading history");
+        let dialect = dialect_for(self, query).await.map_err(&failed)?;
+        // The ids first, from the table, so that the view's sub-queries run for the chosen rows only; and only the
+        // conditions that are given, so that each has its index.
+        let mut sql = Sql::new(
+            &*dialect,
+            "SELECT h.* FROM message_history h WHERE h.message_id IN (SELECT m.id FROM messages m WHERE TRUE",
+        );
+        sql.and_fits(query);
+        match page {
+            Page::Newest => sql.push(" ORDER BY m.id DESC"),
+            Page::Before(id) => sql.push(" AND m.id < ").bind_integer(id.0).push(" ORDER BY m.id DESC"),
+            Page::After(id) => sql.push(" AND m.id > ").bind_integer(id.0).push(" ORDER BY m.id"),
+        };
+        sql.push(" LIMIT ").bind_integer(limit).push(") ORDER BY h.message_id");
+        let found = self.select(sql.finish()).await.map_err(&failed)?;
+        found.iter().map(|row| rows::history_row(row).map_err(&failed)).collect()
+    }
+
+    async fn archived_accounts(&self) -> Result<Vec<ArchivedAccount>, StoreError> {
+        let failed = failed("reading which accounts there are");
+        let dialect = self.dialect(false).await.map_err(&failed)?;
+        let mut sql = Sql::new(&*dialect, "SELECT a.id, a.sip_uri FROM accounts a ORDER BY a.sip_uri");
+        sql.push(dialect.by_code_points());
+        let found = self.select(sql.finish()).await.map_err(&failed)?;
+        found.iter().map(|row| account(row).map_err(&failed)).collect()
+    }
+
+    async fn chain_head(&self, account: AccountId) -> Result<Option<Head>, StoreError> {
+        let failed = failed("reading the head of a chain");
+        let dialect = self.dialect(false).await.map_err(&failed)?;
+        let mut sql = Sql::new(&*dialect, "SELECT seq, hash FROM chain_heads WHERE account_id = ");
+        sql.bind_integer(account.0);
+        let found = self.select(sql.finish()).await.map_err(&failed)?;
+        found.first().map(|row| head(row).map_err(&failed)).transpose()
+    }
+
+    async fn chained(
+        &self,
+        account: AccountId,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<ChainedMessage>, StoreError> {
+        let failed = failed("reading a chain");
+        let dialect = self.dialect(false).await.map_err(&failed)?;
+        let mut sql = Sql::new(&*dialect, "SELECT ");
+        sql.push(CHAINED)
+            .push(" FROM messages m JOIN accounts a ON a.id = m.account_id WHERE m.account_id = ")
+            .bind_integer(account.0)
+            .push(" AND m.chain_seq > ")
+            .bind_integer(after)
+            .push(" ORDER BY m.chain_seq LIMIT ")
+            .bind_integer(limit);
+        let found = self.select(sql.finish()).await.map_err(&failed)?;
+        found.iter().map(|row| chained(row).map_err(&failed)).collect()
+    }
+
+    async fn unchained(
+        &self,
+        account: AccountId,
+        after: MessageId,
+        limit: i64,
+    ) -> Result<Vec<MessageId>, StoreError> {
+        let failed = failed("looking for messages that are not chained");
+        let dialect = self.dialect(false).await.map_err(&failed)?;
+        // By the chain's index, which has those without a number on one side.
+        let mut sql = Sql::new(&*dialect, "SELECT m.id FROM messages m");
+        sql.by_index("messages_chain")
+            .push(" WHERE m.account_id = ")
+            .bind_integer(account.0)
+            .push(" AND m.chain_seq IS NULL AND m.awaiting IS NULL AND m.id > ")
+            .bind_integer(after.0)
+            .push(" ORDER BY m.id LIMIT ")
+            .bind_integer(limit);
+        let found = self.select(sql.finish()).await.map_err(&failed)?;
+        found.iter().map(|row| row.integer("id").map(MessageId).map_err(&failed)).collect()
+    }
+
+    async fn export_page(
+        &self,
+        account: AccountId,
+        query: &Query,
+        range: ChainRange,
+        order: &ExportOrder,
+        limit: i64,
+    ) -> Result<Vec<ArchivedMessage>, StoreError> {
+        let failed = failed("reading messages for an export");
+        let dialect = dialect_for(self, query).await.map_err(&failed)?;
+        let mut sql = Sql::new(&*dialect, "SELECT ");
+        sql.push(CHAINED).push(", ").push(&dialect.time_as_text("m.sent_at")).push(
+            " AS sent_at_key, h.recipients, h.thread_id, h.subject, m.status, m.code, m.subcode, m.reason,
+                         m.failed_recipients, m.source, m.archived_at
+                   FROM messages m JOIN accounts a ON a.id = m.account_id
+                                   JOIN message_history h ON h.message_id = m.id
+                  WHERE m.id IN (SELECT m.id FROM messages m",
+        );
+        // The index that has the order is named, so that a page never sorts all that would fit.
+        let (index, by) = match order {
+            ExportOrder::Chain => ("messages_chain", " ORDER BY m.chain_seq"),
+            ExportOrder::Conversation(_) => {
+                ("messages_of_conversation", " ORDER BY m.conversation_id, m.sent_at, m.id")
+            }
+        };
+        sql.by_index(index)
+            .push(" WHERE m.account_id = ")
+            .bind_integer(account.0)
+            .push(" AND m.chain_seq > ")
+            .bind_integer(range.after)
+            .push(" AND m.chain_seq <= ")
+            .bind_integer(range.to);
+        if let ExportOrder::Conversation(Some((conversation, sent_at, id))) = order {
+            sql.push(" AND (m.conversation_id, m.sent_at, m.id) > (")
+                .bind_integer(conversation.0)
+                .push(", ")
+                .bind_time_text(sent_at)
+                .push(", ")
+                .bind_integer(id.0)
+                .push(")");
+        }
+        sql.and_fits(query).push(by).push(" LIMIT ").bind_integer(limit).push(")").push(by);
+        let found = self.select(sql.finish()).await.map_err(&failed)?;
+        found.iter().map(|row| archived(row).map_err(&failed)).collect()
+    }
+
+    async fn conversation_details(
+        &self,
+        account: AccountId,
+        ids: &[ConversationId],
+    ) -> Result<Vec<ConversationDetails>, StoreError> {
+        let failed = failed("reading conversations for an export");
+        let dialect = self.dialect(false).await.map_err(&failed)?;
+        let ids = ids.iter().map(|id| id.0);
+        let mut sql = Sql::new(
+            &*dialect,
+            "SELECT c.id, c.thread_id, c.subject, c.importance, c.multiparty, c.started_at, c.ended_at
+               FROM conversations c WHERE c.account_id = ",
+        );
+        sql.bind_integer(account.0).push(" AND c.id").is_one_of(ids.clone()).push(" ORDER BY c.id");
+        let found = self.select(sql.finish()).await.map_err(&failed)?;
+        let mut conversations: Vec<ConversationDetails> =
+            found.iter().map(|row| conversation(row).map_err(&failed)).collect::<Result<_, _>>()?;
+
+        let mut sql = Sql::new(
+            &*dialect,
+            "SELECT p.conversation_id, p.sip_uri, p.display_name, p.role, p.is_local, p.joined_at, p.left_at
+               FROM participants p",
+        );
+        sql.by_index("participants_of_conversation")
+            .push(" WHERE p.account_id = ")
+            .bind_integer(account.0)
+            .push(" AND p.conversation_id")
+            .is_one_of(ids)
+            .push(" ORDER BY p.conversation_id, p.joined_at IS NULL, p.joined_at, p.id");
+        for row in &self.select(sql.finish()).await.map_err(&failed)? {
+            let id = ConversationId(row.integer("conversation_id").map_err(&failed)?);
+            if let Ok(place) = conversations.binary_search_by_key(&id, |conversation| conversation.id) {
+                conversations[place].stays.push(stay(row).map_err(&failed)?);
+            }
+        }
+        Ok(conversations)
+    }
+
+    async fn day_counts(
+        &self,
+        account: AccountId,
+        query: &Query,
+        to: i64,
+    ) -> Result<Vec<DayCount>, StoreError> {
+        let failed = failed("counting messages by day");
+        let dialect = dialect_for(self, query).await.map_err(&failed)?;
+        let mut sql = Sql::new(&*dialect, "SELECT ");
+        sql.push(&dialect.day("m.sent_at"))
+            .push(
+                " AS day,
+                    count(*) FILTER (WHERE m.direction = 'incoming') AS incoming,
+                    count(*) FILTER (WHERE m.direction = 'outgoing') AS outgoing,
+                    count(*) FILTER (WHERE m.direction = 'outgoing' AND m.status = 'failed') AS failed
+               FROM messages m",
+            )
+            .by_index("messages_sent")
+            .push(" WHERE m.account_id = ")
+            .bind_integer(account.0)
+            .push(" AND m.chain_seq <= ")
+            .bind_integer(to)
+            .and_fits(query);
+        sql.push(" GROUP BY 1 ORDER BY 1");
+        let found = self.select(sql.finish()).await.map_err(&failed)?;
+        found.iter().map(|row| day_count(row).map_err(&failed)).collect()
+    }
+}
+
 // ------------------------------------------------------------------------------------------------ rows
 
+/// From a row of `accounts`.
+fn account(row: &impl Columns) -> Result<ArchivedAccount, sqlx::Error> {
+    Ok(ArchivedAccount { id: AccountId(row.integer("id")?), uri: row.some_lossy_text("sip_uri")? })
+}
+
+/// From a row of `chain_heads`.
+fn head(row: &impl Columns) -> Result<Head, sqlx::Error> {
+    Ok(Head { seq: row.integer("seq")?, hash: row.some_lossy_text("hash")? })
+}
+
 /// From a row with the columns of `messages` that are hashed, and `sip_uri`.
-pub(super) fn chained(row: &impl Columns) -> Result<ChainedMessage, sqlx::Error> {
+fn chained(row: &impl Columns) -> Result<ChainedMessage, sqlx::Error> {
     Ok(ChainedMessage {
         message_id: MessageId(row.integer("id")?),
         chain_seq: row.integer("chain_seq")?,
@@ -262,7 +505,7 @@ pub(super) fn chained(row: &impl Columns) -> Result<ChainedMessage, sqlx::Error>
         content_type: row.some_lossy_text("content_type")?,
         body: row.some_lossy_text("body")?,
         body_html: row.lossy_text("body_html")?,
-        sent_at: row.shown_time("sent_at")?.unwrap_or_default(),
+        sent_at: row.exact_time("sent_at")?.unwrap_or_default(),
         operation_id: row.lossy_text("operation_id")?,
         outbox_id: row.optional_integer("outbox_id")?,
         correlation: row.lossy_text("correlation")?,
@@ -273,7 +516,7 @@ pub(super) fn chained(row: &impl Columns) -> Result<ChainedMessage, sqlx::Error>
 }
 
 /// From such a row with the further columns of `messages` and those of `message_history`.
-pub(super) fn archived(row: &impl Columns) -> Result<ArchivedMessage, sqlx::Error> {
+fn archived(row: &impl Columns) -> Result<ArchivedMessage, sqlx::Error> {
     Ok(ArchivedMessage {
         message: chained(row)?,
         recipients: row.lossy_text("recipients")?,
@@ -286,11 +529,12 @@ pub(super) fn archived(row: &impl Columns) -> Result<ArchivedMessage, sqlx::Erro
         failed_recipients: row.lossy_text("failed_recipients")?,
         source: row.some_lossy_text("source")?,
         archived_at: row.shown_time("archived_at")?.unwrap_or_default(),
+        sent_at_key: row.some_lossy_text("sent_at_key")?,
     })
 }
 
 /// From a row of `conversations`, without the stays.
-pub(super) fn conversation(row: &impl Columns) -> Result<ConversationDetails, sqlx::Error> {
+fn conversation(row: &impl Columns) -> Result<ConversationDetails, sqlx::Error> {
     Ok(ConversationDetails {
         id: ConversationId(row.integer("id")?),
         thread_id: row.lossy_text("thread_id")?,
@@ -304,7 +548,7 @@ pub(super) fn conversation(row: &impl Columns) -> Result<ConversationDetails, sq
 }
 
 /// From a row of `participants`.
-pub(super) fn stay(row: &impl Columns) -> Result<Stay, sqlx::Error> {
+fn stay(row: &impl Columns) -> Result<Stay, sqlx::Error> {
     Ok(Stay {
         sip_uri: row.lossy_text("sip_uri")?,
         display_name: row.lossy_text("display_name")?,
@@ -316,7 +560,7 @@ pub(super) fn stay(row: &impl Columns) -> Result<Stay, sqlx::Error> {
 }
 
 /// From a row with the counts of a day.
-pub(super) fn day_count(row: &impl Columns) -> Result<DayCount, sqlx::Error> {
+fn day_count(row: &impl Columns) -> Result<DayCount, sqlx::Error> {
     Ok(DayCount {
         day: row.some_lossy_text("day")?,
         incoming: row.integer("incoming")?,

@@ -5,15 +5,11 @@ use async_trait::async_trait;
 use super::SqliteStore;
 use crate::{
     identifiers::SipUri,
-    store::{HistoryFilter, HistoryRow, HistoryStore, ReadingStore, StoreError, trouble::failed},
+    store::{HistoryStore, StoreError, trouble::failed},
 };
 
 #[async_trait]
 impl HistoryStore for SqliteStore {
-    async fn history(&self, filter: &HistoryFilter) -> Result<Vec<HistoryRow>, StoreError> {
-        self.messages(&filter.query(), filter.page(), filter.limit).await
-    }
-
     async fn record_access(
         &self,
         actor: &str,
