@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::json;
 use support::{
-    Process, Relay, Simulate, eventually, eventually_within,
+    Process, Relay, Simulate, eventually, eventually_none, eventually_within,
     sql::{Kind, Sql},
 };
 
@@ -151,11 +151,12 @@ impl Cluster {
     async fn reckon(&self) {
         self.simulator.post("/traffic", &json!({ "running": false })).await;
         let mut sql = self.sql().await;
-        eventually_within(LONG_PATIENCE, "every row has its outcome", async || {
-            let open = sql.count("outbox WHERE state NOT IN ('delivered', 'uncertain')").await;
-            (open == 0).then_some(())
-        })
-        .await;
+        let unfinished =
+            "SELECT id, account, state, attempts, claimed_by, claimed_at::text, next_attempt_at::text,
+                                 last_code, last_error
+                            FROM outbox WHERE state NOT IN ('delivered', 'uncertain') ORDER BY id";
+        eventually_none(LONG_PATIENCE, "rows without their outcome", async || sql.rows(unfinished).await)
+            .await;
         let mut last = None;
         let deadline = Instant::now() + LONG_PATIENCE;
         let reckoning = loop {

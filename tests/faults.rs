@@ -103,6 +103,9 @@ async fn sends_under_faults(
             if opener {
                 let id = scene.queue(account, &to, &format!("opener {number}")).await;
                 assert_eq!(scene.outcome(id, &what).await.0, "delivered", "{what}");
+                if operation == Operation::AddMessaging {
+                    paused(scene, &format!("opener {number}")).await;
+                }
             }
             let fault = strike(scene, account, operation, kind);
             let first = scene.queue(account, &to, &format!("first {number}")).await;
@@ -129,6 +132,16 @@ async fn sends_under_faults(
     assert_eq!(reckoning.unreported, Vec::<String>::new());
     assert_eq!(reckoning.uncertain, 0);
     scene.undisturbed(&scene.accounts[table.len()..]).await;
+}
+
+/// Waits until the correspondent who was told `opener` has closed messaging: then they can't write either.
+async fn paused(scene: &Scene, opener: &str) {
+    let ledger = scene.simulator.ledger();
+    let told = ledger.outgoing.iter().find(|entry| entry.text == opener).expect("it was delivered");
+    eventually("the correspondent closes messaging", async || {
+        scene.simulator.say(&told.conversation, "wait").is_err().then_some(())
+    })
+    .await;
 }
 
 fn delivered(kinds: Vec<FaultKind>) -> Vec<(FaultKind, Ends)> {

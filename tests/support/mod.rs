@@ -51,6 +51,19 @@ pub(crate) async fn eventually_within<T>(
     }
 }
 
+/// Asks again and again until nothing is left; what is left at the end is told.
+pub(crate) async fn eventually_none(limit: Duration, what: &str, mut ask: impl AsyncFnMut() -> Vec<String>) {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = ask().await;
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "after {} s there are still {what}: {left:#?}", limit.as_secs());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// A child process that is killed when the test ends, with what it wrote to stderr.
 pub(crate) struct Process {
     child: Child,
