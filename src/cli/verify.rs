@@ -1,4 +1,4 @@
-//! `seal` and `verify`: whether the archive is as it was written.
+//! `seal` and `verify`: whether the archive is as it was written. Who verified the database is noted in `access_log`.
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
+    actor,
     open::{IfMissing, with_store},
     output::{self, Format, Table},
 };
@@ -93,8 +94,9 @@ impl Report {
 /// Checks and tells.
 pub(super) async fn verify(config: &Config, options: VerifyOptions) -> anyhow::Result<()> {
     let VerifyOptions { account, export, seal, public_key, format } = options;
+    let noted = seal.as_ref().map(|path| format!("--seal={}", path.display())).unwrap_or_default();
     let seal = seal.map(|path| Seal::read(&path, public_key.as_deref())).transpose()?;
-    let only = account.map(Person::Address);
+    let only = account.clone().map(Person::Address);
     let mut report =
         Report { intact: true, chains: Vec::new(), files: None, differences: Vec::new(), not_listed: 0 };
     match export {
@@ -113,6 +115,7 @@ pub(super) async fn verify(config: &Config, options: VerifyOptions) -> anyhow::R
                 {
                     bail!("there is no account {uri}; `ucwa-relay account list` shows them");
                 }
+                store.record_access(&actor::name(), "verify", account.as_ref(), &noted).await?;
                 report.chains = database::verify(store, only.as_ref(), seal.as_ref(), |difference| {
                     report.add(difference, format)
                 })

@@ -35,31 +35,36 @@ const TOO_LONG: &str = "too long";
 /// A function of the database.
 struct Function {
     declaration: &'static str,
+    /// In PL/pgSQL, whose functions are planned once for a connection and not for every call.
     body: String,
 }
 
 /// What the index is made of.
 static FUNCTIONS: LazyLock<[Function; 3]> = LazyLock::new(|| {
     [
-        Function { declaration: "ucwa_relay_words(body text) RETURNS text[]", body: words_body() },
+        Function {
+            declaration: "ucwa_relay_words(body text) RETURNS text[]",
+            body: format!("BEGIN RETURN {}; END", words()),
+        },
         Function {
             declaration: "ucwa_relay_search(body text) RETURNS tsvector",
             body: format!(
-                "SELECT array_to_tsvector(ucwa_relay_words(body)
-                     || CASE WHEN char_length(body) > {LONGEST_TEXT} THEN ARRAY['{TOO_LONG}'] END)"
+                "BEGIN RETURN array_to_tsvector(ucwa_relay_words(body)
+                     || CASE WHEN char_length(body) > {LONGEST_TEXT} THEN ARRAY['{TOO_LONG}'] END); END"
             ),
         },
         // For people, who ask by SQL.
         Function {
             declaration: "ucwa_relay_query(words text) RETURNS tsquery",
-            body: "SELECT string_agg('''' || word || ''':*', ' & ')::tsquery FROM unnest(ucwa_relay_words(words)) word"
+            body: "BEGIN RETURN (SELECT string_agg('''' || word || ''':*', ' & ')::tsquery
+                                   FROM unnest(ucwa_relay_words(words)) word); END"
                 .to_owned(),
         },
     ]
 });
 
-/// The words of a text, folded. No word has a quotation mark or a backslash, since both divide words.
-fn words_body() -> String {
+/// The words of a text, folded, as an expression. No word has a quotation mark or a backslash, since both divide words.
+fn words() -> String {
     // Where the characters stand, so that only words that have such ones are looked at character by character.
     let blocks =
         ['\u{80}'..='\u{24f}', '\u{370}'..='\u{1dff}', '\u{1e00}'..='\u{1eff}', '\u{1f00}'..='\u{1ffff}'];
@@ -72,15 +77,19 @@ fn words_body() -> String {
             class([block], "")
         );
     }
+    // A text that has as many bytes as characters is ASCII.
     format!(
-        "SELECT ARRAY(
-             SELECT left({word}, {LONGEST_WORD})
+        "ARRAY(
+             SELECT left(CASE WHEN octet_length(word) = char_length(word) THEN word ELSE {word} END, {LONGEST_WORD})
                FROM unnest(string_to_array(
                         regexp_replace(
-                            regexp_replace(
-                                regexp_replace(lower(left(body, {LONGEST_TEXT}) COLLATE \"C\"), '{marks}', '', 'g'),
-                                '{separators}', ' ', 'g'),
-                            '({unspaced})', ' \\1 ', 'g'),
+                            CASE WHEN octet_length(body) = char_length(body)
+                                 THEN lower(left(body, {LONGEST_TEXT}) COLLATE \"C\")
+                                 ELSE regexp_replace(
+                                          regexp_replace(lower(left(body, {LONGEST_TEXT}) COLLATE \"C\"), '{marks}', '', 'g'),
+                                          '({unspaced})', ' \\1 ', 'g')
+                            END,
+                            '{separators}', ' ', 'g'),
                         ' ')) word
               WHERE word <> '')",
         marks = class([fold::MARKS], "+"),
@@ -155,7 +164,7 @@ pub(super) async fn arrange(connection: &mut PgConnection, wanted: bool) -> Resu
             // Costly, so that the planner asks the index and not every text.
             let statement = format!(
                 "CREATE OR REPLACE FUNCTION {declaration}
-                 LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT COST 1000 AS $function${body}$function$"
+                 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT COST 1000 AS $function${body}$function$"
             );
             sqlx::query(AssertSqlSafe(statement)).execute(&mut *connection).await.map_err(&failed)?;
         }
