@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Warnings are for reading while one writes; here they fail.
 export RUSTDOCFLAGS = -D warnings
 
-.PHONY: help test tools postgresql fmt clippy unit doc deny bench demo
+.PHONY: help test tools postgresql fmt clippy unit doc deny bench growth demo
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,8 +52,14 @@ deny: ## Licences, bans and sources of what we depend on
 		echo "cargo-deny is not installed: licences and sources of dependencies were NOT checked (cargo install --locked cargo-deny)"; \
 	fi
 
-bench: ## The benchmarks
-	$(CARGO) bench --locked
+# PostgreSQL is that of BENCH_POSTGRES_URL, or one of the benchmark's own.
+bench: ## What this machine can do, on SQLite and on PostgreSQL: about ten minutes
+	UCWA_RELAY_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null) $(CARGO) build --locked --release
+	benches/with-postgres sh -c '"$$0" bench $${BENCH_POSTGRES_URL:+--postgres "$$BENCH_POSTGRES_URL"}' target/release/ucwa-relay
+
+# What docs/scaling.md shows: MESSAGES=10000000 takes hours and tens of gigabytes in FOLDER.
+growth: ## How the archive behaves as it grows (MESSAGES, ACCOUNTS, FOLDER)
+	$(CARGO) bench --locked --bench growth -- --messages $(or $(MESSAGES),1000000) --accounts $(or $(ACCOUNTS),1000) --sample 50000 --folder $(or $(FOLDER),/var/tmp)
 
 demo: ## See it work: simulator, relay and lively traffic on loopback
 	$(CARGO) run --locked --release -- demo

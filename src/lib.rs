@@ -26,6 +26,7 @@
 pub mod account;
 pub mod admin;
 pub mod archive;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod demo;

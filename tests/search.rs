@@ -166,8 +166,8 @@ async fn write(sql: &mut Sql, texts: &[String]) {
 
 async fn found(store: &SharedStore, text: &str, negated: bool) -> Vec<usize> {
     let query = Query { terms: vec![Term { negated, condition: Condition::Text(text.to_owned()) }] };
-    let rows =
-        store.messages(&query, Page::After(ucwa_relay::identifiers::MessageId(-1)), 10_000).await.unwrap();
+    // All were sent at the same time, so that they stand in the order of their ids.
+    let rows = store.messages(&query, Page::Newest, 10_000).await.unwrap();
     rows.iter().map(|row| usize::try_from(row.message_id.0).unwrap()).collect()
 }
 

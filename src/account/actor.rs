@@ -23,12 +23,15 @@ use crate::{
         backoff::Backoff,
         channel_state::ChannelEnd,
         conversation::{
-            ConversationActor, ConversationExited, ConversationView, Deliver, DeliveryFinished,
-            InvitationProgress, MessagingView, SharedView, StopConversation, shared_view,
+            ConversationActor, ConversationExited, ConversationView, Deliver, DeliveryEnd, DeliveryFinished,
+            InvitationProgress, MessagingView, SharedView, StopConversation, Unreached, shared_view,
         },
-        delivery::{DeliveryContext, call_operation_id, commit_send, release_claim, settle_left_over},
+        delivery::{
+            DeliveryContext, call_operation_id, commit_send, first_to_call, release_claim, settle_left_over,
+        },
         event_channel::{
-            ChannelExited, ChannelHealth, Continuity, EventChannel, EventsCommitted, Follow, StopChannel,
+            ChannelExited, ChannelHealth, Continuity, EventChannel, EventsCommitted, Follow, Reading,
+            StopChannel,
         },
         sign_in::{SignInFailure, SignedIn, describe_end, sign_in},
         take_up::{Open, TakenUp, learn_open, take_up},
@@ -122,6 +125,8 @@ struct Fetched {
     fetch: Fetch,
     resource: Option<Resource>,
     outcome: CommitOutcome,
+    /// Of what it was fetched for, and of what it links in turn.
+    reading: Arc<Reading>,
 }
 
 #[derive(Message)]
@@ -194,6 +199,8 @@ pub struct AccountActor {
     looked_for: HashSet<OutboxId>,
     /// Which conversation an invitation belongs to.
     invitations: HashMap<String, u64>,
+    /// How invitations to a group ended whose resource is being fetched.
+    participant_ends: HashMap<String, InvitationProgress>,
     /// Incoming invitations that were answered, so that each is answered once.
     answered: HashSet<String>,
     /// Invitations whose resource was asked for the link that its event did not carry.
@@ -239,6 +246,7 @@ impl AccountActor {
             held_back: VecDeque::new(),
             looked_for: HashSet::new(),
             invitations: HashMap::new(),
+            participant_ends: HashMap::new(),
             answered: HashSet::new(),
             looked_for_link: HashSet::new(),
             ended: HashSet::new(),
@@ -415,6 +423,7 @@ impl AccountActor {
         self.by_destination.clear();
         self.operations.clear();
         self.invitations.clear();
+        self.participant_ends.clear();
         for conversation in self.conversations.values() {
             conversation.view.send_modify(|view| view.ended = true);
         }
@@ -515,7 +524,7 @@ impl AccountActor {
                 self.serve_destination(number, &remote);
             }
         }
-        self.fetch(open.unfetched, ctx);
+        self.fetch(open.unfetched, None, ctx);
         self.hear_conferences(ctx);
     }
 
@@ -565,7 +574,12 @@ impl AccountActor {
                 self.see_invitation(InvitationKind::Participant, &event.href, Some(event), resource, ctx);
             }
             ("participantInvitation", Some(resource)) => {
-                self.see_participant_invitation(Some(event), resource);
+                self.see_participant_invitation(invitation_progress(Some(event), resource), resource);
+            }
+            // Whom it concerns only the resource says; why it failed, only this.
+            ("participantInvitation", None) if event.kind == EventKind::Completed => {
+                let progress = invitation_progress(Some(event), &Resource::default());
+                self.participant_ends.insert(event.href.clone(), progress);
             }
             ("conversation", _) if event.kind == EventKind::Deleted => {
                 if let Some(conversation) = self.known_conversation(&event.href) {
@@ -727,8 +741,8 @@ impl AccountActor {
     }
 
     /// Somebody whom this account brings into a group: from an event, or fetched after one.
-    fn see_participant_invitation(&mut self, event: Option<&Event>, resource: &Resource) {
-        let outcome = match invitation_progress(event, resource) {
+    fn see_participant_invitation(&mut self, progress: InvitationProgress, resource: &Resource) {
+        let outcome = match progress {
             InvitationProgress::Accepted => (OperationStatus::Success, FailureReason::default()),
             InvitationProgress::Failed(reason) => (OperationStatus::Failure, reason),
             InvitationProgress::None | InvitationProgress::Ringing => return,
@@ -1082,7 +1096,13 @@ impl AccountActor {
             },
         );
         self.operations.insert(send.operation_id.clone(), number);
-        self.operations.insert(call_operation_id(&send.operation_id), number);
+        // Calls of an earlier conversation of this attempt stay its own.
+        let first = self.conversations.get(&number).and_then(|conversation| {
+            first_to_call(&send.recipients, &conversation.view.borrow().not_reached)
+        });
+        for called in [Some(0), first].into_iter().flatten() {
+            self.operations.entry(call_operation_id(&send.operation_id, called)).or_insert(number);
+        }
         let (outbox, operation_id) = (send.outbox, send.operation_id.clone());
         let accepted = self
             .conversations
@@ -1179,7 +1199,40 @@ impl AccountActor {
         self.spawn(async move { release_claim(&store, outbox, &operation_id).await }, ctx);
     }
 
+    /// A recipient of a group can't be had: begins its conversation with the next one.
+    fn relay_to_the_rest(
+        &mut self,
+        outbox: OutboxId,
+        operation_id: &OperationId,
+        unreached: Vec<Unreached>,
+        ctx: &mut Context<Self>,
+    ) {
+        let Some(send) = self
+            .handed
+            .get(&outbox)
+            .filter(|handed| handed.send.operation_id == *operation_id)
+            .map(|handed| handed.send.clone())
+        else {
+            return;
+        };
+        let goes_on = self.stopping.is_none() && !self.leaving;
+        let number = goes_on.then(|| self.start_conversation(None, send.recipients.clone(), ctx)).flatten();
+        let Some(number) = number else {
+            self.give_back(outbox, operation_id.clone(), ctx);
+            self.delivery_finished(outbox, operation_id, ctx);
+            return;
+        };
+        if let Some(conversation) = self.conversations.get(&number) {
+            conversation.view.send_modify(|view| view.not_reached = unreached);
+        }
+        let destination = destination_key(&send.recipients);
+        self.by_destination.remove(&destination);
+        self.serve_destination(number, &destination);
+        self.hand_over(number, send, ctx);
+    }
+
     fn delivery_finished(&mut self, outbox: OutboxId, operation_id: &OperationId, ctx: &mut Context<Self>) {
+        let recipients = self.handed.get(&outbox).map_or(1, |handed| handed.send.recipients.len());
         if self.handed.get(&outbox).is_some_and(|handed| handed.send.operation_id == *operation_id) {
             self.handed.remove(&outbox);
         }
@@ -1190,7 +1243,9 @@ impl AccountActor {
             );
         if !ringing {
             self.operations.remove(operation_id);
-            self.operations.remove(&call_operation_id(operation_id));
+            for called in 0..recipients.max(1) {
+                self.operations.remove(&call_operation_id(operation_id, called));
+            }
         }
         if self.handed.is_empty() {
             if self.stopping.is_some() {
@@ -1217,21 +1272,21 @@ impl AccountActor {
 
     // ------------------------------------------------------------------------------------------ fetching
 
-    fn fetch(&mut self, fetches: Vec<Fetch>, ctx: &mut Context<Self>) {
+    /// Reads what was only linked; `reading` says that it is not known yet.
+    fn fetch(&mut self, fetches: Vec<Fetch>, reading: Option<Arc<Reading>>, ctx: &mut Context<Self>) {
         let Some(live) = &self.live else { return };
         if fetches.is_empty() {
             return;
         }
-        live.health.count_unread(i64::try_from(fetches.len()).unwrap_or(i64::MAX));
+        let reading = reading.unwrap_or_else(|| live.health.begin_reading());
         let (context, account) = (Arc::clone(&live.context), ctx.address());
         let fetching = async move {
             futures_util::stream::iter(fetches)
                 .for_each_concurrent(FETCHES_AT_ONCE, |fetch| {
-                    let (context, account) = (Arc::clone(&context), account.clone());
+                    let (context, account, reading) =
+                        (Arc::clone(&context), account.clone(), Arc::clone(&reading));
                     async move {
-                        let answer = fetch_one(&context, fetch).await;
-                        context.channel.count_unread(-1);
-                        if let Some(fetched) = answer {
+                        if let Some(fetched) = fetch_one(&context, fetch, reading).await {
                             // The account may be ending; what was fetched is committed already.
                             let _ = account.send(fetched).await;
                         }
@@ -1461,6 +1516,10 @@ pub(super) async fn commit_facts(context: &DeliveryContext, facts: Vec<Fact>) ->
                 tracing::error!(error = %crate::error_chain(&error), "facts could not be stored");
                 return CommitOutcome::default();
             }
+            Err(error) if error.is_told_by_store() => {
+                tracing::debug!(error = %crate::error_chain(&error), "facts can't be stored now; trying again");
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
             Err(error) => {
                 tracing::warn!(error = %crate::error_chain(&error), "facts can't be stored now; trying again");
                 tokio::time::sleep(backoff.next_delay()).await;
@@ -1470,7 +1529,7 @@ pub(super) async fn commit_facts(context: &DeliveryContext, facts: Vec<Fact>) ->
 }
 
 /// Fetches one linked resource and commits what it says. `None`: left for the next life of the account.
-async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
+async fn fetch_one(context: &DeliveryContext, fetch: Fetch, reading: Arc<Reading>) -> Option<Fetched> {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(15));
     loop {
         let answer = match context.client.resolve(&fetch.href) {
@@ -1480,7 +1539,7 @@ async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
         let why = match answer {
             Ok(resource) => {
                 let outcome = commit_facts(context, interpret_fetched(&fetch, &resource)).await;
-                return Some(Fetched { fetch, resource: Some(resource), outcome });
+                return Some(Fetched { fetch, resource: Some(resource), outcome, reading });
             }
             // The event channel finds the same and ends this life; the next one asks again or knows better.
             Err(error) if error.subcode() == Some("ApplicationNotFound") => return None,
@@ -1506,7 +1565,7 @@ async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
         }
         let fact = Fact::Unfetchable(Unfetchable { fetch: fetch.clone(), why });
         let outcome = commit_facts(context, vec![fact]).await;
-        return Some(Fetched { fetch, resource: None, outcome });
+        return Some(Fetched { fetch, resource: None, outcome, reading });
     }
 }
 
@@ -1588,7 +1647,7 @@ impl Handler<EventsCommitted> for AccountActor {
             }
         }
         self.hear_conferences(ctx);
-        self.fetch(committed.outcome.fetches, ctx);
+        self.fetch(committed.outcome.fetches, committed.reading, ctx);
         if committed.continuity != Continuity::Unbroken {
             self.learn_what_is_open(ctx);
         }
@@ -1612,7 +1671,9 @@ impl Handler<Fetched> for AccountActor {
         if let Some(resource) = &fetched.resource {
             match fetched.fetch.resource {
                 FetchedResource::Invitation(InvitationKind::Participant) if !is_incoming(resource) => {
-                    self.see_participant_invitation(None, resource);
+                    let ended = self.participant_ends.remove(&fetched.fetch.href);
+                    let progress = ended.unwrap_or_else(|| invitation_progress(None, resource));
+                    self.see_participant_invitation(progress, resource);
                 }
                 FetchedResource::Invitation(kind) => {
                     self.see_invitation(kind, &fetched.fetch.href, None, resource, ctx);
@@ -1624,7 +1685,7 @@ impl Handler<Fetched> for AccountActor {
             }
             self.hear_conferences(ctx);
         }
-        self.fetch(fetched.outcome.fetches, ctx);
+        self.fetch(fetched.outcome.fetches, Some(fetched.reading), ctx);
     }
 }
 
@@ -1671,18 +1732,23 @@ impl Handler<DeliveryFinished> for AccountActor {
     type Result = ();
 
     fn handle(&mut self, finished: DeliveryFinished, ctx: &mut Self::Context) {
-        if finished.thread_taken
-            && let Some(handed) = self.handed.get_mut(&finished.outbox)
-            && handed.send.operation_id == finished.operation_id
-        {
-            handed.conversation = None;
-            self.looked_for.insert(finished.outbox);
-            if self.learning.is_none() {
-                self.learn_what_is_open(ctx);
+        let DeliveryFinished { outbox, operation_id, end } = finished;
+        match end {
+            DeliveryEnd::Unreached(unreached) => {
+                self.relay_to_the_rest(outbox, &operation_id, unreached, ctx);
             }
-            return;
+            DeliveryEnd::ThreadTaken => match self.handed.get_mut(&outbox) {
+                Some(handed) if handed.send.operation_id == operation_id => {
+                    handed.conversation = None;
+                    self.looked_for.insert(outbox);
+                    if self.learning.is_none() {
+                        self.learn_what_is_open(ctx);
+                    }
+                }
+                _ => self.delivery_finished(outbox, &operation_id, ctx),
+            },
+            DeliveryEnd::Done => self.delivery_finished(outbox, &operation_id, ctx),
         }
-        self.delivery_finished(finished.outbox, &finished.operation_id, ctx);
     }
 }
 

@@ -156,7 +156,9 @@ pub async fn run(
             Ok(wanted) => wanted,
             Err(StoreError::Closing | StoreError::Fenced(_)) => return,
             Err(error) => {
-                tracing::warn!(error = %crate::error_chain(&error), "what is to be backfilled can't be read");
+                if !error.is_told_by_store() {
+                    tracing::warn!(error = %crate::error_chain(&error), "what is to be backfilled can't be read");
+                }
                 tokio::time::sleep(soon.next_delay()).await;
                 continue;
             }

@@ -12,10 +12,11 @@
 //! [`ChannelExited`] once at its end. It knows of conversations nothing.
 
 use std::{
+    collections::BTreeMap,
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -48,6 +49,9 @@ const SLOW_COMMIT: Duration = Duration::from_secs(5);
 /// So long after a response the server has forgotten what came meanwhile.
 const SERVER_FORGETS: Duration = Duration::from_secs(30);
 
+/// How long a GET has to be parked before its silence counts: what the server had to tell would have come by then.
+pub(super) const SILENCE_COUNTS_AFTER: Duration = Duration::from_secs(5);
+
 /// Why a `resume` leaves a gap.
 const RESUMED: &str = "the server asked to resume: it lost track of what was followed";
 
@@ -55,25 +59,50 @@ const RESUMED: &str = "the server asked to resume: it lost track of what was fol
 #[derive(Debug)]
 pub struct ChannelHealth {
     failing: AtomicBool,
-    committing: AtomicBool,
     continuity: AtomicU64,
     answered_at_ms: AtomicI64,
     polls: AtomicU64,
     parked_at_ms: AtomicI64,
-    unread: AtomicI64,
+    heard: Mutex<Heard>,
     repoll: Notify,
+}
+
+/// How much of what the server told is in the archive.
+#[derive(Debug, Default)]
+struct Heard {
+    /// When the GET was begun that is out.
+    parked: Option<Instant>,
+    /// When the GET was begun whose answer is being stored.
+    storing: Option<Instant>,
+    /// What the server told of before this is stored, except what was only linked.
+    stored_until: Option<Instant>,
+    /// What is still being read of what events only linked: by number, what `stored_until` was before.
+    reading: BTreeMap<u64, Option<Instant>>,
+    last_reading: u64,
+}
+
+/// While it lives, something that events only linked has not been read.
+#[derive(Debug)]
+pub struct Reading {
+    health: Arc<ChannelHealth>,
+    number: u64,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.health.heard().reading.remove(&self.number);
+    }
 }
 
 impl Default for ChannelHealth {
     fn default() -> Self {
         Self {
             failing: AtomicBool::new(false),
-            committing: AtomicBool::new(false),
             continuity: AtomicU64::new(0),
             answered_at_ms: AtomicI64::new(Timestamp::now().as_millisecond()),
             polls: AtomicU64::new(0),
             parked_at_ms: AtomicI64::new(0),
-            unread: AtomicI64::new(0),
+            heard: Mutex::default(),
             repoll: Notify::new(),
         }
     }
@@ -83,11 +112,6 @@ impl ChannelHealth {
     /// The last GET ended in an error and none has succeeded since.
     pub fn is_failing(&self) -> bool {
         self.failing.load(Ordering::Relaxed)
-    }
-
-    /// An answer is here and not stored yet: what it tells is not known to the archive.
-    pub fn is_committing(&self) -> bool {
-        self.committing.load(Ordering::Relaxed)
     }
 
     /// Changes whenever the server may have forgotten events: while it stays the same, nothing was missed.
@@ -118,14 +142,51 @@ impl ChannelHealth {
         self.continuity.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Resources that events only linked are being fetched (+) or were read (-): what they say is not known yet.
-    pub fn count_unread(&self, change: i64) {
-        self.unread.fetch_add(change, Ordering::Relaxed);
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything that events linked has been read.
-    pub fn has_read_all(&self) -> bool {
-        self.unread.load(Ordering::Relaxed) == 0
+    /// What events only linked is to be read: as long as the result lives, what it tells is not known yet.
+    pub fn begin_reading(self: &Arc<Self>) -> Arc<Reading> {
+        let mut heard = self.heard();
+        heard.last_reading += 1;
+        let (number, until) = (heard.last_reading, heard.stored_until);
+        heard.reading.insert(number, until);
+        Arc::new(Reading { health: Arc::clone(self), number })
+    }
+
+    fn parked(&self, at: Instant) {
+        let mut heard = self.heard();
+        heard.parked = Some(at);
+        heard.storing = None;
+    }
+
+    fn answered(&self) {
+        let mut heard = self.heard();
+        heard.storing = heard.parked.take();
+    }
+
+    fn unanswered(&self) {
+        self.heard().parked = None;
+    }
+
+    fn stored(&self) {
+        let mut heard = self.heard();
+        if let Some(begun) = heard.storing.take() {
+            heard.stored_until = Some(begun);
+        }
+    }
+
+    /// Whatever the server had to tell before this is in the archive; `None` while that is nothing.
+    ///
+    /// An answer counts from when its GET was begun, since it holds all that there was to tell by then; a GET that has
+    /// been parked for a while counts as an answer that there is nothing to tell. In lively traffic it moves along, though
+    /// some answer is being stored at almost any time.
+    pub fn heard_all_until(&self, now: Instant) -> Option<Instant> {
+        let heard = self.heard();
+        let silent = heard.parked.is_some_and(|parked| now.duration_since(parked) >= SILENCE_COUNTS_AFTER);
+        let until = if silent { Some(now) } else { heard.stored_until };
+        heard.reading.values().fold(until, |until, unread| until.min(*unread))
     }
 
     /// Drops the parked GET and asks the same address again on another connection. Harmless, since nothing is
@@ -146,6 +207,8 @@ pub struct EventsCommitted {
     pub outcome: CommitOutcome,
     /// How it follows on what was committed before.
     pub continuity: Continuity,
+    /// Given up once everything is read that the batch only linked.
+    pub reading: Option<Arc<Reading>>,
 }
 
 /// How a batch follows on the one before.
@@ -272,7 +335,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
         match (step, polled) {
             (Step::Commit { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
                 match follow.commit(&cursor, &batch, &body, received_at).await {
-                    Ok(outcome) => dispatch = tell(&account, batch, outcome, Continuity::Unbroken),
+                    Ok(stored) => dispatch = tell(&account, batch, stored, Continuity::Unbroken),
                     Err(end) => return end,
                 }
                 followed_until = answered_at;
@@ -285,7 +348,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                     "the server asked to resume; its link is followed, and what is open is learnt anew"
                 );
                 match follow.store_batch(&cursor, &batch, &body, received_at, Some(followed_until)).await {
-                    Ok(outcome) => dispatch = tell(&account, batch, outcome, Continuity::Resumed),
+                    Ok(stored) => dispatch = tell(&account, batch, stored, Continuity::Resumed),
                     Err(end) => return end,
                 }
                 followed_until = answered_at;
@@ -297,7 +360,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                 metrics::count_reconnect(Reconnect::Resync);
                 tracing::warn!("the server asked for resync; its link is taken");
                 match follow.commit(&cursor, &batch, &body, received_at).await {
-                    Ok(outcome) => dispatch = tell(&account, batch, outcome, Continuity::Resynchronised),
+                    Ok(stored) => dispatch = tell(&account, batch, stored, Continuity::Resynchronised),
                     Err(end) => return end,
                 }
                 followed_until = answered_at;
@@ -345,13 +408,20 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
     }
 }
 
+/// What came of storing an answer.
+struct Stored {
+    outcome: CommitOutcome,
+    /// Of what is still to be fetched.
+    reading: Option<Arc<Reading>>,
+}
+
 fn tell(
     account: &Recipient<EventsCommitted>,
     batch: EventBatch,
-    outcome: CommitOutcome,
+    Stored { outcome, reading }: Stored,
     continuity: Continuity,
 ) -> Dispatch {
-    Box::pin(account.send(EventsCommitted { batch, outcome, continuity }))
+    Box::pin(account.send(EventsCommitted { batch, outcome, continuity, reading }))
 }
 
 /// One GET. `None` if somebody asked to begin it again.
@@ -359,7 +429,7 @@ async fn poll(
     follow: &Follow,
     parameters: Option<&EventParameters>,
 ) -> Option<Result<PollAnswer, UcwaError>> {
-    follow.health.committing.store(false, Ordering::Relaxed);
+    follow.health.parked(Instant::now());
     follow.health.polls.fetch_add(1, Ordering::Relaxed);
     follow.health.parked_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
     tokio::select! {
@@ -372,11 +442,12 @@ impl Follow {
     fn note_answer(&self, polled: &Result<PollAnswer, UcwaError>, state: &ChannelState) {
         match polled {
             Ok(_) => {
-                self.health.committing.store(true, Ordering::Relaxed);
+                self.health.answered();
                 self.health.failing.store(false, Ordering::Relaxed);
                 self.health.answered_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
             }
             Err(error) => {
+                self.health.unanswered();
                 self.health.failing.store(true, Ordering::Relaxed);
                 metrics::count_reconnect(Reconnect::Error);
                 tracing::warn!(
@@ -396,7 +467,7 @@ impl Follow {
         batch: &EventBatch,
         body: &str,
         received_at: Instant,
-    ) -> Result<CommitOutcome, ChannelEnd> {
+    ) -> Result<Stored, ChannelEnd> {
         self.store_batch(cursor, batch, body, received_at, None).await
     }
 
@@ -407,13 +478,13 @@ impl Follow {
         body: &str,
         received_at: Instant,
         resumed_since: Option<Timestamp>,
-    ) -> Result<CommitOutcome, ChannelEnd> {
+    ) -> Result<Stored, ChannelEnd> {
         let facts = self.interpret(batch, body);
         let unlisted = facts.iter().filter(|fact| matches!(fact, Fact::Quarantined(_))).count();
-        let outcome = self.store(cursor, facts, body, received_at, resumed_since).await?;
+        let stored = self.store(cursor, facts, body, received_at, resumed_since).await?;
         metrics::count_events(batch);
         metrics::count_quarantined_events(unlisted);
-        Ok(outcome)
+        Ok(stored)
     }
 
     /// A payload that breaks the interpreter must not break the account again and again.
@@ -437,7 +508,7 @@ impl Follow {
         body: &str,
         received_at: Instant,
         resumed_since: Option<Timestamp>,
-    ) -> Result<CommitOutcome, ChannelEnd> {
+    ) -> Result<Stored, ChannelEnd> {
         let next = match self.client.resolve(cursor) {
             Ok(next) => next,
             Err(error) => {
@@ -475,7 +546,9 @@ impl Follow {
                         self.record_gap(commit.received_at, reason).await;
                     }
                     self.cursor = next;
-                    return Ok(outcome);
+                    let reading = (!outcome.fetches.is_empty()).then(|| self.health.begin_reading());
+                    self.health.stored();
+                    return Ok(Stored { outcome, reading });
                 }
                 Err(StoreError::Fenced(_)) => return Err(ChannelEnd::Fenced),
                 Err(StoreError::Closing) => {
@@ -505,6 +578,14 @@ impl Follow {
                         format!("the database refused what was read from it: {}", crate::error_chain(&error)),
                         body,
                     ))];
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+                Err(error) if error.is_told_by_store() => {
+                    // Every account would say the same again and again.
+                    tracing::debug!(
+                        error = %crate::error_chain(&error),
+                        "events can't be stored; nothing is acknowledged until they are"
+                    );
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
                 Err(error) => {
@@ -611,6 +692,55 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn in_lively_traffic_what_was_heard_moves_along_though_some_answer_is_always_being_stored() {
+        let health = ChannelHealth::default();
+        let began = Instant::now();
+        let mut at = began;
+        for _ in 0..100 {
+            health.parked(at);
+            health.answered();
+            // Whenever somebody looks, the last answer is on its way into the archive.
+            assert_eq!(health.heard_all_until(at + MOMENT), (at > began).then(|| at - MOMENT));
+            health.stored();
+            at += MOMENT;
+        }
+        health.parked(at);
+        health.unanswered();
+        assert_eq!(health.heard_all_until(at + SILENCE_COUNTS_AFTER), Some(at - MOMENT), "nobody answers");
+    }
+
+    #[test]
+    fn silence_counts_once_a_get_has_been_parked_for_a_while() {
+        let health = ChannelHealth::default();
+        let at = Instant::now();
+        health.parked(at);
+        assert_eq!(health.heard_all_until(at + SILENCE_COUNTS_AFTER - MOMENT), None);
+        let now = at + SILENCE_COUNTS_AFTER;
+        assert_eq!(health.heard_all_until(now), Some(now));
+    }
+
+    #[test]
+    fn what_was_only_linked_is_heard_once_all_of_it_is_read() {
+        let health = Arc::new(ChannelHealth::default());
+        let at = Instant::now();
+        health.parked(at);
+        health.answered();
+        let linked = health.begin_reading();
+        health.stored();
+        let next = at + MOMENT;
+        health.parked(next);
+        let late = next + SILENCE_COUNTS_AFTER;
+        assert_eq!(health.heard_all_until(late), None, "nothing was heard before the answer that linked");
+        let linked_in_turn = Arc::clone(&linked);
+        drop(linked);
+        assert_eq!(health.heard_all_until(late), None);
+        drop(linked_in_turn);
+        assert_eq!(health.heard_all_until(late), Some(late));
+    }
 
     #[test]
     fn asking_again_wakes_a_parked_channel_once() {

@@ -65,6 +65,8 @@ pub struct Keys {
     pub outbox: BTreeSet<OutboxId>,
     /// Accounts whose rows in state `sending` matter.
     pub sending: BTreeSet<AccountId>,
+    /// Accounts whose rows matter of which nobody could tell whether the server took them.
+    pub in_doubt: BTreeSet<AccountId>,
     /// Threads that conversation logs speak of: all conversations of each with their participants, and its messages; and
     /// times in which an event may have spoken of a send.
     pub logged: BTreeSet<LoggedKey>,
@@ -205,6 +207,7 @@ impl Mentioned<'_> {
                         to: last.checked_add(LATE_INVITATION).unwrap_or(last),
                     });
                     self.keys.sending.insert(self.commit.account);
+                    self.keys.in_doubt.insert(self.commit.account);
                 }
             }
             Fact::Quarantined(_) => {}

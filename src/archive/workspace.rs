@@ -657,7 +657,7 @@ impl Workspace {
                 Fact::Message(fact) => self.apply_message(&mut applying, fact),
                 Fact::Unfetchable(fact) => self.apply_unfetchable(&mut applying, fact),
                 Fact::Send(fact) => self.apply_send(&mut applying, fact),
-                Fact::Logged(fact) => self.apply_logged(&applying, fact),
+                Fact::Logged(fact) => self.apply_logged(&mut applying, fact),
                 Fact::Quarantined(fact) => {
                     let occurrence = quarantined.entry(&fact.payload).or_insert(0);
                     self.apply_quarantined(&applying, fact, commit.cursor.as_deref(), *occurrence);

@@ -1,7 +1,8 @@
 //! `history` and `search`: read the archive, and follow it. Each read is noted in `access_log`.
 //!
-//! Both take the same query and the same options. A page is the newest messages that fit, in the order in which they
-//! were archived; `--after` goes on with older ones from the smallest id of the page before, whatever has come since.
+//! Both take the same query and the same options. A page is the newest messages that fit, by the time they were sent and,
+//! of the same time, by id; `--after` goes on with older ones from the first message of the page before, whatever has come
+//! since. Who follows gets new ones in the order in which they are archived, by id.
 
 use std::{
     fmt::Write,
@@ -9,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use clap::Args;
 use jiff::Timestamp;
 use tokio::time::sleep;
@@ -86,8 +88,8 @@ struct ListingOptions {
     /// At most so many, the newest ones
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(0..))]
     limit: i64,
-    /// The next page: messages archived before the one with this id, the smallest of the page before
-    #[arg(long, value_name = "CURSOR", conflicts_with = "follow")]
+    /// The next page: messages older than the one with this id, the first of the page before
+    #[arg(long, value_name = "ID", conflicts_with = "follow")]
     after: Option<i64>,
     /// Go on with each new message until interrupted
     #[arg(long, conflicts_with = "until")]
@@ -181,13 +183,17 @@ impl ListingOptions {
         words
     }
 
-    fn page(&self) -> Page {
-        self.after.map_or(Page::Newest, |id| Page::Before(MessageId(id)))
+    async fn page(&self, store: &dyn Store) -> anyhow::Result<Page> {
+        let Some(id) = self.after else { return Ok(Page::Newest) };
+        let place = store.place(MessageId(id)).await?;
+        place.map(Page::Before).with_context(|| {
+            format!("there is no message {id}; --after takes the id of the first message of the page before")
+        })
     }
 }
 
 async fn print(store: &dyn Store, query: &Query, listing: &ListingOptions) -> anyhow::Result<()> {
-    let rows = store.messages(query, listing.page(), listing.limit).await?;
+    let rows = store.messages(query, listing.page(store).await?, listing.limit).await?;
     match listing.format {
         RowFormat::Json => return output::json_array(&rows),
         RowFormat::Jsonl => return rows.iter().try_for_each(output::json_line),
@@ -220,9 +226,7 @@ async fn print(store: &dyn Store, query: &Query, listing: &ListingOptions) -> an
 }
 
 async fn follow(store: &dyn Store, query: &Query, listing: &ListingOptions) -> anyhow::Result<()> {
-    // With a limit of 0 nothing old is printed, but the place to go on from has to be known.
-    let newest = store.messages(&Query::default(), Page::Newest, 1).await?;
-    let mut last = newest.last().map_or(MessageId(0), |row| row.message_id);
+    let mut last = store.newest_message().await?.unwrap_or(MessageId(0));
     let highlight = Highlight::on_terminal(query);
     if listing.format == RowFormat::Csv {
         output::bytes(&csv::document(csv::HISTORY, std::iter::empty())?)?;
@@ -234,12 +238,15 @@ async fn follow(store: &dyn Store, query: &Query, listing: &ListingOptions) -> a
         }
     }
     loop {
+        let newest = store.newest_message().await?;
         let rows = store.messages(query, Page::After(last), PAGE).await?;
         for row in &rows {
             last = last.max(row.message_id);
             print_line(row, listing.format, &highlight)?;
         }
-        if rows.is_empty() {
+        if i64::try_from(rows.len()) != Ok(PAGE) {
+            // What does not fit is not looked at again.
+            last = newest.map_or(last, |newest| last.max(newest));
             sleep(LOOK_AGAIN).await;
         }
     }

@@ -9,6 +9,7 @@
 
 mod account;
 mod actor;
+mod bench;
 mod coverage;
 mod decode;
 mod export;
@@ -18,6 +19,7 @@ mod init;
 mod logging;
 mod open;
 mod outbox;
+mod outbox_shape;
 mod output;
 mod password;
 mod quarantine;
@@ -102,6 +104,8 @@ pub enum Command {
     Quarantine(quarantine::QuarantineCommand),
     /// Print what the relay understands of an event-channel response, one JSON object per event
     Decode(decode::DecodeOptions),
+    /// Measure what this machine can do: relay against the simulated server, each figure beside its goal
+    Bench(bench::BenchOptions),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -148,6 +152,10 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             logging::start(&logging::filter_without_configuration(), log_format)?;
             return serve::demo(&options);
         }
+        Command::Bench(options) => {
+            logging::start(&logging::filter_without_configuration(), log_format)?;
+            return bench::bench(options);
+        }
         Command::Simulate(options) => {
             logging::start(&logging::filter_without_configuration(), log_format)?;
             return serve::simulate(options);
@@ -180,6 +188,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Command::Run
             | Command::Demo(_)
             | Command::Simulate(_)
+            | Command::Bench(_)
             | Command::Init(_)
             | Command::Decode(_)
             | Command::Completions { .. } => unreachable!("was dealt with before the configuration was read"),

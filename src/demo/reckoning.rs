@@ -384,6 +384,7 @@ mod tests {
             last_code: None,
             last_subcode: None,
             last_error: None,
+            possible_duplicate: false,
             created_at: Timestamp::UNIX_EPOCH,
             sent_at: None,
             finished_at: None,

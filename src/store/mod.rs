@@ -10,6 +10,7 @@
 
 mod columns;
 mod coverage;
+mod health;
 mod known_accounts;
 mod leases;
 mod migrations;
@@ -43,7 +44,7 @@ pub use self::{
     quarantine::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload},
     reading::{
         ArchivedAccount, ArchivedMessage, ChainRange, ChainedMessage, ConversationDetails, DayCount,
-        ExportOrder, Head, Page, ReadingStore, Stay,
+        ExportOrder, Head, Page, Place, ReadingStore, Stay,
     },
 };
 
@@ -116,6 +117,19 @@ pub enum StoreError {
     /// The writer has stopped: because the program is ending, or as [`HistoryStore::broken`] tells.
     #[error("the store is closing")]
     Closing,
+}
+
+impl StoreError {
+    /// A server's log has it already: its store says once that the database takes nothing, and everybody who writes gets
+    /// this error until it does. Trouble with single rows concerns only those who need them.
+    pub fn is_told_by_store(&self) -> bool {
+        match self {
+            Self::Unavailable { source, .. } | Self::Locked { source, .. } => {
+                !trouble::is_of_single_rows(source)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// All that a dialect implements.
@@ -748,6 +762,8 @@ pub struct OutboxRow {
     pub last_subcode: Option<String>,
     /// A sentence.
     pub last_error: Option<String>,
+    /// It was sent again though the server may have taken it before.
+    pub possible_duplicate: bool,
     /// When it was inserted.
     #[serde(serialize_with = "crate::archive::text::serialize_time")]
     pub created_at: Timestamp,
@@ -795,6 +811,19 @@ pub struct OutboxFilter {
     pub limit: i64,
 }
 
+/// Rows of one destination, of one age, for [`OutboxStore::outbox_shape`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShapeCell {
+    /// The sending account; as its user spelled it, if nobody has looked at the rows yet.
+    pub account: String,
+    /// Whom they go to: an address, several joined by `;`, or `conversation:ID`.
+    pub destination: String,
+    /// How many of the given times they are older than.
+    pub age: usize,
+    /// How many they are.
+    pub count: i64,
+}
+
 /// How claims and retries behave; the configuration's section `outbox`.
 #[derive(Debug, Clone)]
 pub struct ClaimSettings {
@@ -840,6 +869,16 @@ pub trait OutboxStore: Send + Sync {
     async fn set_outbox_state(&self, id: OutboxId, state: OutboxState) -> Result<bool, StoreError>;
     /// Rows by state, for the overview.
     async fn outbox_counts(&self) -> Result<BTreeMap<String, i64>, StoreError>;
+    /// Rows in these states by account, destination and age: `times` divides the ages, youngest first.
+    async fn outbox_shape(
+        &self,
+        states: &[OutboxState],
+        times: &[Timestamp],
+    ) -> Result<Vec<ShapeCell>, StoreError>;
+    /// Removes rows that were `sent`, `delivered`, `failed`, `expired` or `cancelled` before `before`, with their attempts;
+    /// the oldest, and at most `limit`, so that nothing else waits long. What was said stays in the archive. Returns how
+    /// many.
+    async fn purge_outbox(&self, before: Timestamp, limit: i64) -> Result<u64, StoreError>;
 }
 
 // ---------------------------------------------------------------------------------------------- history
@@ -857,7 +896,7 @@ pub struct HistoryFilter {
     pub until: Option<Timestamp>,
     /// Only rows with a larger id, oldest first (for following).
     pub after: Option<MessageId>,
-    /// At most so many; without `after` the newest ones, in ascending order.
+    /// At most so many; without `after` those that were sent last, in the order in which they were sent.
     pub limit: i64,
 }
 
@@ -923,6 +962,10 @@ pub trait HistoryStore: Send + Sync {
     ) -> Result<(), StoreError>;
     /// The database answers.
     async fn ping(&self) -> Result<(), StoreError>;
+    /// The database takes what is written: writes down that this server lives, which a tool has nothing to say of.
+    async fn takes_writes(&self) -> Result<(), StoreError>;
+    /// Why what a server had to write could not be stored last; `None` if it could.
+    fn problem(&self) -> Option<String>;
     /// Returns if the store can write no more although nobody closed it: a fault of this program that only a new start
     /// mends. Never returns otherwise.
     async fn broken(&self);

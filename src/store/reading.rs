@@ -18,18 +18,26 @@ use super::{
 use crate::{
     archive::chain,
     identifiers::{AccountId, ConversationId, MessageId},
-    query::{Condition, Query},
+    query::Query,
 };
 
-/// Which messages of those that fit, by id: the order in which they were archived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which messages of those that fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Page {
-    /// The newest ones.
+    /// Those that were sent last; of those sent at the same time, those archived last.
     Newest,
-    /// The newest ones with a smaller id.
-    Before(MessageId),
-    /// The oldest ones with a larger id.
+    /// In the same order, the ones before this place.
+    Before(Place),
+    /// By id, which is the order in which they were archived: the oldest ones with a larger id.
     After(MessageId),
+}
+
+/// Where a message stands among all: by time, then by id. Other messages that come don't shift it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// `sent_at` as the database compares it.
+    sent_at_key: String,
+    id: MessageId,
 }
 
 /// An account that has or had an archive: removed ones are there too.
@@ -214,12 +222,16 @@ pub struct DayCount {
 /// Reading at length.
 #[async_trait]
 pub trait ReadingStore: Send + Sync {
-    /// One page of the messages that fit, in ascending order of id.
+    /// One page of the messages that fit, in the page's order, the oldest first.
     async fn messages(&self, query: &Query, page: Page, limit: i64) -> Result<Vec<HistoryRow>, StoreError>;
     /// The same by a filter.
     async fn history(&self, filter: &HistoryFilter) -> Result<Vec<HistoryRow>, StoreError> {
         self.messages(&filter.query(), filter.page(), filter.limit).await
     }
+    /// Where a message stands; none if there is no such message.
+    async fn place(&self, id: MessageId) -> Result<Option<Place>, StoreError>;
+    /// The message that was archived last.
+    async fn newest_message(&self) -> Result<Option<MessageId>, StoreError>;
     /// Every account that has a row, by URI.
     async fn archived_accounts(&self) -> Result<Vec<ArchivedAccount>, StoreError>;
     /// Head of the account's chain as `chain_heads` has it.
@@ -276,11 +288,6 @@ pub(super) trait Readable: Send + Sync {
     async fn select(&self, statement: Statement) -> Result<Vec<Self::Row>, sqlx::Error>;
 }
 
-/// The words of a database for `query`.
-async fn dialect_for(store: &impl Readable, query: &Query) -> Result<Box<dyn Dialect>, sqlx::Error> {
-    store.dialect(query.terms.iter().any(|term| matches!(term.condition, Condition::Text(_)))).await
-}
-
 /// What a [`ChainedMessage`] is read from; `m` is `messages`, `a` is `accounts`.
 const CHAINED: &str = "m.id, m.chain_seq, a.sip_uri, m.conversation_id, m.direction, m.sender_uri, m.sender_name, \
                        m.content_type, m.body, m.body_html, m.sent_at, m.operation_id, m.outbox_id, m.correlation, \
@@ -290,22 +297,57 @@ const CHAINED: &str = "m.id, m.chain_seq, a.sip_uri, m.conversation_id, m.direct
 impl<S: Readable> ReadingStore for S {
     async fn messages(&self, query: &Query, page: Page, limit: i64) -> Result<Vec<HistoryRow>, StoreError> {
         let failed = failed("reading history");
-        let dialect = dialect_for(self, query).await.map_err(&failed)?;
+        // Who follows the archive looks at what is new, which is little; the index would tell of all there is.
+        let has_text = query.texts().next().is_some();
+        let dialect = self.dialect(has_text && !matches!(page, Page::After(_))).await.map_err(&failed)?;
         // The ids first, from the table, so that the view's sub-queries run for the chosen rows only; and only the
         // conditions that are given, so that each has its index.
-        let mut sql = Sql::new(
-            &*dialect,
-            "SELECT h.* FROM message_history h WHERE h.message_id IN (SELECT m.id FROM messages m WHERE TRUE",
-        );
-        sql.and_fits(query);
-        match page {
-            Page::Newest => sql.push(" ORDER BY m.id DESC"),
-            Page::Before(id) => sql.push(" AND m.id < ").bind_integer(id.0).push(" ORDER BY m.id DESC"),
+        let mut sql = Sql::new(&*dialect, "SELECT h.* FROM message_history h WHERE h.message_id IN (");
+        if query.texts().any(|text| dialect.narrows(text)) {
+            // All that fit, before they are put in order: with the order in view a planner that takes the words for
+            // frequent walks through the archive from its end and takes text after text apart.
+            sql.push("WITH found AS MATERIALIZED (SELECT m.id, m.sent_at FROM messages m WHERE TRUE")
+                .and_fits(query)
+                .push(") SELECT m.id FROM found m WHERE TRUE");
+        } else {
+            sql.push("SELECT m.id FROM messages m WHERE TRUE").and_fits(query);
+        }
+        match &page {
+            Page::Newest => sql.push(" ORDER BY m.sent_at DESC, m.id DESC"),
+            Page::Before(place) => sql
+                .push(" AND (m.sent_at, m.id) < (")
+                .bind_time_text(&place.sent_at_key)
+                .push(", ")
+                .bind_integer(place.id.0)
+                .push(") ORDER BY m.sent_at DESC, m.id DESC"),
             Page::After(id) => sql.push(" AND m.id > ").bind_integer(id.0).push(" ORDER BY m.id"),
         };
-        sql.push(" LIMIT ").bind_integer(limit).push(") ORDER BY h.message_id");
+        sql.push(" LIMIT ").bind_integer(limit).push(match page {
+            Page::After(_) => ") ORDER BY h.message_id",
+            Page::Newest | Page::Before(_) => ") ORDER BY h.sent_at, h.message_id",
+        });
         let found = self.select(sql.finish()).await.map_err(&failed)?;
         found.iter().map(|row| rows::history_row(row).map_err(&failed)).collect()
+    }
+
+    async fn place(&self, id: MessageId) -> Result<Option<Place>, StoreError> {
+        let failed = failed("looking a message up");
+        let dialect = self.dialect(false).await.map_err(&failed)?;
+        let mut sql = Sql::new(&*dialect, "SELECT ");
+        sql.push(&dialect.time_as_text("m.sent_at"))
+            .push(" AS sent_at_key FROM messages m WHERE m.id = ")
+            .bind_integer(id.0);
+        let found = self.select(sql.finish()).await.map_err(&failed)?;
+        let place = |row: &S::Row| Ok(Place { sent_at_key: row.some_lossy_text("sent_at_key")?, id });
+        found.first().map(place).transpose().map_err(failed)
+    }
+
+    async fn newest_message(&self) -> Result<Option<MessageId>, StoreError> {
+        let failed = failed("looking for the newest message");
+        let dialect = self.dialect(false).await.map_err(&failed)?;
+        let sql = Sql::new(&*dialect, "SELECT m.id FROM messages m ORDER BY m.id DESC LIMIT 1");
+        let found = self.select(sql.finish()).await.map_err(&failed)?;
+        found.first().map(|row| row.integer("id").map(MessageId)).transpose().map_err(failed)
     }
 
     async fn archived_accounts(&self) -> Result<Vec<ArchivedAccount>, StoreError> {
@@ -376,7 +418,8 @@ impl<S: Readable> ReadingStore for S {
         limit: i64,
     ) -> Result<Vec<ArchivedMessage>, StoreError> {
         let failed = failed("reading messages for an export");
-        let dialect = dialect_for(self, query).await.map_err(&failed)?;
+        // A page walks along the account's messages; what an index told of all accounts would be asked for each page.
+        let dialect = self.dialect(false).await.map_err(&failed)?;
         let mut sql = Sql::new(&*dialect, "SELECT ");
         sql.push(CHAINED).push(", ").push(&dialect.time_as_text("m.sent_at")).push(
             " AS sent_at_key, h.recipients, h.thread_id, h.subject, m.status, m.code, m.subcode, m.reason,
@@ -458,7 +501,7 @@ impl<S: Readable> ReadingStore for S {
         to: i64,
     ) -> Result<Vec<DayCount>, StoreError> {
         let failed = failed("counting messages by day");
-        let dialect = dialect_for(self, query).await.map_err(&failed)?;
+        let dialect = self.dialect(false).await.map_err(&failed)?;
         let mut sql = Sql::new(&*dialect, "SELECT ");
         sql.push(&dialect.day("m.sent_at"))
             .push(

@@ -16,7 +16,7 @@ use crate::{
 use super::{
     Account, AccountOverview, AccountState, Auth, Backfill, ClaimedSend, FollowedSession, Gap, HistoryRow,
     InvitationPolicy, KnownConversation, OpenConversation, OutboxAttempt, OutboxRow, OutboxState,
-    QuarantineEntry, QuarantinedPayload, SecretSource, Session, UnsettledSend,
+    QuarantineEntry, QuarantinedPayload, SecretSource, Session, ShapeCell, UnsettledSend,
     columns::{Columns, undecodable},
     writer::UnplacedCall,
 };
@@ -348,6 +348,7 @@ pub(super) fn outbox_send(row: &impl Columns) -> Result<OutboxSend, sqlx::Error>
         last_code: row.lossy_text("last_code")?,
         last_subcode: row.lossy_text("last_subcode")?,
         last_error: row.lossy_text("last_error")?,
+        possible_duplicate: row.flag("possible_duplicate")?,
         claimed_at: row.optional_user_time("claimed_at")?,
         sent_at: row.optional_user_time("sent_at")?,
         finished_at: row.optional_user_time("finished_at")?,
@@ -437,9 +438,19 @@ pub(super) fn outbox_row(row: &impl Columns) -> Result<OutboxRow, sqlx::Error> {
         last_code: row.lossy_text("last_code")?,
         last_subcode: row.lossy_text("last_subcode")?,
         last_error: row.lossy_text("last_error")?,
+        possible_duplicate: row.flag("possible_duplicate")?,
         created_at: row.user_time("created_at")?,
         sent_at: row.optional_user_time("sent_at")?,
         finished_at: row.optional_user_time("finished_at")?,
+    })
+}
+
+pub(super) fn shape_cell(row: &impl Columns) -> Result<ShapeCell, sqlx::Error> {
+    Ok(ShapeCell {
+        account: row.some_lossy_text("account")?,
+        destination: row.some_lossy_text("destination")?,
+        age: usize::try_from(row.integer("age")?).unwrap_or(0),
+        count: row.integer("count")?,
     })
 }
 

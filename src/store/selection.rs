@@ -24,6 +24,8 @@ pub(super) trait Dialect: Send + Sync {
     fn placeholder(&self, number: usize) -> String;
     /// Tells the planner which index to walk through, right after the table's alias, where the dialect knows how to.
     fn by_index(&self, index: &str) -> String;
+    /// Joins the table that follows, of which rows are looked up for each row of the one before.
+    fn join_to_each(&self) -> &'static str;
     /// How texts are put in the order of their code points.
     fn by_code_points(&self) -> &'static str;
     /// The day in UTC of a column with a time: `2026-03-01`.
@@ -32,6 +34,8 @@ pub(super) trait Dialect: Send + Sync {
     fn time_as_text(&self, column: &str) -> String;
     /// A placeholder of such a text, as a time.
     fn time_from_text(&self, placeholder: &str) -> String;
+    /// Whether an index tells which messages may have this text in them.
+    fn narrows(&self, text: &str) -> bool;
     /// Adds a condition that is true where `m.body` has this text in it, as [`crate::query::fold::find`] does.
     fn has_text(&self, sql: &mut Sql<'_>, text: &str);
 }
@@ -107,13 +111,14 @@ impl<'d> Sql<'d> {
         for Term { negated, condition } in &query.terms {
             // What is NULL does not fit, so its contrary does.
             self.push(if *negated { " AND NOT coalesce((" } else { " AND (" });
-            self.condition(condition);
+            self.condition(condition, query.only_account());
             self.push(if *negated { "), FALSE)" } else { ")" });
         }
         self
     }
 
-    fn condition(&mut self, condition: &Condition) {
+    /// `account`: no other account's messages are asked for, so that what has to be looked up is looked up there.
+    fn condition(&mut self, condition: &Condition, account: Option<&SipUri>) {
         match condition {
             Condition::Text(text) => {
                 let dialect = self.dialect;
@@ -125,22 +130,7 @@ impl<'d> Sql<'d> {
                     sql.push(" OR m.sender_name = ").bind_text(name);
                 }
             }),
-            Condition::With(people) => self.any(people, |sql, person| {
-                sql.is("m.sender_uri", person);
-                sql.push(" OR EXISTS (SELECT 1 FROM participants p")
-                    .by_index("participants_of_conversation")
-                    .push(" WHERE p.account_id = m.account_id AND p.conversation_id = m.conversation_id AND (");
-                sql.is("p.sip_uri", person);
-                if let Person::Name(name) = person {
-                    sql.push(" OR p.display_name = ").bind_text(name);
-                }
-                sql.push(
-                    ")) OR EXISTS (SELECT 1 FROM invitations i
-                                    WHERE i.account_id = m.account_id AND i.conversation_id = m.conversation_id AND (",
-                );
-                sql.is("i.to_uri", person);
-                sql.push("))");
-            }),
+            Condition::With(people) => self.is_with(people, account),
             // One account is one value, so that its part of an index has the order that is asked for.
             Condition::Account(people) if matches!(people.as_slice(), [Person::Address(_)]) => {
                 self.push("m.account_id = (SELECT a.id FROM accounts a WHERE ");
@@ -161,6 +151,61 @@ impl<'d> Sql<'d> {
             Condition::HasHtml => {
                 self.push("m.body_html IS NOT NULL");
             }
+        }
+    }
+
+    /// A message is from one of these, or in a conversation that one of them took part in or was invited to. The other way
+    /// round, to look at each message's conversation, would read all messages for a person seldom heard of.
+    fn is_with(&mut self, people: &[Person], account: Option<&SipUri>) {
+        self.push("m.id IN (");
+        for (number, person) in people.iter().enumerate() {
+            self.push(if number == 0 { "" } else { " UNION " });
+            self.of_person("messages s", "messages_sender", person, account, |sql| {
+                sql.is("s.sender_uri", person);
+            });
+            self.push(" UNION ");
+            self.of_person("participants p", "participants_uri", person, account, |sql| {
+                sql.is("p.sip_uri", person);
+                if let Person::Name(name) = person {
+                    sql.push(" OR p.display_name = ").bind_text(name);
+                }
+            });
+            self.push(" UNION ");
+            self.of_person("invitations i", "invitations_to", person, account, |sql| {
+                sql.is("i.to_uri", person);
+            });
+        }
+        self.push(")");
+    }
+
+    /// Adds a SELECT of the ids of all messages in conversations of which `table` has a row of the person; of the rows
+    /// themselves, if it is the table of messages.
+    fn of_person(
+        &mut self,
+        table: &str,
+        index: &str,
+        person: &Person,
+        account: Option<&SipUri>,
+        is_of: impl FnOnce(&mut Self),
+    ) {
+        let alias = table.rsplit(' ').next().unwrap_or(table);
+        self.push("SELECT s.id FROM ").push(table);
+        // There is no index of parts of an address.
+        if matches!(person, Person::Address(_)) {
+            self.by_index(index);
+        }
+        if alias != "s" {
+            self.push(self.dialect.join_to_each()).push(&format!(
+                "messages s ON s.account_id = {alias}.account_id AND s.conversation_id = {alias}.conversation_id"
+            ));
+        }
+        self.push(" WHERE (");
+        is_of(self);
+        self.push(")");
+        if let Some(account) = account {
+            self.push(&format!(" AND {alias}.account_id = (SELECT a.id FROM accounts a WHERE a.sip_uri = "))
+                .bind_text(account.as_str())
+                .push(")");
         }
     }
 

@@ -34,7 +34,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::trouble::{failed, is_of_single_rows};
+use super::{
+    health::Health,
+    trouble::{failed, is_of_single_rows},
+};
 use crate::{
     archive::{
         Changes, Keys, PATIENCE, Workspace,
@@ -217,6 +220,12 @@ const BATCH: usize = 512;
 /// How often is looked for changes by other processes.
 const WATCH_EVERY: Duration = Duration::from_millis(20);
 
+/// Trouble that passes quickly is told by the database within this time.
+const PASSES_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long may be looked for the reason why there is no connection.
+const ASKS_WHY_FOR: Duration = Duration::from_secs(3);
+
 /// How often overdue messages are settled.
 const SETTLE_EVERY: Duration = Duration::from_secs(15);
 
@@ -302,6 +311,7 @@ pub(super) struct Writer<D: Dialect> {
     broken: CancellationToken,
     /// Somebody waits for the writer's end: it does not wait for the database any more.
     closing: CancellationToken,
+    health: Arc<Health>,
 }
 
 impl<D: Dialect> Writer<D> {
@@ -317,6 +327,7 @@ impl<D: Dialect> Writer<D> {
         let (requests, queue) = mpsc::channel(QUEUE);
         let due = Arc::new(Notify::new());
         let closing = CancellationToken::new();
+        let health = Arc::<Health>::default();
         let task = WriterTask {
             dialect,
             pool,
@@ -325,6 +336,7 @@ impl<D: Dialect> Writer<D> {
             rules,
             due: Arc::clone(&due),
             closing: closing.clone(),
+            health: Arc::clone(&health),
             transactions: 0,
             last_batch: 0,
         };
@@ -337,7 +349,7 @@ impl<D: Dialect> Writer<D> {
                 tell.cancel();
             }
         });
-        Self { requests, due, broken, closing }
+        Self { requests, due, broken, closing, health }
     }
 
     /// Stores facts.
@@ -386,6 +398,11 @@ impl<D: Dialect> Writer<D> {
         self.broken.cancelled().await;
     }
 
+    /// What keeps the database from taking what is written, in words.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.health.problem()
+    }
+
     /// Rows of the queue may be due.
     pub(super) fn wake(&self) {
         self.due.notify_one();
@@ -409,6 +426,7 @@ struct WriterTask<D: Dialect> {
     rules: RuleSettings,
     due: Arc<Notify>,
     closing: CancellationToken,
+    health: Arc<Health>,
     /// Transactions begun so far: the number of the latest.
     transactions: i64,
     /// Size of the last batch: company is waited for only where there was some.
@@ -520,6 +538,7 @@ impl<D: Dialect> WriterTask<D> {
         let began = Instant::now();
         match self.with_patience(&mut batch).await {
             Ok(done) => {
+                self.health.took(!done.commits.is_empty());
                 if !done.commits.is_empty() {
                     metrics::time_commit(began.elapsed(), done.rows);
                 }
@@ -535,7 +554,7 @@ impl<D: Dialect> WriterTask<D> {
                 }
             }
             Err(error) => {
-                tracing::warn!(error = %error_text(&error), "the database did not take a transaction");
+                self.health.refused(error_text(&error));
                 for (_, reply) in batch.commits {
                     let _ = reply.send(Err(same_trouble(&error)));
                 }
@@ -549,9 +568,11 @@ impl<D: Dialect> WriterTask<D> {
     /// Does a batch, again if trouble passes quickly. An error means that nothing of it was stored.
     async fn with_patience(&mut self, batch: &mut Batch<D>) -> Result<Done, StoreError> {
         for pause in D::RETRY_AFTER {
+            let began = Instant::now();
             match self.transaction(batch).await {
-                Err(error) if !self.closing.is_cancelled() => {
-                    tracing::info!(error = %error_text(&error), "a transaction failed; it is done again");
+                // What took long to fail does not pass quickly.
+                Err(error) if !self.closing.is_cancelled() && began.elapsed() < PASSES_WITHIN => {
+                    tracing::debug!(error = %error_text(&error), "a transaction failed; it is done again");
                     sleep(*pause).await;
                 }
                 done => return done,
@@ -565,7 +586,10 @@ impl<D: Dialect> WriterTask<D> {
         let failed = failed("committing");
         self.transactions += 1;
         let number = self.transactions;
-        let mut connection = self.pool.acquire().await.map_err(&failed)?;
+        let mut connection = match self.pool.acquire().await {
+            Ok(connection) => connection,
+            Err(error) => return Err(failed(why_unreachable(&self.pool, error).await)),
+        };
         let done = self.on_connection(&mut connection, number, batch).await;
         if matches!(done, Ended::Stored(_)) {
             drop(connection);
@@ -590,7 +614,8 @@ impl<D: Dialect> WriterTask<D> {
                 Ok(stored) => return stored,
                 Err(problem) => problem,
             };
-            tracing::warn!(error = %problem, "whether the last transaction is durable can't be asked yet; trying again");
+            let problem = why_unreachable(&self.pool, problem).await;
+            self.health.refused(problem.to_string());
             tokio::select! {
                 // Callers are told to try again; whatever they send again has the same keys.
                 () = self.closing.cancelled() => return false,
@@ -713,12 +738,14 @@ impl<D: Dialect> WriterTask<D> {
     async fn settle(&mut self) {
         let settling = Settling::<D> { rules: self.rules, fence: self.dialect.fence() };
         let mut batch = Batch::<D> { commits: Vec::new(), jobs: vec![Box::new(settling)] };
-        let settled = match self.with_patience(&mut batch).await {
-            Ok(mut done) => done.jobs.pop().unwrap_or(Ok(())),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = settled {
-            tracing::warn!(error = %error_text(&error), "could not settle overdue messages");
+        match self.with_patience(&mut batch).await {
+            Ok(mut done) => {
+                self.health.took(false);
+                if let Some(Err(error)) = done.jobs.pop() {
+                    tracing::warn!(error = %error_text(&error), "could not settle overdue messages");
+                }
+            }
+            Err(error) => self.health.refused(error_text(&error)),
         }
     }
 }
@@ -839,6 +866,23 @@ async fn discard<DB: Database>(connection: PoolConnection<DB>) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "closing a connection after trouble"),
         Err(_) => tracing::debug!("a connection was left open after trouble"),
+    }
+}
+
+/// A pool that got no connection in time keeps the reason to itself: one more attempt tells it.
+async fn why_unreachable<DB: Database>(pool: &Pool<DB>, error: sqlx::Error) -> sqlx::Error {
+    if !matches!(error, sqlx::Error::PoolTimedOut) {
+        return error;
+    }
+    match timeout(ASKS_WHY_FOR, DB::Connection::connect_with(&pool.connect_options())).await {
+        Ok(Err(reason)) => reason,
+        Ok(Ok(connection)) => {
+            if let Err(error) = connection.close().await {
+                tracing::debug!(%error, "closing a connection that was only tried");
+            }
+            error
+        }
+        Err(_) => error,
     }
 }
 

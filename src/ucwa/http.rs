@@ -42,6 +42,9 @@ pub(super) const UCWA_XML: &str = "application/vnd.microsoft.com.ucwa+xml";
 const ACCEPT_UCWA: &str = "application/vnd.microsoft.com.ucwa+xml, application/xml;q=0.9";
 /// Parked GETs per client. Servers allow about 100 streams on an HTTP/2 connection.
 const POLLS_PER_CLIENT: usize = 50;
+/// Connections of the commands' client that are kept while nothing goes over them, for its idle time: as many as there
+/// may be sends at once, or a burst would make connections all the time.
+const IDLE_CONNECTIONS: usize = 512;
 /// Largest event-channel response that is read, in bytes.
 const EVENTS_LIMIT: usize = 16 << 20;
 /// Largest other answer that is read, in bytes.
@@ -291,7 +294,7 @@ fn build(
             .connect_timeout(settings.connect_timeout)
             // IIS closes idle connections after two minutes; a POST must not meet one that is just closing.
             .pool_idle_timeout(Duration::from_secs(30))
-            .pool_max_idle_per_host(POLLS_PER_CLIENT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(30))
             .http2_keep_alive_interval(Duration::from_secs(30))

@@ -9,14 +9,14 @@ use crate::{
     archive::{
         Workspace,
         fact::{
-            Direction, FetchedResource, InvitationAction, InvitationAnswered, InvitationFact, InvitationKind,
-            OperationStatus, Phase,
+            Direction, FailureReason, FetchedResource, InvitationAction, InvitationAnswered, InvitationFact,
+            InvitationKind, OperationStatus, Phase,
         },
         retry::{Healing, classify_invitation_failure},
         row::{Awaiting, InvitationRow, MessageSource, MessageStatus},
         workspace::Applying,
     },
-    identifiers::ConversationId,
+    identifiers::{ConversationId, OperationId},
 };
 
 impl Workspace {
@@ -274,26 +274,52 @@ impl Workspace {
         let Some(send) = self.send_of(applying.account, &operation) else {
             return;
         };
-        let message =
-            conversation.and_then(|conversation| self.invitation_said(applying, place, conversation));
-        match (fact.phase, fact.status) {
-            (Phase::Completed, Some(status)) => {
-                if let Some(message) = message {
-                    self.report_delivery(message, status, fact.reason.as_ref());
-                    if status == OperationStatus::Success {
-                        self.release(message);
-                    }
-                }
-                let heals = status == OperationStatus::Failure
-                    && fact
-                        .reason
-                        .as_ref()
-                        .is_none_or(|reason| classify_invitation_failure(reason) == Healing::Temporary);
-                if !(heals && self.try_again_later(applying, send, &operation, fact.reason.as_ref())) {
-                    self.send_completed(applying, send, &operation, status, fact.reason.as_ref(), None);
-                }
+        if let Some(conversation) = conversation {
+            self.invitation_said(applying, place, conversation);
+        }
+        let end = match (fact.phase, fact.status) {
+            (Phase::Completed, Some(status)) => Some((status, fact.reason.clone())),
+            // It may have come before anybody knew whose invitation it is of, since an event may only link it.
+            _ => self.invitations.get(place).end(),
+        };
+        match end {
+            Some((status, reason)) => {
+                self.invitation_ended(applying, place, send, &operation, status, reason.as_ref());
             }
-            _ => self.send_accepted(applying, send, &operation, true),
+            None => self.send_accepted(applying, send, &operation, true),
+        }
+    }
+
+    /// Tells the outbox row of an invitation how it ended, if that and whose it is are known.
+    pub(super) fn tell_end(&mut self, applying: &mut Applying, place: usize) {
+        let row = self.invitations.get(place);
+        let Some(operation) = row.operation_id.clone() else { return };
+        let Some(send) = self.send_of(applying.account, &operation) else { return };
+        if let Some((status, reason)) = self.invitations.get(place).end() {
+            self.invitation_ended(applying, place, send, &operation, status, reason.as_ref());
+        }
+    }
+
+    /// Tells an outbox row how its invitation ended.
+    fn invitation_ended(
+        &mut self,
+        applying: &mut Applying,
+        place: usize,
+        send: usize,
+        operation: &OperationId,
+        status: OperationStatus,
+        reason: Option<&FailureReason>,
+    ) {
+        if let Some(message) = self.invitations.get(place).message.and_then(|id| self.messages.by_id(id)) {
+            self.report_delivery(message, status, reason);
+            if status == OperationStatus::Success {
+                self.release(message);
+            }
+        }
+        let heals = status == OperationStatus::Failure
+            && reason.is_none_or(|reason| classify_invitation_failure(reason) == Healing::Temporary);
+        if !(heals && self.try_again_later(applying, send, operation, reason)) {
+            self.send_completed(applying, send, operation, status, reason, None);
         }
     }
 

@@ -404,12 +404,12 @@ async fn outbox(connection: &mut PgConnection, rows: &[&OutboxSend]) -> Result<(
             SET state = k.state, conversation_id = k.conversation_id, message_id = k.message_id,
                 next_attempt_at = k.next_attempt_at, last_code = k.last_code, last_subcode =
                 k.last_subcode, last_error = k.last_error, sent_at = k.sent_at, finished_at =
-                k.finished_at,
+                k.finished_at, possible_duplicate = k.possible_duplicate,
                 updated_at = date_trunc('milliseconds', clock_timestamp()), revision = x.revision + 1
            FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::text[],
-                $7::text[], $8::text[], $9::timestamptz[], $10::timestamptz[])
+                $7::text[], $8::text[], $9::timestamptz[], $10::timestamptz[], $11::boolean[])
                 AS k (id, state, conversation_id, message_id, next_attempt_at, last_code,
-                      last_subcode, last_error, sent_at, finished_at)
+                      last_subcode, last_error, sent_at, finished_at, possible_duplicate)
           WHERE x.id = k.id",
     )
     .bind(column(rows, |row| row.id.0))
@@ -422,6 +422,7 @@ async fn outbox(connection: &mut PgConnection, rows: &[&OutboxSend]) -> Result<(
     .bind(column(rows, |row| optional_text(row.last_error.as_deref())))
     .bind(column(rows, |row| optional_time(row.sent_at)))
     .bind(column(rows, |row| optional_time(row.finished_at)))
+    .bind(column(rows, |row| row.possible_duplicate))
     .execute(connection)
     .await
     .map(drop)

@@ -46,6 +46,26 @@ impl HistoryStore for PostgresStore {
             .map(drop)
     }
 
+    async fn takes_writes(&self) -> Result<(), StoreError> {
+        let Some(node) = self.node.clone() else { return Ok(()) };
+        self.writer
+            .run("writing that the server lives", false, move |connection| {
+                Box::pin(async move {
+                    sqlx::query("UPDATE nodes SET heartbeat_at = now() WHERE node_id = $1")
+                        .bind(node)
+                        .execute(connection)
+                        .await
+                        .map_err(failed("writing that the server lives"))
+                        .map(drop)
+                })
+            })
+            .await
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.writer.problem()
+    }
+
     async fn broken(&self) {
         self.writer.broken().await;
     }

@@ -371,11 +371,49 @@ async fn outbox(
               WHERE o.account_id = ANY ($1::bigint[]) AND o.state = 'sending'",
         )
         .bind(&accounts)
-        .fetch_all(connection)
+        .fetch_all(&mut *connection)
         .await?;
         for row in found {
             workspace.load_attempt(rows::attempt(&row)?);
         }
+    }
+    sends_in_doubt(connection, workspace, keys).await
+}
+
+/// Rows of which nobody could tell whether the server took them, with the attempts in question.
+async fn sends_in_doubt(
+    connection: &mut PgConnection,
+    workspace: &mut Workspace,
+    keys: &Keys,
+) -> Result<(), sqlx::Error> {
+    if keys.in_doubt.is_empty() {
+        return Ok(());
+    }
+    let accounts: Vec<i64> = keys.in_doubt.iter().map(|id| id.0).collect();
+    let found = sqlx::query(
+        "SELECT o.* FROM outbox o
+          WHERE o.account_id = ANY ($1::bigint[]) AND (o.state = 'uncertain' OR o.possible_duplicate)
+            AND o.state IN ('uncertain', 'queued') AND o.destination IS NOT NULL
+          ORDER BY o.id FOR UPDATE",
+    )
+    .bind(&accounts)
+    .fetch_all(&mut *connection)
+    .await?;
+    for row in found {
+        workspace.load_outbox(rows::outbox_send(&row)?);
+    }
+    let found = sqlx::query(
+        "SELECT t.*
+           FROM outbox o
+           JOIN outbox_attempts t ON t.outbox_id = o.id
+          WHERE o.account_id = ANY ($1::bigint[]) AND (o.state = 'uncertain' OR o.possible_duplicate)
+            AND o.state IN ('uncertain', 'queued') AND t.outcome = 'uncertain'",
+    )
+    .bind(&accounts)
+    .fetch_all(connection)
+    .await?;
+    for row in found {
+        workspace.load_attempt(rows::attempt(&row)?);
     }
     Ok(())
 }

@@ -214,11 +214,13 @@ impl PostgresStore {
         // them, and another node for its leases.
         let patience = format!("{}ms", (settings.lease_ttl / 2).min(Duration::from_secs(60)).as_millis());
         // It looks rows up by keys, whatever the statistics of a young table say; it does not wait long for a user's open
-        // transaction, since everybody waits with it; and nobody waits long for a process that hangs.
+        // transaction, since everybody waits with it; and nobody waits long for a process that hangs. A plan that is
+        // forbidden and taken all the same, as for a sequence, counts as so expensive that it would be compiled each time.
         let writing = pool(1).connect_lazy_with(options.clone().options([
             ("enable_seqscan", "off"),
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
+            ("jit", "off"),
             ("lock_timeout", "2s"),
             ("idle_in_transaction_session_timeout", patience.as_str()),
         ]));

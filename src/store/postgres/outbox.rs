@@ -18,7 +18,7 @@ use crate::{
     outbox::admission::{Admitted, GivenTime, Lookup, Refusal, Submission, admit},
     store::{
         ClaimSettings, ClaimedSend, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow, OutboxState,
-        OutboxStore, StoreError, UnsettledSend,
+        OutboxStore, ShapeCell, StoreError, UnsettledSend,
         columns::Columns,
         rows::{self, allowed_before},
         trouble::{failed, is_duplicate},
@@ -248,7 +248,8 @@ async fn expire(connection: &mut PgConnection, now: Timestamp) -> Result<(), sql
 /// begins its attempt.
 /// Destinations are found by jumping from one to the next in the index, so the cost grows with the number of destinations
 /// and not with the queue. Accounts take turns when there are more rows than `limit`. A destination whose first row is
-/// being changed by its user is passed over.
+/// being changed by its user is passed over. Whether a row still waits is asked in a way that no index can answer: rows
+/// that are known by their ids must not be looked for in the whole queue, which a planner with old statistics prefers.
 const CLAIM: &str = "
     WITH RECURSIVE
     waiting (account_id) AS (
@@ -299,7 +300,7 @@ const CLAIM: &str = "
         SELECT o.id, d.place
           FROM due d
           JOIN outbox o ON o.id = d.id
-         WHERE d.place <= $3 AND o.state = 'queued' AND o.destination IS NOT NULL
+         WHERE d.place <= $3 AND coalesce(o.state, '') = 'queued' AND o.destination IS NOT NULL
            FOR UPDATE OF o SKIP LOCKED
     ),
     claimed AS (
@@ -549,5 +550,59 @@ impl OutboxStore for PostgresStore {
             .map(|row| Ok((row.try_get("state")?, row.try_get("count")?)))
             .collect::<Result<_, sqlx::Error>>()
             .map_err(failed)
+    }
+
+    async fn outbox_shape(
+        &self,
+        states: &[OutboxState],
+        times: &[Timestamp],
+    ) -> Result<Vec<ShapeCell>, StoreError> {
+        let failed = failed("looking at the shape of the outbox");
+        let states: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
+        let times: Vec<Time> = times.iter().map(|&time| Time(time)).collect();
+        sqlx::query(
+            "SELECT coalesce((SELECT a.sip_uri FROM accounts a WHERE a.id = o.account_id), o.account) AS account,
+                    coalesce(o.destination, nullif(o.recipients, ''), 'conversation:' || o.conversation_id, '')
+                        AS destination,
+                    (SELECT count(*) FROM unnest($2::timestamptz[]) k WHERE k >= o.created_at) AS age,
+                    count(*) AS count
+               FROM outbox o
+              WHERE o.state = ANY ($1::text[])
+              GROUP BY 1, 2, 3",
+        )
+        .bind(states)
+        .bind(times)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?
+        .iter()
+        .map(rows::shape_cell)
+        .collect::<Result<_, sqlx::Error>>()
+        .map_err(failed)
+    }
+
+    async fn purge_outbox(&self, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
+        self.writer
+            .run("pruning the outbox", false, move |connection| {
+                Box::pin(async move {
+                    // Several servers may prune at once; a row that its user is changing stays for the next time.
+                    sqlx::query(
+                        "DELETE FROM outbox
+                          WHERE id IN (SELECT f.id FROM outbox f
+                                        WHERE f.state IN ('sent', 'delivered', 'failed', 'expired', 'cancelled')
+                                          AND coalesce(f.finished_at, f.sent_at) < $1
+                                        ORDER BY coalesce(f.finished_at, f.sent_at)
+                                        LIMIT $2
+                                          FOR UPDATE SKIP LOCKED)",
+                    )
+                    .bind(Time(before))
+                    .bind(limit)
+                    .execute(connection)
+                    .await
+                    .map(|done| done.rows_affected())
+                    .map_err(failed("pruning the outbox"))
+                })
+            })
+            .await
     }
 }

@@ -28,6 +28,10 @@ impl Dialect for PostgresDialect {
         String::new()
     }
 
+    fn join_to_each(&self) -> &'static str {
+        " JOIN "
+    }
+
     fn by_code_points(&self) -> &'static str {
         " COLLATE \"C\""
     }
@@ -42,6 +46,10 @@ impl Dialect for PostgresDialect {
 
     fn time_from_text(&self, placeholder: &str) -> String {
         format!("{placeholder}::timestamptz")
+    }
+
+    fn narrows(&self, text: &str) -> bool {
+        self.is_indexed && full_text::candidates(text).is_some()
     }
 
     fn has_text(&self, sql: &mut Sql<'_>, text: &str) {

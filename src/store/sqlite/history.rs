@@ -1,8 +1,9 @@
 //! Who read the archive, and how the store ends.
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 
-use super::SqliteStore;
+use super::{SqliteStore, column::time_text};
 use crate::{
     identifiers::SipUri,
     store::{HistoryStore, StoreError, trouble::failed},
@@ -44,6 +45,27 @@ impl HistoryStore for SqliteStore {
             .await
             .map_err(failed("asking whether it answers"))
             .map(drop)
+    }
+
+    async fn takes_writes(&self) -> Result<(), StoreError> {
+        let Some(node) = self.server.as_ref().map(|server| server.node.clone()) else { return Ok(()) };
+        self.writer
+            .run("writing that the server lives", false, move |connection| {
+                Box::pin(async move {
+                    sqlx::query("UPDATE nodes SET heartbeat_at = ?2 WHERE node_id = ?1")
+                        .bind(node)
+                        .bind(time_text(Timestamp::now()))
+                        .execute(connection)
+                        .await
+                        .map_err(failed("writing that the server lives"))
+                        .map(drop)
+                })
+            })
+            .await
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.writer.problem()
     }
 
     async fn broken(&self) {

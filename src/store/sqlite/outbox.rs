@@ -12,13 +12,14 @@ use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
 use super::{
     SqliteStore,
     column::{optional_time_text, time_text},
+    flush::in_chunks,
 };
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
-    outbox::admission::{GivenTime, Lookup, Refusal, Submission, admit},
+    outbox::admission::{Admitted, GivenTime, Lookup, Refusal, Submission, admit},
     store::{
         ClaimSettings, ClaimedSend, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow, OutboxState,
-        OutboxStore, StoreError, UnsettledSend,
+        OutboxStore, ShapeCell, StoreError, UnsettledSend,
         columns::Columns,
         rows::{self, allowed_before},
         trouble::{failed, is_duplicate},
@@ -91,34 +92,46 @@ async fn admit_new_rows(
         submissions.push((OutboxId(row.try_get("id")?), looked_at));
     }
     let known = known(connection, submissions.iter().map(|(_, (submission, _))| submission)).await?;
+    let mut admitted = Vec::new();
     for (id, (submission, unreadable)) in submissions {
         let decided = match unreadable {
             Some(refusal) => Err(refusal),
             None => admit(&submission, &known, settings.max_body_bytes, now),
         };
         match decided {
-            Ok(admitted) => {
-                sqlx::query(
-                    "UPDATE outbox
-                        SET account_id = ?2, destination = ?3, given_conversation_id = conversation_id,
-                            send_after = ?4, expires_at = ?5, revision = revision + 1
-                      WHERE id = ?1",
-                )
-                .bind(id.0)
-                .bind(admitted.account.0)
-                .bind(admitted.destination)
-                .bind(optional_time_text(admitted.send_after))
-                .bind(optional_time_text(admitted.expires_at))
-                .execute(&mut *connection)
-                .await?;
-            }
+            Ok(row) => admitted.push((id, row)),
             Err(refusal) => {
                 let account = submission.account.parse().ok().and_then(|uri| known.account(&uri));
                 refuse(connection, id, account, &refusal, now).await?;
             }
         }
     }
+    write_admitted(connection, &admitted).await?;
     Ok(i64::try_from(rows.len()).is_ok_and(|count| count == ADMITTED_AT_ONCE))
+}
+
+async fn write_admitted(
+    connection: &mut SqliteConnection,
+    rows: &[(OutboxId, Admitted)],
+) -> Result<(), sqlx::Error> {
+    in_chunks(
+        connection,
+        rows,
+        "UPDATE outbox
+            SET account_id = k.column2, destination = k.column3, given_conversation_id = conversation_id,
+                send_after = k.column4, expires_at = k.column5, revision = revision + 1
+           FROM (",
+        ") AS k WHERE outbox.id = k.column1",
+        |values, (id, row)| {
+            values
+                .put(id.0)
+                .put(row.account.0)
+                .put(row.destination.clone())
+                .put(optional_time_text(row.send_after))
+                .put(optional_time_text(row.expires_at));
+        },
+    )
+    .await
 }
 
 fn submission(row: &SqliteRow) -> Result<Submission, sqlx::Error> {
@@ -612,5 +625,57 @@ impl OutboxStore for SqliteStore {
             .map(|row| Ok((row.try_get("state")?, row.try_get("count")?)))
             .collect::<Result<_, sqlx::Error>>()
             .map_err(failed)
+    }
+
+    async fn outbox_shape(
+        &self,
+        states: &[OutboxState],
+        times: &[Timestamp],
+    ) -> Result<Vec<ShapeCell>, StoreError> {
+        let failed = failed("looking at the shape of the outbox");
+        let states: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
+        let times: Vec<String> = times.iter().map(|&time| time_text(time)).collect();
+        sqlx::query(
+            "SELECT coalesce((SELECT a.sip_uri FROM accounts a WHERE a.id = o.account_id), o.account) AS account,
+                    coalesce(o.destination, nullif(o.recipients, ''), 'conversation:' || o.conversation_id, '')
+                        AS destination,
+                    (SELECT count(*) FROM json_each(?2) k WHERE k.value >= o.created_at) AS age,
+                    count(*) AS count
+               FROM json_each(?1) s
+              CROSS JOIN outbox o INDEXED BY outbox_by_state ON o.state = s.value
+              GROUP BY 1, 2, 3",
+        )
+        .bind(serde_json::Value::from(states).to_string())
+        .bind(serde_json::Value::from(times).to_string())
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?
+        .iter()
+        .map(rows::shape_cell)
+        .collect::<Result<_, sqlx::Error>>()
+        .map_err(failed)
+    }
+
+    async fn purge_outbox(&self, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
+        self.writer
+            .run("pruning the outbox", false, move |connection| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "DELETE FROM outbox
+                          WHERE id IN (SELECT f.id FROM outbox f INDEXED BY outbox_finished
+                                        WHERE f.state IN ('sent', 'delivered', 'failed', 'expired', 'cancelled')
+                                          AND coalesce(f.finished_at, f.sent_at) < ?1
+                                        ORDER BY coalesce(f.finished_at, f.sent_at)
+                                        LIMIT ?2)",
+                    )
+                    .bind(time_text(before))
+                    .bind(limit)
+                    .execute(connection)
+                    .await
+                    .map(|done| done.rows_affected())
+                    .map_err(failed("pruning the outbox"))
+                })
+            })
+            .await
     }
 }

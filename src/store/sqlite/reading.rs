@@ -34,6 +34,11 @@ impl Dialect for SqliteDialect {
         format!(" INDEXED BY {index}")
     }
 
+    /// Its planner keeps the order of tables that are joined so.
+    fn join_to_each(&self) -> &'static str {
+        " CROSS JOIN "
+    }
+
     fn by_code_points(&self) -> &'static str {
         ""
     }
@@ -48,6 +53,10 @@ impl Dialect for SqliteDialect {
 
     fn time_from_text(&self, placeholder: &str) -> String {
         placeholder.to_owned()
+    }
+
+    fn narrows(&self, text: &str) -> bool {
+        self.is_indexed && full_text::indexed_parts(&fold::folded(text)).is_some()
     }
 
     fn has_text(&self, sql: &mut Sql<'_>, text: &str) {
