@@ -59,7 +59,7 @@ bench: ## What this machine can do, on SQLite and on PostgreSQL: about ten minut
 
 # What docs/scaling.md shows: MESSAGES=10000000 takes hours and tens of gigabytes in FOLDER.
 growth: ## How the archive behaves as it grows (MESSAGES, ACCOUNTS, FOLDER)
-	$(CARGO) bench --locked --bench growth -- --messages $(or $(MESSAGES),1000000) --accounts $(or $(ACCOUNTS),1000) --sample 50000 --folder $(or $(FOLDER),/var/tmp)
+	$(CARGO) bench --locked --bench growth -- --messages $(or $(MESSAGES),1000000) --accounts $(or $(ACCOUNTS),1000) --sample 20000 --folder $(or $(FOLDER),/var/tmp)
 
 demo: ## See it work: simulator, relay and lively traffic on loopback
 	$(CARGO) run --locked --release -- demo

@@ -50,8 +50,8 @@ struct Options {
     /// Accounts they are of
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     accounts: u64,
-    /// Messages by which the rate of inserting is measured
-    #[arg(long, default_value_t = 5_000)]
+    /// Messages of each round in which the rate of inserting is measured
+    #[arg(long, default_value_t = 1_000)]
     sample: u64,
     /// Only this database
     #[arg(long, value_enum)]
@@ -167,7 +167,7 @@ impl Member {
     fn says(&self, talk: u64, number: u64, at: Timestamp) -> Fact {
         let conversation_href = self.talk_href(talk);
         let uri = correspondent(self.number, talk, self.accounts);
-        let incoming = number % 2 == 0;
+        let incoming = number.is_multiple_of(2);
         Fact::Message(MessageFact {
             href: format!("{conversation_href}/messaging/messages/{number:x}"),
             phase: Phase::Completed,
@@ -213,7 +213,7 @@ impl Member {
 /// A database of its own; it goes when this goes.
 enum Place {
     Sqlite(TempDir),
-    Postgres(postgres::OwnServer, postgres::PostgresDatabase),
+    Postgres(Arc<postgres::OwnServer>, postgres::PostgresDatabase),
 }
 
 impl Place {
@@ -232,7 +232,18 @@ impl Place {
                     ],
                 );
                 let database = postgres::PostgresDatabase::on(&server.admin_url()).await;
-                Self::Postgres(server, database)
+                Self::Postgres(Arc::new(server), database)
+            }
+        })
+    }
+
+    /// Another one, empty, on the same disk and the same server.
+    async fn beside(&self, folder: &Path) -> anyhow::Result<Self> {
+        Ok(match self {
+            Self::Sqlite(_) => Self::Sqlite(TempDir::new_in(folder)?),
+            Self::Postgres(server, _) => {
+                let database = postgres::PostgresDatabase::on(&server.admin_url()).await;
+                Self::Postgres(Arc::clone(server), database)
             }
         })
     }
@@ -367,6 +378,38 @@ async fn insert_rate(store: &SharedStore, members: &[Member], talk: u64, sample:
     Ok(rate)
 }
 
+/// Rounds of inserting that count.
+const ROUNDS: u64 = 3;
+
+/// How fast the full archive takes messages, and how fast an empty one does on the same disk and the same server: turn by
+/// turn, so that whatever else the machine does slows both; the median of the rounds of each. The first round of each
+/// does not count: it brings the pages into memory, as a server that runs has them.
+async fn insert_rates(
+    full: (&SharedStore, &[Member]),
+    empty: (&SharedStore, &[Member]),
+    talks: u64,
+    sample: u64,
+) -> anyhow::Result<(f64, f64)> {
+    let (mut into_full, mut into_empty) = (Vec::new(), Vec::new());
+    for round in 0..=ROUNDS {
+        // Conversations of a number of their own, above all that filling makes.
+        let talk = talks + 1 + round * (sample + 1);
+        let rates = (
+            insert_rate(full.0, full.1, talk, sample).await?,
+            insert_rate(empty.0, empty.1, talk, sample).await?,
+        );
+        eprintln!(
+            "round {round}: {:.0} messages in a second into the full archive, {:.0} into the empty one",
+            rates.0, rates.1
+        );
+        if round > 0 {
+            into_full.push(rates.0);
+            into_empty.push(rates.1);
+        }
+    }
+    Ok((told(into_full).0, told(into_empty).0))
+}
+
 /// Statements that the store has run, as the driver tells.
 #[derive(Debug, Clone, Default)]
 struct Statements(Arc<Mutex<Vec<String>>>);
@@ -481,7 +524,7 @@ fn questions(options: &Options, talks: u64) -> Vec<(&'static str, Vec<Question>)
         "full text: two words in a row",
         some(1 << 30)
             .map(|number| {
-                let said = text((number % options.accounts) << 32 | number % (talks * TALK));
+                let said = text(((number % options.accounts) << 32) | (number % (talks * TALK)));
                 has(said.split(' ').skip(3).take(2).collect::<Vec<_>>().join(" "))
             })
             .collect(),
@@ -530,13 +573,16 @@ async fn measure(kind: Kind, options: &Options, statements: &Statements) -> anyh
     let mut store = connect(&settings(place.url()), Role::Server).await?;
     let members = sign_in(&store, options.accounts).await?;
     let talks = options.messages / TALK / options.accounts;
-    // Conversations of a number of their own, above all that filling makes.
-    let empty = insert_rate(&store, &members, talks + 1, options.sample).await?;
     fill(&store, &members, 0..talks).await?;
     place.settle().await?;
-    let full = insert_rate(&store, &members, talks + 2 + options.sample, options.sample).await?;
+    let beside = place.beside(&folder).await?;
+    let fresh = connect(&settings(beside.url()), Role::Server).await?;
+    let newcomers = sign_in(&fresh, options.accounts).await?;
+    let (full, empty) = insert_rates((&store, &members), (&fresh, &newcomers), talks, options.sample).await?;
+    fresh.close().await;
+    drop(beside);
     let mut report = String::new();
-    let stored = options.sample * 2 + talks * TALK * options.accounts;
+    let stored = options.sample * (ROUNDS + 1) + talks * TALK * options.accounts;
     writeln!(report, "\n## {kind:?}: {stored} messages of {} accounts\n", options.accounts)?;
     writeln!(
         report,
@@ -637,12 +683,14 @@ impl Place {
         let Some(log) = self.log() else { return Ok(Vec::new()) };
         let logged = std::fs::read(log)?;
         let text = String::from_utf8_lossy(logged.get(since..).unwrap_or_default()).into_owned();
-        let statement = text.find(HISTORY).map_or("", |start| &text[start..]);
-        let nodes = statement.lines().skip_while(|line| !line.contains("(cost="));
-        Ok(nodes
-            .take_while(|line| line.starts_with('\t'))
-            .map(|line| line.trim_start_matches('\t').to_owned())
-            .collect())
+        // The planner's own questions are logged too: the longest is what was asked.
+        let lines: Vec<&str> = text.lines().collect();
+        let plans = lines.split(|line| !line.starts_with('\t'));
+        let plans = plans.filter_map(|logged| {
+            logged.iter().position(|line| line.contains("(cost=")).map(|at| &logged[at..])
+        });
+        let longest = plans.max_by_key(|plan| plan.len()).unwrap_or_default();
+        Ok(longest.iter().map(|line| line.trim_start_matches('\t').to_owned()).collect())
     }
 }
 

@@ -391,7 +391,7 @@ CREATE UNIQUE INDEX outbox_idempotency ON outbox (
 ) WHERE idempotency_key IS NOT NULL;
 
 -- What the queue looks for is in partial indexes, so that finished rows cost nothing.
-CREATE INDEX outbox_new ON outbox (id) WHERE state = 'queued' AND destination IS NULL;
+CREATE INDEX outbox_new ON outbox (account, id) WHERE state = 'queued' AND destination IS NULL;
 CREATE INDEX outbox_queued ON outbox (account_id, destination, priority, id)
     WHERE state = 'queued' AND destination IS NOT NULL;
 CREATE INDEX outbox_sending ON outbox (account_id, destination) WHERE state = 'sending';
@@ -496,28 +496,19 @@ $$;
 CREATE TRIGGER outbox_user BEFORE UPDATE ON outbox
     FOR EACH ROW WHEN (NEW.revision = OLD.revision) EXECUTE FUNCTION ucwa_relay_outbox_user();
 
--- One notice for each statement that may have given the service something to send.
+-- A notice of each transaction that may have given the service something to send: equal ones are sent once.
 CREATE FUNCTION ucwa_relay_outbox_notify() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify('ucwa_relay_outbox', '');
     RETURN NULL;
 END
 $$;
-CREATE FUNCTION ucwa_relay_outbox_notify_of_update() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    -- By a user, that is: what the service changes it knows.
-    IF EXISTS (SELECT 1 FROM updated n JOIN outdated o ON o.id = n.id
-                WHERE n.revision = o.revision AND n.state = 'queued') THEN
-        PERFORM pg_notify('ucwa_relay_outbox', '');
-    END IF;
-    RETURN NULL;
-END
-$$;
 CREATE TRIGGER outbox_notify AFTER INSERT ON outbox
     FOR EACH STATEMENT EXECUTE FUNCTION ucwa_relay_outbox_notify();
+-- By a user, that is: what the service changes it knows, and it changes many rows at once.
 CREATE TRIGGER outbox_notify_of_update AFTER UPDATE ON outbox
-    REFERENCING OLD TABLE AS outdated NEW TABLE AS updated
-    FOR EACH STATEMENT EXECUTE FUNCTION ucwa_relay_outbox_notify_of_update();
+    FOR EACH ROW WHEN (NEW.revision = OLD.revision AND NEW.state = 'queued')
+    EXECUTE FUNCTION ucwa_relay_outbox_notify();
 
 -- ------------------------------------------------------------------------------------------------ views
 

@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
-    outbox::admission::{Admitted, GivenTime, Lookup, Refusal, Submission, admit},
+    outbox::admission::{
+        ADMITTED_AT_ONCE, Admitted, GivenTime, Lookup, Refusal, Submission, admit, more_may_wait,
+    },
     store::{
         ClaimSettings, ClaimedSend, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow, OutboxState,
         OutboxStore, ShapeCell, StoreError, UnsettledSend,
@@ -26,8 +28,33 @@ use crate::{
     },
 };
 
-/// New rows looked at in one transaction; more follow in the next, so that archiving never waits long.
-const ADMITTED_AT_ONCE: i64 = 2000;
+/// New rows, the oldest of each account: accounts share what is looked at, so that a burst of one of them holds up nobody
+/// else's row. Accounts are found by jumping from one to the next in the index, as for [`CLAIM`].
+const NEW_ROWS: &str = "
+    WITH RECURSIVE
+    spellings (account) AS (
+        SELECT (SELECT min(o.account) FROM outbox o INDEXED BY outbox_new
+                 WHERE o.state = 'queued' AND o.destination IS NULL)
+        UNION ALL
+        SELECT (SELECT min(o.account) FROM outbox o INDEXED BY outbox_new
+                 WHERE o.state = 'queued' AND o.destination IS NULL AND o.account > w.account)
+          FROM spellings w
+         WHERE w.account IS NOT NULL
+    ),
+    accounts (account) AS MATERIALIZED (
+        SELECT w.account FROM spellings w WHERE w.account IS NOT NULL LIMIT ?1
+    )
+    SELECT o.id, o.account, o.recipients, o.body, o.content_type, o.subject, o.importance, o.conversation_id,
+           o.thread_id, o.send_after, strftime('%Y-%m-%dT%H:%M:%fZ', o.send_after) AS send_after_read,
+           o.expires_at, strftime('%Y-%m-%dT%H:%M:%fZ', o.expires_at) AS expires_at_read, o.correlation,
+           o.idempotency_key
+      FROM accounts a
+     CROSS JOIN outbox o
+     WHERE o.id IN (SELECT r.id FROM outbox r INDEXED BY outbox_new
+                     WHERE r.state = 'queued' AND r.destination IS NULL AND r.account = a.account
+                     ORDER BY r.id
+                     LIMIT (SELECT ?1 / count(*) FROM accounts))
+     ORDER BY o.id";
 
 /// What a claim hands out, for rows `o` with `c` the conversation the user gave, if it is open.
 const CLAIMED: &str = "o.id, o.account_id, o.operation_id, o.recipients, o.given_conversation_id, c.href, o.body,
@@ -58,24 +85,13 @@ impl Lookup for Known {
     }
 }
 
-/// Looks at rows that no claim has seen, or that a user has changed. Returns whether more are waiting.
+/// Looks at rows that no claim has seen, or that a user has changed. Returns whether more may be waiting.
 async fn admit_new_rows(
     connection: &mut SqliteConnection,
     now: Timestamp,
     settings: &ClaimSettings,
 ) -> Result<bool, sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT id, account, recipients, body, content_type, subject, importance, conversation_id, thread_id,
-                send_after, strftime('%Y-%m-%dT%H:%M:%fZ', send_after) AS send_after_read,
-                expires_at, strftime('%Y-%m-%dT%H:%M:%fZ', expires_at) AS expires_at_read, correlation, idempotency_key
-           FROM outbox INDEXED BY outbox_new
-          WHERE state = 'queued' AND destination IS NULL
-          ORDER BY id
-          LIMIT ?1",
-    )
-    .bind(ADMITTED_AT_ONCE)
-    .fetch_all(&mut *connection)
-    .await?;
+    let rows = sqlx::query(NEW_ROWS).bind(ADMITTED_AT_ONCE).fetch_all(&mut *connection).await?;
     if rows.is_empty() {
         return Ok(false);
     }
@@ -92,6 +108,7 @@ async fn admit_new_rows(
         submissions.push((OutboxId(row.try_get("id")?), looked_at));
     }
     let known = known(connection, submissions.iter().map(|(_, (submission, _))| submission)).await?;
+    let more = more_may_wait(submissions.iter().map(|(_, (submission, _))| submission.account.as_str()));
     let mut admitted = Vec::new();
     for (id, (submission, unreadable)) in submissions {
         let decided = match unreadable {
@@ -107,7 +124,7 @@ async fn admit_new_rows(
         }
     }
     write_admitted(connection, &admitted).await?;
-    Ok(i64::try_from(rows.len()).is_ok_and(|count| count == ADMITTED_AT_ONCE))
+    Ok(more)
 }
 
 async fn write_admitted(
