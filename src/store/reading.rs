@@ -306,7 +306,9 @@ impl<S: Readable> ReadingStore for S {
         if query.texts().any(|text| dialect.narrows(text)) {
             // All that fit, before they are put in order: with the order in view a planner that takes the words for
             // frequent walks through the archive from its end and takes text after text apart.
-            sql.push("WITH found AS MATERIALIZED (SELECT m.id, m.sent_at FROM messages m WHERE TRUE")
+            sql.push("WITH found AS MATERIALIZED (SELECT m.id, m.sent_at FROM messages m")
+                .push(dialect.by_ids())
+                .push(" WHERE TRUE")
                 .and_fits(query)
                 .push(") SELECT m.id FROM found m WHERE TRUE");
         } else {

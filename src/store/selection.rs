@@ -24,6 +24,8 @@ pub(super) trait Dialect: Send + Sync {
     fn placeholder(&self, number: usize) -> String;
     /// Tells the planner which index to walk through, right after the table's alias, where the dialect knows how to.
     fn by_index(&self, index: &str) -> String;
+    /// Tells the planner, right after the table's alias, to look rows up by the ids that another index gives.
+    fn by_ids(&self) -> &'static str;
     /// Joins the table that follows, of which rows are looked up for each row of the one before.
     fn join_to_each(&self) -> &'static str;
     /// How texts are put in the order of their code points.
@@ -36,6 +38,8 @@ pub(super) trait Dialect: Send + Sync {
     fn time_from_text(&self, placeholder: &str) -> String;
     /// Whether an index tells which messages may have this text in them.
     fn narrows(&self, text: &str) -> bool;
+    /// Adds a condition that is true where that index names the message, if it [narrows](Dialect::narrows), and ` AND `.
+    fn may_have_text(&self, sql: &mut Sql<'_>, text: &str);
     /// Adds a condition that is true where `m.body` has this text in it, as [`crate::query::fold::find`] does.
     fn has_text(&self, sql: &mut Sql<'_>, text: &str);
 }
@@ -111,6 +115,10 @@ impl<'d> Sql<'d> {
         for Term { negated, condition } in &query.terms {
             // What is NULL does not fit, so its contrary does.
             self.push(if *negated { " AND NOT coalesce((" } else { " AND (" });
+            // An index does not tell what is not in a text.
+            if let (false, Condition::Text(text)) = (*negated, condition) {
+                self.dialect.may_have_text(self, text);
+            }
             self.condition(condition, query.only_account());
             self.push(if *negated { "), FALSE)" } else { ")" });
         }

@@ -28,6 +28,10 @@ impl Dialect for PostgresDialect {
         String::new()
     }
 
+    fn by_ids(&self) -> &'static str {
+        ""
+    }
+
     fn join_to_each(&self) -> &'static str {
         " JOIN "
     }
@@ -52,10 +56,13 @@ impl Dialect for PostgresDialect {
         self.is_indexed && full_text::candidates(text).is_some()
     }
 
-    fn has_text(&self, sql: &mut Sql<'_>, text: &str) {
+    fn may_have_text(&self, sql: &mut Sql<'_>, text: &str) {
         if let Some(query) = full_text::candidates(text).filter(|_| self.is_indexed) {
             sql.push("ucwa_relay_search(m.body) @@ ").bind_text(query).push("::tsquery AND ");
         }
+    }
+
+    fn has_text(&self, sql: &mut Sql<'_>, text: &str) {
         sql.push("m.body ~ ").bind_text(pattern::expression(text));
     }
 }

@@ -34,6 +34,11 @@ impl Dialect for SqliteDialect {
         format!(" INDEXED BY {index}")
     }
 
+    /// Ids are no index to it.
+    fn by_ids(&self) -> &'static str {
+        " NOT INDEXED"
+    }
+
     /// Its planner keeps the order of tables that are joined so.
     fn join_to_each(&self) -> &'static str {
         " CROSS JOIN "
@@ -59,7 +64,7 @@ impl Dialect for SqliteDialect {
         self.is_indexed && full_text::indexed_parts(&fold::folded(text)).is_some()
     }
 
-    fn has_text(&self, sql: &mut Sql<'_>, text: &str) {
+    fn may_have_text(&self, sql: &mut Sql<'_>, text: &str) {
         let parts = if self.is_indexed { full_text::indexed_parts(&fold::folded(text)) } else { None };
         if let Some(parts) = parts {
             sql.push("m.id IN (SELECT f.rowid FROM messages_fts f WHERE f.messages_fts MATCH ")
@@ -68,6 +73,9 @@ impl Dialect for SqliteDialect {
                 .push(&full_text::besides("o.body"))
                 .push(") AND ");
         }
+    }
+
+    fn has_text(&self, sql: &mut Sql<'_>, text: &str) {
         sql.push("CASE WHEN ")
             .push(UNREADABLE)
             .push(" THEN FALSE ELSE m.body REGEXP ")
