@@ -37,7 +37,8 @@ use ucwa_relay::{
     },
     config::Config,
     identifiers::{AccountId, SessionId, SipUri},
-    store::{Auth, HistoryFilter, NewAccount, Role, SecretSource, SharedStore, StoreSettings, connect},
+    query::{Condition, Query},
+    store::{Auth, HistoryFilter, NewAccount, Page, Role, SecretSource, SharedStore, StoreSettings, connect},
 };
 
 /// Measures how the archive behaves as it grows.
@@ -439,27 +440,25 @@ impl<S: tracing::Subscriber> Layer<S> for Statements {
     }
 }
 
-/// What is asked.
-enum Question {
-    History(HistoryFilter),
-    Text(String),
-}
+/// What is asked, of the store as `history` and `search` ask it.
+struct Question(Query);
 
 impl Question {
-    async fn ask(&self, store: &SharedStore, sql: &mut Asking) -> anyhow::Result<usize> {
-        match self {
-            Self::History(filter) => Ok(store.history(filter).await?.len()),
-            Self::Text(words) => sql.search(words).await,
-        }
+    async fn ask(&self, store: &SharedStore) -> anyhow::Result<usize> {
+        Ok(store.messages(&self.0, Page::Newest, LIMIT).await?.len())
     }
 }
+
+/// Stands in the statement that reads messages.
+const HISTORY: &str = "FROM message_history";
 
 /// As many as `history` prints if it is not told otherwise.
 const LIMIT: i64 = 100;
 
 fn questions(options: &Options, talks: u64) -> Vec<(&'static str, Vec<Question>)> {
     let some = |count: u64| (0..5).map(move |number| scattered(number) % count);
-    let history = |filter: HistoryFilter| Question::History(HistoryFilter { limit: LIMIT, ..filter });
+    let history = |filter: HistoryFilter| Question(filter.query());
+    let has = |text: String| Question(Query::default().and(Condition::Text(text)));
     let talks = talks.max(1);
     let person = |number: u64| {
         let account = number % options.accounts;
@@ -519,55 +518,34 @@ fn questions(options: &Options, talks: u64) -> Vec<(&'static str, Vec<Question>)
         ("full text: a word in 0.1 % of the messages", WORDS / 13),
         ("full text: a word in 1 % of the messages", WORDS / 300),
     ] {
-        questions.push((name, (0..5).map(|number| Question::Text(word(rank + number))).collect()));
+        questions.push((name, (0..5).map(|number| has(word(rank + number))).collect()));
     }
     questions.push((
         "full text: two words in a row",
         some(1 << 30)
             .map(|number| {
                 let said = text(((number % options.accounts) << 32) | (number % (talks * TALK)));
-                Question::Text(said.split(' ').skip(3).take(2).collect::<Vec<_>>().join(" "))
+                has(said.split(' ').skip(3).take(2).collect::<Vec<_>>().join(" "))
             })
             .collect(),
     ));
     questions
 }
 
-/// A connection of a person who looks texts up as the documentation says, and asks for plans.
-enum Asking {
-    Sqlite(SqliteConnection),
-    Postgres(PgConnection),
-}
+/// Asks SQLite for plans; PostgreSQL's server writes those of all statements into its log.
+struct Planner(Option<SqliteConnection>);
 
-const SQLITE_SEARCH: &str = "SELECT message_id, sent_at, sender, body FROM message_history
- WHERE message_id IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?1 ORDER BY rowid DESC LIMIT 100)";
-const POSTGRES_SEARCH: &str = "WITH found AS MATERIALIZED (
-    SELECT id FROM messages WHERE ucwa_relay_search(body) @@ phraseto_tsquery('simple', ucwa_relay_words($1)))
-SELECT message_id, sent_at, sender, body FROM message_history
- WHERE message_id IN (SELECT id FROM found ORDER BY id DESC LIMIT 100)";
-
-impl Asking {
+impl Planner {
     async fn new(place: &Place) -> anyhow::Result<Self> {
-        Ok(match place {
-            Place::Sqlite(_) => Self::Sqlite(SqliteConnection::connect(&place.url()).await?),
-            Place::Postgres(_, database) => Self::Postgres(database.connect().await),
-        })
+        Ok(Self(match place {
+            Place::Sqlite(_) => Some(SqliteConnection::connect(&place.url()).await?),
+            Place::Postgres(..) => None,
+        }))
     }
 
-    async fn search(&mut self, words: &str) -> anyhow::Result<usize> {
-        Ok(match self {
-            Self::Sqlite(connection) => {
-                sqlx::query(SQLITE_SEARCH).bind(format!("\"{words}\"")).fetch_all(connection).await?.len()
-            }
-            Self::Postgres(connection) => {
-                sqlx::query(POSTGRES_SEARCH).bind(words).fetch_all(connection).await?.len()
-            }
-        })
-    }
-
-    /// How the database goes about a statement of SQLite's; PostgreSQL's server writes that into its log.
+    /// How the database goes about a statement.
     async fn plan(&mut self, statement: &str) -> anyhow::Result<Vec<String>> {
-        let Self::Sqlite(connection) = self else { return Ok(Vec::new()) };
+        let Some(connection) = &mut self.0 else { return Ok(Vec::new()) };
         let rows = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}")))
             .fetch_all(connection)
             .await?;
@@ -617,15 +595,14 @@ async fn measure(kind: Kind, options: &Options, statements: &Statements) -> anyh
         report,
         "| reading {LIMIT} rows | rows | median ms | longest ms |\n| --- | ---: | ---: | ---: |"
     )?;
-    let mut sql = Asking::new(&place).await?;
     for (name, questions) in questions(options, talks) {
         let (mut times, mut rows) = (Vec::new(), BTreeSet::new());
         for question in &questions {
             // Once to have everything in memory.
-            question.ask(&store, &mut sql).await?;
+            question.ask(&store).await?;
             for _ in 0..4 {
                 let started = Instant::now();
-                rows.insert(question.ask(&store, &mut sql).await?);
+                rows.insert(question.ask(&store).await?);
                 times.push(started.elapsed().as_secs_f64() * 1000.0);
             }
         }
@@ -635,24 +612,25 @@ async fn measure(kind: Kind, options: &Options, statements: &Statements) -> anyh
         eprintln!("{name}: {median:.1} ms");
     }
     let mut plans = String::new();
+    let mut sql = Planner::new(&place).await?;
     if let Place::Postgres(_, database) = &place {
         // The server logs the plans of the very statements that the store runs.
         store.close().await;
         explain_everything(&mut database.connect().await).await?;
         store = connect(&settings(place.url()), Role::Tool).await?;
-        sql = Asking::new(&place).await?;
     }
     for (name, questions) in questions(options, talks) {
-        questions[0].ask(&store, &mut sql).await?;
+        questions[0].ask(&store).await?;
         let before = place.log_length()?;
         statements.take();
-        questions[0].ask(&store, &mut sql).await?;
+        questions[0].ask(&store).await?;
         writeln!(plans, "\n### {name}\n\n```text")?;
         for line in place.logged_plan(before)? {
             writeln!(plans, "{line}")?;
         }
-        for statement in statements.take() {
-            for line in sql.plan(&statement).await? {
+        // Not of what was asked before, whether there is an index of texts.
+        for statement in statements.take().iter().filter(|statement| statement.contains(HISTORY)) {
+            for line in sql.plan(statement).await? {
                 writeln!(plans, "{line}")?;
             }
         }
@@ -700,7 +678,7 @@ impl Place {
         self.log().map_or(Ok(0), |log| Ok(std::fs::read(log)?.len()))
     }
 
-    /// What PostgreSQL has logged since, without the text of the statements.
+    /// The plan that PostgreSQL has logged since of the statement that reads history, without its text.
     fn logged_plan(&self, since: usize) -> anyhow::Result<Vec<String>> {
         let Some(log) = self.log() else { return Ok(Vec::new()) };
         let logged = std::fs::read(log)?;

@@ -341,22 +341,6 @@ BEGIN
 END
 $$;
 
--- What the full-text index holds of a text, and what a search makes of its words: without case and accents, and with
--- every character of the scripts that put no spaces between words as a word of its own, so that a phrase of them is
--- found in the middle of a sentence. Longer texts are found by their beginning.
-CREATE FUNCTION ucwa_relay_words(body text) RETURNS text
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT AS $$
-    SELECT regexp_replace(
-        normalize(regexp_replace(normalize(left(body, 100000), NFKD), '[\u0300-\u036f]+', '', 'g'), NFC),
-        '([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff])',
-        ' \1 ', 'g')
-$$;
--- VACUUM and ANALYZE evaluate it with an empty search path, in which the other function would not be found.
-CREATE FUNCTION ucwa_relay_search(body text) RETURNS tsvector
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT SET search_path FROM CURRENT AS $$
-    SELECT to_tsvector('pg_catalog.simple'::regconfig, ucwa_relay_words(body))
-$$;
-
 -- ------------------------------------------------------------------------------------------------ outbox
 
 CREATE TABLE outbox (

@@ -1,7 +1,8 @@
 //! PostgreSQL: one database for any number of programs.
 //!
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
-//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`]: the traits, one file each, SQL in full beside its method.
+//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`]: the traits, one file each, SQL in full
+//!   beside its method. [`reading`]: the words for statements that stand once for all databases, in `store::reading`.
 //! - [`schema`], [`full_text`]: the schema, roles and rights. [`mod@column`]: how values stand in columns.
 //! - [`wake_up`]: `LISTEN`, for new rows of the queue and for leases.
 //! - [`leases`], [`fence`]: which node holds which account, and that it alone writes about it.
@@ -23,6 +24,7 @@ mod leases;
 mod load;
 mod outbox;
 mod quarantine;
+mod reading;
 mod schema;
 mod wake_up;
 

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// New rows, the oldest of each account: accounts share what is looked at, so that a burst of one of them holds up nobody
-/// else's row. Accounts are found by jumping from one to the next in the index, as for [`CLAIM`].
+/// else's row. Accounts are found by jumping from one to the next in the index.
 const NEW_ROWS: &str = "
     WITH RECURSIVE
     spellings (account) AS (
