@@ -15,6 +15,7 @@ tools: ## Install what the checks need, if it is missing
 	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: see https://rustup.rs, then run make again" >&2; exit 1; }
 	@$(CARGO) fmt --version >/dev/null 2>&1 || rustup component add rustfmt
 	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
+	@command -v python3 >/dev/null || { echo "python3 is missing (tests read exports with it): apt-get install python3" >&2; exit 1; }
 	@[ -n "$$TEST_POSTGRES_URL" ] || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || $(MAKE) --no-print-directory postgresql
 	@command -v cc >/dev/null || { echo "a C compiler is missing (SQLite and ring are built with it): apt-get install gcc libc6-dev" >&2; exit 1; }
 
@@ -58,7 +59,7 @@ bench: ## What this machine can do, on SQLite and on PostgreSQL: about ten minut
 
 # What docs/scaling.md shows: MESSAGES=10000000 takes hours and tens of gigabytes in FOLDER.
 growth: ## How the archive behaves as it grows (MESSAGES, ACCOUNTS, FOLDER)
-	$(CARGO) bench --locked --bench growth -- --messages $(or $(MESSAGES),1000000) --accounts $(or $(ACCOUNTS),1000) --sample 50000 --folder $(or $(FOLDER),/var/tmp)
+	$(CARGO) bench --locked --bench growth -- --messages $(or $(MESSAGES),1000000) --accounts $(or $(ACCOUNTS),1000) --sample 20000 --folder $(or $(FOLDER),/var/tmp)
 
 demo: ## See it work: simulator, relay and lively traffic on loopback
 	$(CARGO) run --locked --release -- demo

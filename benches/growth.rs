@@ -37,7 +37,8 @@ use ucwa_relay::{
     },
     config::Config,
     identifiers::{AccountId, SessionId, SipUri},
-    store::{Auth, HistoryFilter, NewAccount, Role, SecretSource, SharedStore, StoreSettings, connect},
+    query::{Condition, Query},
+    store::{Auth, HistoryFilter, NewAccount, Page, Role, SecretSource, SharedStore, StoreSettings, connect},
 };
 
 /// Measures how the archive behaves as it grows.
@@ -49,8 +50,8 @@ struct Options {
     /// Accounts they are of
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     accounts: u64,
-    /// Messages by which the rate of inserting is measured
-    #[arg(long, default_value_t = 5_000)]
+    /// Messages of each round in which the rate of inserting is measured
+    #[arg(long, default_value_t = 1_000)]
     sample: u64,
     /// Only this database
     #[arg(long, value_enum)]
@@ -166,7 +167,7 @@ impl Member {
     fn says(&self, talk: u64, number: u64, at: Timestamp) -> Fact {
         let conversation_href = self.talk_href(talk);
         let uri = correspondent(self.number, talk, self.accounts);
-        let incoming = number % 2 == 0;
+        let incoming = number.is_multiple_of(2);
         Fact::Message(MessageFact {
             href: format!("{conversation_href}/messaging/messages/{number:x}"),
             phase: Phase::Completed,
@@ -212,7 +213,7 @@ impl Member {
 /// A database of its own; it goes when this goes.
 enum Place {
     Sqlite(TempDir),
-    Postgres(postgres::OwnServer, postgres::PostgresDatabase),
+    Postgres(Arc<postgres::OwnServer>, postgres::PostgresDatabase),
 }
 
 impl Place {
@@ -231,7 +232,18 @@ impl Place {
                     ],
                 );
                 let database = postgres::PostgresDatabase::on(&server.admin_url()).await;
-                Self::Postgres(server, database)
+                Self::Postgres(Arc::new(server), database)
+            }
+        })
+    }
+
+    /// Another one, empty, on the same disk and the same server.
+    async fn beside(&self, folder: &Path) -> anyhow::Result<Self> {
+        Ok(match self {
+            Self::Sqlite(_) => Self::Sqlite(TempDir::new_in(folder)?),
+            Self::Postgres(server, _) => {
+                let database = postgres::PostgresDatabase::on(&server.admin_url()).await;
+                Self::Postgres(Arc::clone(server), database)
             }
         })
     }
@@ -366,6 +378,38 @@ async fn insert_rate(store: &SharedStore, members: &[Member], talk: u64, sample:
     Ok(rate)
 }
 
+/// Rounds of inserting that count.
+const ROUNDS: u64 = 3;
+
+/// How fast the full archive takes messages, and how fast an empty one does on the same disk and the same server: turn by
+/// turn, so that whatever else the machine does slows both; the median of the rounds of each. The first round of each
+/// does not count: it brings the pages into memory, as a server that runs has them.
+async fn insert_rates(
+    full: (&SharedStore, &[Member]),
+    empty: (&SharedStore, &[Member]),
+    talks: u64,
+    sample: u64,
+) -> anyhow::Result<(f64, f64)> {
+    let (mut into_full, mut into_empty) = (Vec::new(), Vec::new());
+    for round in 0..=ROUNDS {
+        // Conversations of a number of their own, above all that filling makes.
+        let talk = talks + 1 + round * (sample + 1);
+        let rates = (
+            insert_rate(full.0, full.1, talk, sample).await?,
+            insert_rate(empty.0, empty.1, talk, sample).await?,
+        );
+        eprintln!(
+            "round {round}: {:.0} messages in a second into the full archive, {:.0} into the empty one",
+            rates.0, rates.1
+        );
+        if round > 0 {
+            into_full.push(rates.0);
+            into_empty.push(rates.1);
+        }
+    }
+    Ok((told(into_full).0, told(into_empty).0))
+}
+
 /// Statements that the store has run, as the driver tells.
 #[derive(Debug, Clone, Default)]
 struct Statements(Arc<Mutex<Vec<String>>>);
@@ -396,27 +440,25 @@ impl<S: tracing::Subscriber> Layer<S> for Statements {
     }
 }
 
-/// What is asked.
-enum Question {
-    History(HistoryFilter),
-    Text(String),
-}
+/// What is asked, of the store as `history` and `search` ask it.
+struct Question(Query);
 
 impl Question {
-    async fn ask(&self, store: &SharedStore, sql: &mut Asking) -> anyhow::Result<usize> {
-        match self {
-            Self::History(filter) => Ok(store.history(filter).await?.len()),
-            Self::Text(words) => sql.search(words).await,
-        }
+    async fn ask(&self, store: &SharedStore) -> anyhow::Result<usize> {
+        Ok(store.messages(&self.0, Page::Newest, LIMIT).await?.len())
     }
 }
+
+/// Stands in the statement that reads messages.
+const HISTORY: &str = "FROM message_history";
 
 /// As many as `history` prints if it is not told otherwise.
 const LIMIT: i64 = 100;
 
 fn questions(options: &Options, talks: u64) -> Vec<(&'static str, Vec<Question>)> {
     let some = |count: u64| (0..5).map(move |number| scattered(number) % count);
-    let history = |filter: HistoryFilter| Question::History(HistoryFilter { limit: LIMIT, ..filter });
+    let history = |filter: HistoryFilter| Question(filter.query());
+    let has = |text: String| Question(Query::default().and(Condition::Text(text)));
     let talks = talks.max(1);
     let person = |number: u64| {
         let account = number % options.accounts;
@@ -476,55 +518,34 @@ fn questions(options: &Options, talks: u64) -> Vec<(&'static str, Vec<Question>)
         ("full text: a word in 0.1 % of the messages", WORDS / 13),
         ("full text: a word in 1 % of the messages", WORDS / 300),
     ] {
-        questions.push((name, (0..5).map(|number| Question::Text(word(rank + number))).collect()));
+        questions.push((name, (0..5).map(|number| has(word(rank + number))).collect()));
     }
     questions.push((
         "full text: two words in a row",
         some(1 << 30)
             .map(|number| {
-                let said = text((number % options.accounts) << 32 | number % (talks * TALK));
-                Question::Text(said.split(' ').skip(3).take(2).collect::<Vec<_>>().join(" "))
+                let said = text(((number % options.accounts) << 32) | (number % (talks * TALK)));
+                has(said.split(' ').skip(3).take(2).collect::<Vec<_>>().join(" "))
             })
             .collect(),
     ));
     questions
 }
 
-/// A connection of a person who looks texts up as the documentation says, and asks for plans.
-enum Asking {
-    Sqlite(SqliteConnection),
-    Postgres(PgConnection),
-}
+/// Asks SQLite for plans; PostgreSQL's server writes those of all statements into its log.
+struct Planner(Option<SqliteConnection>);
 
-const SQLITE_SEARCH: &str = "SELECT message_id, sent_at, sender, body FROM message_history
- WHERE message_id IN (SELECT rowid FROM messages_fts WHERE messages_fts MATCH ?1 ORDER BY rowid DESC LIMIT 100)";
-const POSTGRES_SEARCH: &str = "WITH found AS MATERIALIZED (
-    SELECT id FROM messages WHERE ucwa_relay_search(body) @@ phraseto_tsquery('simple', ucwa_relay_words($1)))
-SELECT message_id, sent_at, sender, body FROM message_history
- WHERE message_id IN (SELECT id FROM found ORDER BY id DESC LIMIT 100)";
-
-impl Asking {
+impl Planner {
     async fn new(place: &Place) -> anyhow::Result<Self> {
-        Ok(match place {
-            Place::Sqlite(_) => Self::Sqlite(SqliteConnection::connect(&place.url()).await?),
-            Place::Postgres(_, database) => Self::Postgres(database.connect().await),
-        })
+        Ok(Self(match place {
+            Place::Sqlite(_) => Some(SqliteConnection::connect(&place.url()).await?),
+            Place::Postgres(..) => None,
+        }))
     }
 
-    async fn search(&mut self, words: &str) -> anyhow::Result<usize> {
-        Ok(match self {
-            Self::Sqlite(connection) => {
-                sqlx::query(SQLITE_SEARCH).bind(format!("\"{words}\"")).fetch_all(connection).await?.len()
-            }
-            Self::Postgres(connection) => {
-                sqlx::query(POSTGRES_SEARCH).bind(words).fetch_all(connection).await?.len()
-            }
-        })
-    }
-
-    /// How the database goes about a statement of SQLite's; PostgreSQL's server writes that into its log.
+    /// How the database goes about a statement.
     async fn plan(&mut self, statement: &str) -> anyhow::Result<Vec<String>> {
-        let Self::Sqlite(connection) = self else { return Ok(Vec::new()) };
+        let Some(connection) = &mut self.0 else { return Ok(Vec::new()) };
         let rows = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}")))
             .fetch_all(connection)
             .await?;
@@ -552,13 +573,16 @@ async fn measure(kind: Kind, options: &Options, statements: &Statements) -> anyh
     let mut store = connect(&settings(place.url()), Role::Server).await?;
     let members = sign_in(&store, options.accounts).await?;
     let talks = options.messages / TALK / options.accounts;
-    // Conversations of a number of their own, above all that filling makes.
-    let empty = insert_rate(&store, &members, talks + 1, options.sample).await?;
     fill(&store, &members, 0..talks).await?;
     place.settle().await?;
-    let full = insert_rate(&store, &members, talks + 2 + options.sample, options.sample).await?;
+    let beside = place.beside(&folder).await?;
+    let fresh = connect(&settings(beside.url()), Role::Server).await?;
+    let newcomers = sign_in(&fresh, options.accounts).await?;
+    let (full, empty) = insert_rates((&store, &members), (&fresh, &newcomers), talks, options.sample).await?;
+    fresh.close().await;
+    drop(beside);
     let mut report = String::new();
-    let stored = options.sample * 2 + talks * TALK * options.accounts;
+    let stored = options.sample * (ROUNDS + 1) + talks * TALK * options.accounts;
     writeln!(report, "\n## {kind:?}: {stored} messages of {} accounts\n", options.accounts)?;
     writeln!(
         report,
@@ -571,15 +595,14 @@ async fn measure(kind: Kind, options: &Options, statements: &Statements) -> anyh
         report,
         "| reading {LIMIT} rows | rows | median ms | longest ms |\n| --- | ---: | ---: | ---: |"
     )?;
-    let mut sql = Asking::new(&place).await?;
     for (name, questions) in questions(options, talks) {
         let (mut times, mut rows) = (Vec::new(), BTreeSet::new());
         for question in &questions {
             // Once to have everything in memory.
-            question.ask(&store, &mut sql).await?;
+            question.ask(&store).await?;
             for _ in 0..4 {
                 let started = Instant::now();
-                rows.insert(question.ask(&store, &mut sql).await?);
+                rows.insert(question.ask(&store).await?);
                 times.push(started.elapsed().as_secs_f64() * 1000.0);
             }
         }
@@ -589,24 +612,25 @@ async fn measure(kind: Kind, options: &Options, statements: &Statements) -> anyh
         eprintln!("{name}: {median:.1} ms");
     }
     let mut plans = String::new();
+    let mut sql = Planner::new(&place).await?;
     if let Place::Postgres(_, database) = &place {
         // The server logs the plans of the very statements that the store runs.
         store.close().await;
         explain_everything(&mut database.connect().await).await?;
         store = connect(&settings(place.url()), Role::Tool).await?;
-        sql = Asking::new(&place).await?;
     }
     for (name, questions) in questions(options, talks) {
-        questions[0].ask(&store, &mut sql).await?;
+        questions[0].ask(&store).await?;
         let before = place.log_length()?;
         statements.take();
-        questions[0].ask(&store, &mut sql).await?;
+        questions[0].ask(&store).await?;
         writeln!(plans, "\n### {name}\n\n```text")?;
         for line in place.logged_plan(before)? {
             writeln!(plans, "{line}")?;
         }
-        for statement in statements.take() {
-            for line in sql.plan(&statement).await? {
+        // Not of what was asked before, whether there is an index of texts.
+        for statement in statements.take().iter().filter(|statement| statement.contains(HISTORY)) {
+            for line in sql.plan(statement).await? {
                 writeln!(plans, "{line}")?;
             }
         }
@@ -654,16 +678,19 @@ impl Place {
         self.log().map_or(Ok(0), |log| Ok(std::fs::read(log)?.len()))
     }
 
-    /// What PostgreSQL has logged since, without the text of the statements.
+    /// The plan that PostgreSQL has logged since of the statement that reads history, without its text.
     fn logged_plan(&self, since: usize) -> anyhow::Result<Vec<String>> {
         let Some(log) = self.log() else { return Ok(Vec::new()) };
         let logged = std::fs::read(log)?;
         let text = String::from_utf8_lossy(logged.get(since..).unwrap_or_default()).into_owned();
-        let nodes = text.lines().skip_while(|line| !line.contains("(cost="));
-        Ok(nodes
-            .take_while(|line| line.starts_with('\t'))
-            .map(|line| line.trim_start_matches('\t').to_owned())
-            .collect())
+        // The planner's own questions are logged too: the longest is what was asked.
+        let lines: Vec<&str> = text.lines().collect();
+        let plans = lines.split(|line| !line.starts_with('\t'));
+        let plans = plans.filter_map(|logged| {
+            logged.iter().position(|line| line.contains("(cost=")).map(|at| &logged[at..])
+        });
+        let longest = plans.max_by_key(|plan| plan.len()).unwrap_or_default();
+        Ok(longest.iter().map(|line| line.trim_start_matches('\t').to_owned()).collect())
     }
 }
 

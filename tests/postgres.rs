@@ -363,17 +363,16 @@ async fn text_is_found_without_case_accents_and_spaces() {
     run(&mut sql, "SET enable_seqscan = off").await.unwrap();
     for (words, found) in [
         ("koln", "1"),
+        ("köl GRU", "1"),
+        ("öln", ""),
         ("GRÜSSE", ""),
-        ("grüße aus", "1"),
-        ("aus grüße", ""),
+        ("GRÜẞE", "1"),
         ("明日", "2"),
-        ("日明", ""),
+        ("明後", ""),
         ("พรุ่ง", "3"),
     ] {
-        let query = format!(
-            "SELECT id FROM messages
-              WHERE ucwa_relay_search(body) @@ phraseto_tsquery('simple', ucwa_relay_words('{words}'))"
-        );
+        let query =
+            format!("SELECT id FROM messages WHERE ucwa_relay_search(body) @@ ucwa_relay_query('{words}')");
         assert_eq!(rows(&mut sql, &query).await.join(","), found, "{words}");
         let plan = rows(&mut sql, &format!("EXPLAIN {query}")).await.join("\n");
         assert!(plan.contains("messages_fts"), "{plan}");

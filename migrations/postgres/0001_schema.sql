@@ -341,22 +341,6 @@ BEGIN
 END
 $$;
 
--- What the full-text index holds of a text, and what a search makes of its words: without case and accents, and with
--- every character of the scripts that put no spaces between words as a word of its own, so that a phrase of them is
--- found in the middle of a sentence. Longer texts are found by their beginning.
-CREATE FUNCTION ucwa_relay_words(body text) RETURNS text
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT AS $$
-    SELECT regexp_replace(
-        normalize(regexp_replace(normalize(left(body, 100000), NFKD), '[\u0300-\u036f]+', '', 'g'), NFC),
-        '([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff])',
-        ' \1 ', 'g')
-$$;
--- VACUUM and ANALYZE evaluate it with an empty search path, in which the other function would not be found.
-CREATE FUNCTION ucwa_relay_search(body text) RETURNS tsvector
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT SET search_path FROM CURRENT AS $$
-    SELECT to_tsvector('pg_catalog.simple'::regconfig, ucwa_relay_words(body))
-$$;
-
 -- ------------------------------------------------------------------------------------------------ outbox
 
 CREATE TABLE outbox (
@@ -407,7 +391,7 @@ CREATE UNIQUE INDEX outbox_idempotency ON outbox (
 ) WHERE idempotency_key IS NOT NULL;
 
 -- What the queue looks for is in partial indexes, so that finished rows cost nothing.
-CREATE INDEX outbox_new ON outbox (id) WHERE state = 'queued' AND destination IS NULL;
+CREATE INDEX outbox_new ON outbox (account, id) WHERE state = 'queued' AND destination IS NULL;
 CREATE INDEX outbox_queued ON outbox (account_id, destination, priority, id)
     WHERE state = 'queued' AND destination IS NOT NULL;
 CREATE INDEX outbox_sending ON outbox (account_id, destination) WHERE state = 'sending';
@@ -512,28 +496,19 @@ $$;
 CREATE TRIGGER outbox_user BEFORE UPDATE ON outbox
     FOR EACH ROW WHEN (NEW.revision = OLD.revision) EXECUTE FUNCTION ucwa_relay_outbox_user();
 
--- One notice for each statement that may have given the service something to send.
+-- A notice of each transaction that may have given the service something to send: equal ones are sent once.
 CREATE FUNCTION ucwa_relay_outbox_notify() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify('ucwa_relay_outbox', '');
     RETURN NULL;
 END
 $$;
-CREATE FUNCTION ucwa_relay_outbox_notify_of_update() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    -- By a user, that is: what the service changes it knows.
-    IF EXISTS (SELECT 1 FROM updated n JOIN outdated o ON o.id = n.id
-                WHERE n.revision = o.revision AND n.state = 'queued') THEN
-        PERFORM pg_notify('ucwa_relay_outbox', '');
-    END IF;
-    RETURN NULL;
-END
-$$;
 CREATE TRIGGER outbox_notify AFTER INSERT ON outbox
     FOR EACH STATEMENT EXECUTE FUNCTION ucwa_relay_outbox_notify();
+-- By a user, that is: what the service changes it knows, and it changes many rows at once.
 CREATE TRIGGER outbox_notify_of_update AFTER UPDATE ON outbox
-    REFERENCING OLD TABLE AS outdated NEW TABLE AS updated
-    FOR EACH STATEMENT EXECUTE FUNCTION ucwa_relay_outbox_notify_of_update();
+    FOR EACH ROW WHEN (NEW.revision = OLD.revision AND NEW.state = 'queued')
+    EXECUTE FUNCTION ucwa_relay_outbox_notify();
 
 -- ------------------------------------------------------------------------------------------------ views
 

@@ -329,7 +329,7 @@ CREATE UNIQUE INDEX outbox_idempotency ON outbox (
 ) WHERE idempotency_key IS NOT NULL;
 
 -- What the queue looks for is in partial indexes, so that finished rows cost nothing.
-CREATE INDEX outbox_new ON outbox (id) WHERE state = 'queued' AND destination IS NULL;
+CREATE INDEX outbox_new ON outbox (account, id) WHERE state = 'queued' AND destination IS NULL;
 CREATE INDEX outbox_queued ON outbox (account_id, destination, priority, id) WHERE state = 'queued' AND destination IS NOT NULL;
 CREATE INDEX outbox_sending ON outbox (account_id, destination) WHERE state = 'sending';
 CREATE INDEX outbox_unplaced ON outbox (account_id, operation_id) WHERE state = 'sent' AND message_id IS NULL;

@@ -139,7 +139,7 @@ struct Handed {
     /// When somebody began with it, or somewhat before.
     at: Timestamp,
     /// What [`ChannelHealth::continuity`] was then.
-    continuity: u64,
+    continuity: Option<u64>,
     /// The conversation that has it; none while it is only being settled.
     conversation: Option<u64>,
     /// Tells whoever is busy with it that the event stream settled it.
@@ -393,7 +393,8 @@ impl AccountActor {
         }
         self.go_on_with(taken_up.open, ctx);
         for left_over in taken_up.unsettled {
-            self.settle_left_over(left_over.send, left_over.claimed_at, 0, ctx);
+            let continuity = (!left_over.events_missed).then_some(0);
+            self.settle_left_over(left_over.send, left_over.claimed_at, continuity, ctx);
         }
         let Some(live) = &self.live else { return };
         self.environment.directory.enter(
@@ -532,7 +533,7 @@ impl AccountActor {
         &mut self,
         send: ClaimedSend,
         claimed_at: Timestamp,
-        continuity: u64,
+        continuity: Option<u64>,
         ctx: &mut Context<Self>,
     ) {
         let Some(live) = &self.live else { return };
@@ -1086,7 +1087,7 @@ impl AccountActor {
     /// Lets a conversation say a row.
     fn hand_over(&mut self, number: u64, send: ClaimedSend, ctx: &mut Context<Self>) {
         let (tell, settled) = oneshot::channel();
-        let continuity = self.live.as_ref().map_or(0, |live| live.health.continuity());
+        let continuity = self.live.as_ref().map(|live| live.health.continuity());
         self.handed.insert(
             send.outbox,
             Handed {

@@ -41,6 +41,10 @@ use crate::{
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long to wait for an event before asking `messaging` itself.
 const ASK_AFTER: Duration = Duration::from_secs(5);
+/// How often the event channel is looked at while an outcome is open.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// So close together, sends whose answers were lost have the event channel asked once.
+const AT_THE_SAME_TIME: Duration = Duration::from_secs(1);
 /// The longest time an outcome stays open before it is called uncertain.
 const SETTLE_AT_MOST: Duration = Duration::from_secs(180);
 
@@ -93,8 +97,8 @@ pub struct Delivery {
 
 /// What was so before a request went out whose answer may be lost.
 struct Before {
-    /// See [`ChannelHealth::continuity`].
-    continuity: u64,
+    /// See [`ChannelHealth::continuity`]; `None` if events are known to have been missed since.
+    continuity: Option<u64>,
     /// By this machine's clock.
     at: Timestamp,
     said_in: SaidIn,
@@ -102,7 +106,7 @@ struct Before {
 
 impl Before {
     fn now(context: &DeliveryContext, said_in: SaidIn) -> Self {
-        Self { continuity: context.channel.continuity(), at: Timestamp::now(), said_in }
+        Self { continuity: Some(context.channel.continuity()), at: Timestamp::now(), said_in }
     }
 }
 
@@ -802,12 +806,13 @@ pub(crate) async fn release_claim(store: &SharedStore, outbox: OutboxId, operati
 }
 
 /// Settles a row that was `sending` when the last process or life, or its conversation, ended. `continuity` is that of
-/// the channel when the row was handed over: 0, the beginning, for a row of an earlier life.
+/// the channel when the row was handed over: 0, the beginning, for a row of an earlier life, and `None` for one whose
+/// events may have been passed over in that life.
 pub(super) async fn settle_left_over(
     context: Arc<DeliveryContext>,
     send: ClaimedSend,
     claimed_at: Timestamp,
-    continuity: u64,
+    continuity: Option<u64>,
     mut settled: oneshot::Receiver<SettledSend>,
 ) {
     let before = Before { continuity, at: claimed_at, said_in: SaidIn::Unknown };
@@ -842,21 +847,26 @@ async fn settle(
         return Attempt::Settled;
     }
     // A half-open connection would keep the event for itself: ask anew, then listen for as long again.
-    let (polls, asked_again_at) = (context.channel.polls(), Instant::now());
-    context.channel.ask_again();
-    let mut listen = wait / 2;
+    let asked_again_at = Instant::now();
+    // Those who ask at the same time share a GET, though it may be begun between them.
+    let anew = asked_again_at.checked_sub(AT_THE_SAME_TIME).unwrap_or(asked_again_at);
     loop {
-        if timeout(listen, told.as_mut()).await.is_ok() {
+        context.channel.ask_again(anew, Instant::now());
+        if timeout(LOOK_EVERY, told.as_mut()).await.is_ok() {
             return Attempt::Settled;
         }
-        if context.channel.continuity() != before.continuity {
+        if asked_again_at.elapsed() < wait / 2 {
+            continue;
+        }
+        // Before the continuity: whatever broke it did so before its answer counted as heard.
+        let heard_all_until = context.channel.heard_all_until(Instant::now());
+        if before.continuity != Some(context.channel.continuity()) {
             let because = "events may have been missed since it was sent";
             return Attempt::Outcome(uncertain(context, send, because, why));
         }
         // A GET that was begun since would have brought the event, or still waits for it.
-        let asked_anew = context.channel.polls() > polls;
-        let heard_all_until = context.channel.heard_all_until(Instant::now());
-        if asked_anew && heard_all_until >= Some(asked_again_at + SILENCE_COUNTS_AFTER) {
+        if context.channel.asked_since(anew) && heard_all_until >= Some(asked_again_at + SILENCE_COUNTS_AFTER)
+        {
             // The channel missed nothing and tells of no such operation: the server did not take it, unless an event
             // without an id was of it.
             let silent = retry_or_fail(
@@ -877,7 +887,6 @@ async fn settle(
         if began.elapsed() > SETTLE_AT_MOST {
             return Attempt::Outcome(uncertain(context, send, "the event channel can't be read", why));
         }
-        listen = Duration::from_secs(2);
     }
 }
 

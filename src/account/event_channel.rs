@@ -17,7 +17,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -49,8 +49,15 @@ const SLOW_COMMIT: Duration = Duration::from_secs(5);
 /// So long after a response the server has forgotten what came meanwhile.
 const SERVER_FORGETS: Duration = Duration::from_secs(30);
 
-/// How long a GET has to be parked before its silence counts: what the server had to tell would have come by then.
+/// How long a GET has to be on a connection before its silence counts: what the server had to tell would have come by
+/// then.
 pub(super) const SILENCE_COUNTS_AFTER: Duration = Duration::from_secs(5);
+
+/// The same for a GET that repeats a failed one: a gateway that can't reach the server is silent for so long.
+const SILENCE_COUNTS_AFTER_FAILURE: Duration = Duration::from_secs(60);
+
+/// How long a GET that was begun on demand is left alone: longer than its silence takes to count.
+const ASK_AGAIN_EVERY: Duration = Duration::from_secs(15);
 
 /// Why a `resume` leaves a gap.
 const RESUMED: &str = "the server asked to resume: it lost track of what was followed";
@@ -58,10 +65,8 @@ const RESUMED: &str = "the server asked to resume: it lost track of what was fol
 /// How a channel is doing, for whoever has to judge it from outside.
 #[derive(Debug)]
 pub struct ChannelHealth {
-    failing: AtomicBool,
     continuity: AtomicU64,
     answered_at_ms: AtomicI64,
-    polls: AtomicU64,
     parked_at_ms: AtomicI64,
     heard: Mutex<Heard>,
     repoll: Notify,
@@ -70,9 +75,17 @@ pub struct ChannelHealth {
 /// How much of what the server told is in the archive.
 #[derive(Debug, Default)]
 struct Heard {
-    /// When the GET was begun that is out.
-    parked: Option<Instant>,
-    /// When the GET was begun whose answer is being stored.
+    /// When the last GET was begun.
+    begun: Option<Instant>,
+    /// When the cursor was asked first: an answer to a repeated GET may be the one that was lost, and no newer.
+    first_begun: Option<Instant>,
+    /// When somebody last had the parked GET dropped.
+    asked_again: Option<Instant>,
+    /// Since when that GET has been on a connection.
+    on_connection: Option<Instant>,
+    /// The last GET failed and none was answered since.
+    failing: bool,
+    /// When the cursor was asked first whose answer is being stored.
     storing: Option<Instant>,
     /// What the server told of before this is stored, except what was only linked.
     stored_until: Option<Instant>,
@@ -97,10 +110,8 @@ impl Drop for Reading {
 impl Default for ChannelHealth {
     fn default() -> Self {
         Self {
-            failing: AtomicBool::new(false),
             continuity: AtomicU64::new(0),
             answered_at_ms: AtomicI64::new(Timestamp::now().as_millisecond()),
-            polls: AtomicU64::new(0),
             parked_at_ms: AtomicI64::new(0),
             heard: Mutex::default(),
             repoll: Notify::new(),
@@ -111,7 +122,7 @@ impl Default for ChannelHealth {
 impl ChannelHealth {
     /// The last GET ended in an error and none has succeeded since.
     pub fn is_failing(&self) -> bool {
-        self.failing.load(Ordering::Relaxed)
+        self.heard().failing
     }
 
     /// Changes whenever the server may have forgotten events: while it stays the same, nothing was missed.
@@ -129,12 +140,6 @@ impl ChannelHealth {
     pub fn parked_at(&self) -> Timestamp {
         Timestamp::from_millisecond(self.parked_at_ms.load(Ordering::Relaxed))
             .unwrap_or(Timestamp::UNIX_EPOCH)
-    }
-
-    /// How many GETs were begun. One that is begun after [`ChannelHealth::ask_again`] is on a connection that works, or
-    /// fails.
-    pub fn polls(&self) -> u64 {
-        self.polls.load(Ordering::Relaxed)
     }
 
     /// Some event can no longer be read: silence about an operation proves nothing from now on.
@@ -157,41 +162,77 @@ impl ChannelHealth {
 
     fn parked(&self, at: Instant) {
         let mut heard = self.heard();
-        heard.parked = Some(at);
+        heard.begun = Some(at);
+        heard.first_begun.get_or_insert(at);
+        heard.on_connection = None;
         heard.storing = None;
+    }
+
+    /// The GET that is out is on a connection since then, or no longer.
+    fn on_connection(&self, since: Option<Instant>) {
+        self.heard().on_connection = since;
     }
 
     fn answered(&self) {
         let mut heard = self.heard();
-        heard.storing = heard.parked.take();
+        heard.storing = heard.first_begun;
+        heard.on_connection = None;
+        heard.failing = false;
     }
 
     fn unanswered(&self) {
-        self.heard().parked = None;
+        let mut heard = self.heard();
+        heard.on_connection = None;
+        heard.failing = true;
     }
 
-    fn stored(&self) {
+    /// The answer is stored with the cursor that follows, so long after it came. `false` if the server may have
+    /// forgotten events meanwhile.
+    fn stored(&self, unparked: Duration) -> bool {
+        let remembered = unparked <= SERVER_FORGETS;
+        if !remembered {
+            self.lose_continuity();
+        }
         let mut heard = self.heard();
+        heard.first_begun = None;
         if let Some(begun) = heard.storing.take() {
             heard.stored_until = Some(begun);
         }
+        remembered
     }
 
     /// Whatever the server had to tell before this is in the archive; `None` while that is nothing.
     ///
-    /// An answer counts from when its GET was begun, since it holds all that there was to tell by then; a GET that has
-    /// been parked for a while counts as an answer that there is nothing to tell. In lively traffic it moves along, though
-    /// some answer is being stored at almost any time.
+    /// An answer counts from when its cursor was asked first, since it holds all that there was to tell by then; a GET
+    /// that has been on a connection for a while counts as an answer that there is nothing to tell. One that waits for its
+    /// token or its connection has asked nobody yet, and one that repeats a failure may be held by whoever failed. In
+    /// lively traffic it moves along, though some answer is being stored at almost any time.
     pub fn heard_all_until(&self, now: Instant) -> Option<Instant> {
         let heard = self.heard();
-        let silent = heard.parked.is_some_and(|parked| now.duration_since(parked) >= SILENCE_COUNTS_AFTER);
+        let counts_after = if heard.failing { SILENCE_COUNTS_AFTER_FAILURE } else { SILENCE_COUNTS_AFTER };
+        let silent = heard.on_connection.is_some_and(|since| now.duration_since(since) >= counts_after);
         let until = if silent { Some(now) } else { heard.stored_until };
         heard.reading.values().fold(until, |until, unread| until.min(*unread))
     }
 
-    /// Drops the parked GET and asks the same address again on another connection. Harmless, since nothing is
-    /// acknowledged by it; it finds out whether a silent channel is a dead one.
-    pub fn ask_again(&self) {
+    /// Whether a GET was begun since then: it is on a connection that works, or fails.
+    pub fn asked_since(&self, since: Instant) -> bool {
+        self.heard().begun.is_some_and(|begun| begun >= since)
+    }
+
+    /// Drops the parked GET, if it was begun before, and asks the same address again on another connection. Harmless,
+    /// since nothing is acknowledged by it; it finds out whether a silent channel is a dead one.
+    ///
+    /// Whoever needs it calls it until [`ChannelHealth::asked_since`]: a GET is left alone for a while, or many who come
+    /// one after the other would never let it be silent.
+    pub fn ask_again(&self, since: Instant, now: Instant) {
+        let mut heard = self.heard();
+        let asked = heard.begun.is_some_and(|begun| begun >= since);
+        if asked || heard.asked_again.is_some_and(|last| now.duration_since(last) < ASK_AGAIN_EVERY) {
+            return;
+        }
+        heard.asked_again = Some(now);
+        drop(heard);
         self.repoll.notify_one();
     }
 }
@@ -430,10 +471,10 @@ async fn poll(
     parameters: Option<&EventParameters>,
 ) -> Option<Result<PollAnswer, UcwaError>> {
     follow.health.parked(Instant::now());
-    follow.health.polls.fetch_add(1, Ordering::Relaxed);
     follow.health.parked_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
+    let on_connection = |is: bool| follow.health.on_connection(is.then(Instant::now));
     tokio::select! {
-        answer = follow.client.poll_events(&follow.cursor, parameters) => Some(answer),
+        answer = follow.client.poll_events(&follow.cursor, parameters, &on_connection) => Some(answer),
         () = follow.health.repoll.notified() => None,
     }
 }
@@ -443,12 +484,10 @@ impl Follow {
         match polled {
             Ok(_) => {
                 self.health.answered();
-                self.health.failing.store(false, Ordering::Relaxed);
                 self.health.answered_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
             }
             Err(error) => {
                 self.health.unanswered();
-                self.health.failing.store(true, Ordering::Relaxed);
                 metrics::count_reconnect(Reconnect::Error);
                 tracing::warn!(
                     failures_in_a_row = state.failures_in_a_row(),
@@ -541,13 +580,12 @@ impl Follow {
                             "the database took so long that the server may have dropped messages"
                         );
                     }
-                    if unparked > SERVER_FORGETS {
+                    self.cursor = next;
+                    let reading = (!outcome.fetches.is_empty()).then(|| self.health.begin_reading());
+                    if !self.health.stored(unparked) {
                         let reason = "the database was away, so that nothing could be acknowledged";
                         self.record_gap(commit.received_at, reason).await;
                     }
-                    self.cursor = next;
-                    let reading = (!outcome.fetches.is_empty()).then(|| self.health.begin_reading());
-                    self.health.stored();
                     return Ok(Stored { outcome, reading });
                 }
                 Err(StoreError::Fenced(_)) => return Err(ChannelEnd::Fenced),
@@ -705,7 +743,7 @@ mod tests {
             health.answered();
             // Whenever somebody looks, the last answer is on its way into the archive.
             assert_eq!(health.heard_all_until(at + MOMENT), (at > began).then(|| at - MOMENT));
-            health.stored();
+            assert!(health.stored(MOMENT));
             at += MOMENT;
         }
         health.parked(at);
@@ -714,10 +752,48 @@ mod tests {
     }
 
     #[test]
-    fn silence_counts_once_a_get_has_been_parked_for_a_while() {
+    fn a_get_that_has_asked_nobody_is_not_silence() {
+        let health = ChannelHealth::default();
+        let mut at = Instant::now();
+        for _ in 0..3 {
+            health.parked(at);
+            at += 2 * SILENCE_COUNTS_AFTER_FAILURE;
+            assert_eq!(health.heard_all_until(at), None, "it renews its token or connects");
+            health.unanswered();
+            assert_eq!(health.heard_all_until(at), None);
+        }
+        health.parked(at);
+        health.on_connection(Some(at));
+        health.on_connection(None);
+        let late = at + SILENCE_COUNTS_AFTER_FAILURE;
+        assert_eq!(health.heard_all_until(late), None, "its token was refused and is being renewed");
+    }
+
+    #[test]
+    fn after_a_failure_silence_has_to_last_longer_until_a_get_is_answered() {
         let health = ChannelHealth::default();
         let at = Instant::now();
         health.parked(at);
+        health.unanswered();
+        health.parked(at);
+        health.on_connection(Some(at));
+        assert_eq!(health.heard_all_until(at + SILENCE_COUNTS_AFTER_FAILURE - MOMENT), None);
+        let now = at + SILENCE_COUNTS_AFTER_FAILURE;
+        assert_eq!(health.heard_all_until(now), Some(now));
+        health.answered();
+        assert!(health.stored(MOMENT));
+        health.parked(now);
+        health.on_connection(Some(now));
+        let now = now + SILENCE_COUNTS_AFTER;
+        assert_eq!(health.heard_all_until(now), Some(now));
+    }
+
+    #[test]
+    fn silence_counts_once_a_get_has_been_on_a_connection_for_a_while() {
+        let health = ChannelHealth::default();
+        let at = Instant::now();
+        health.parked(at);
+        health.on_connection(Some(at));
         assert_eq!(health.heard_all_until(at + SILENCE_COUNTS_AFTER - MOMENT), None);
         let now = at + SILENCE_COUNTS_AFTER;
         assert_eq!(health.heard_all_until(now), Some(now));
@@ -730,9 +806,10 @@ mod tests {
         health.parked(at);
         health.answered();
         let linked = health.begin_reading();
-        health.stored();
+        assert!(health.stored(MOMENT));
         let next = at + MOMENT;
         health.parked(next);
+        health.on_connection(Some(next));
         let late = next + SILENCE_COUNTS_AFTER;
         assert_eq!(health.heard_all_until(late), None, "nothing was heard before the answer that linked");
         let linked_in_turn = Arc::clone(&linked);
@@ -743,10 +820,71 @@ mod tests {
     }
 
     #[test]
-    fn asking_again_wakes_a_parked_channel_once() {
+    fn an_answer_to_a_repeated_get_counts_from_the_first() {
         let health = ChannelHealth::default();
-        health.ask_again();
-        assert!(health.repoll.notified().now_or_never().is_some());
-        assert!(health.repoll.notified().now_or_never().is_none());
+        let first = Instant::now();
+        let mut at = first;
+        health.parked(at);
+        for _ in 0..2 {
+            at += SILENCE_COUNTS_AFTER;
+            health.unanswered();
+            health.parked(at);
+        }
+        // It may be the package that was lost with the first GET's connection.
+        health.answered();
+        assert!(health.stored(MOMENT));
+        assert_eq!(health.heard_all_until(at), Some(first));
+        health.parked(at + MOMENT);
+        health.answered();
+        assert!(health.stored(MOMENT));
+        assert_eq!(health.heard_all_until(at + MOMENT), Some(at + MOMENT), "another cursor");
+    }
+
+    #[test]
+    fn what_is_not_acknowledged_in_time_breaks_continuity() {
+        let health = ChannelHealth::default();
+        let whole = health.continuity();
+        health.parked(Instant::now());
+        health.answered();
+        assert!(health.stored(SERVER_FORGETS));
+        assert_eq!(health.continuity(), whole);
+        assert!(!health.stored(SERVER_FORGETS + MOMENT));
+        assert_ne!(health.continuity(), whole);
+    }
+
+    fn asks_again(health: &ChannelHealth, since: Instant, now: Instant) -> bool {
+        health.ask_again(since, now);
+        let asks = health.repoll.notified().now_or_never().is_some();
+        if asks {
+            health.parked(now);
+        }
+        asks
+    }
+
+    #[test]
+    fn a_get_that_was_begun_since_is_not_asked_again() {
+        let health = ChannelHealth::default();
+        let at = Instant::now();
+        health.parked(at);
+        assert!(!asks_again(&health, at, at + MOMENT));
+        assert!(health.asked_since(at));
+        assert!(!health.asked_since(at + MOMENT));
+        assert!(asks_again(&health, at + MOMENT, at + MOMENT));
+        assert!(health.asked_since(at + MOMENT));
+    }
+
+    #[test]
+    fn many_who_ask_one_after_the_other_leave_the_get_time_to_be_silent() {
+        let health = ChannelHealth::default();
+        let at = Instant::now();
+        health.parked(at);
+        let mut asked = Vec::new();
+        for second in 1..=30 {
+            let now = at + Duration::from_secs(second);
+            if asks_again(&health, now, now) {
+                asked.push(second);
+            }
+        }
+        assert_eq!(asked, [1, 16]);
     }
 }

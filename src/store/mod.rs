@@ -1,7 +1,8 @@
 //! The database, behind traits in the domain's words.
 //!
 //! Nothing outside this folder knows SQL or a dialect; nothing inside it knows HTTP, XML or actors. A dialect is one
-//! folder (`sqlite/`, `postgres/`) that implements the traits of this file, of `coverage` and of `quarantine`; [`connect`] picks it by the URL.
+//! folder (`sqlite/`, `postgres/`) that implements the traits of this file, of `coverage`, `quarantine`, `reading` and
+//! `leases`; [`connect`] picks it by the URL.
 //!
 //! Everything a running server writes goes through one writer that joins what many accounts bring within a few
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
@@ -15,7 +16,9 @@ mod leases;
 mod migrations;
 mod postgres;
 mod quarantine;
+mod reading;
 mod rows;
+mod selection;
 mod sqlite;
 mod trouble;
 mod writer;
@@ -32,12 +35,17 @@ use crate::{
         workspace::RuleSettings,
     },
     identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId, SipUri},
+    query::{Condition, Person, Query},
 };
 
 pub use self::{
-    coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap},
+    coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap, Stretch},
     leases::{Cluster, ClusterStore, LeaseStore, Leases},
     quarantine::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload},
+    reading::{
+        ArchivedAccount, ArchivedMessage, ChainRange, ChainedMessage, ConversationDetails, DayCount,
+        ExportOrder, Head, Page, Place, ReadingStore, Stay,
+    },
 };
 
 /// What a store could not do, by what the caller can do about it.
@@ -126,7 +134,14 @@ impl StoreError {
 
 /// All that a dialect implements.
 pub trait Store:
-    AccountStore + ArchiveStore + CoverageStore + QuarantineStore + OutboxStore + HistoryStore + LeaseStore
+    AccountStore
+    + ArchiveStore
+    + CoverageStore
+    + QuarantineStore
+    + OutboxStore
+    + HistoryStore
+    + ReadingStore
+    + LeaseStore
 {
 }
 impl<T> Store for T where
@@ -136,6 +151,7 @@ impl<T> Store for T where
         + QuarantineStore
         + OutboxStore
         + HistoryStore
+        + ReadingStore
         + LeaseStore
 {
 }
@@ -675,7 +691,14 @@ pub struct UnsettledSend {
     pub send: ClaimedSend,
     /// When it was claimed.
     pub claimed_at: Timestamp,
+    /// An event that came since may have been of it and can't be read any more: it was passed over, the server may have
+    /// forgotten it, or it only linked an invitation that nobody could read. Silence proves nothing then.
+    pub events_missed: bool,
 }
+
+/// The reason of the one kind of gap in which the server forgets nothing that it has to tell of our own requests: it
+/// waits for the next GET.
+pub const NOT_FOLLOWED: &str = "the relay was not following the event channel";
 
 /// What a user puts into the queue.
 #[derive(Debug, Clone, Default)]
@@ -880,9 +903,25 @@ pub struct HistoryFilter {
     pub until: Option<Timestamp>,
     /// Only rows with a larger id, oldest first (for following).
     pub after: Option<MessageId>,
-    /// At most so many, in ascending order of id; without `after` those that were sent last, or, if nothing else is asked
-    /// for, those that were archived last.
+    /// At most so many; without `after` those that were sent last, in the order in which they were sent.
     pub limit: i64,
+}
+
+impl HistoryFilter {
+    /// The same in the language that people use.
+    pub fn query(&self) -> Query {
+        let person = |uri: &SipUri| vec![Person::Address(uri.clone())];
+        Query::default()
+            .and_if(self.account.as_ref().map(|uri| Condition::Account(person(uri))))
+            .and_if(self.with.as_ref().map(|uri| Condition::With(person(uri))))
+            .and_if(self.since.map(Condition::After))
+            .and_if(self.until.map(Condition::Before))
+    }
+
+    /// Which page of it.
+    pub fn page(&self) -> Page {
+        self.after.map_or(Page::Newest, Page::After)
+    }
 }
 
 /// A row of `message_history`.
@@ -917,11 +956,9 @@ pub struct HistoryRow {
     pub source: String,
 }
 
-/// Reading the archive.
+/// Who read the archive, and how the store is and ends.
 #[async_trait]
 pub trait HistoryStore: Send + Sync {
-    /// Messages in ascending order of id.
-    async fn history(&self, filter: &HistoryFilter) -> Result<Vec<HistoryRow>, StoreError>;
     /// Notes in `access_log` that somebody read message content.
     async fn record_access(
         &self,

@@ -381,7 +381,8 @@ pub(super) fn claimed_send(
 /// As [`claimed_send`], for what is on its way already: it is read as well as it can be.
 pub(super) fn unsettled_send(row: &impl Columns) -> Result<UnsettledSend, sqlx::Error> {
     let send = send(row, i64::MAX, |column| row.lossy_text(column))?;
-    Ok(UnsettledSend { claimed_at: row.optional_user_time("claimed_at")?.unwrap_or(send.created_at), send })
+    let claimed_at = row.optional_user_time("claimed_at")?.unwrap_or(send.created_at);
+    Ok(UnsettledSend { claimed_at, events_missed: row.flag("events_missed")?, send })
 }
 
 fn send(

@@ -89,6 +89,9 @@ pub(super) trait Dialect: Send + Sync + 'static {
     /// Said within a transaction once a part of it has waited in vain for a row: the others do not wait as long, since
     /// everybody waits with them.
     const HURRY: Option<&'static str>;
+    /// Makes the database forget how it goes about the statements that are kept prepared. It decided that when the tables
+    /// were smaller, perhaps empty.
+    const FORGET_PLANS: Option<&'static str>;
     /// No transaction takes longer, unless the database is out of reach and nobody says so.
     const TRANSACTION_LIMIT: Duration;
 
@@ -226,6 +229,11 @@ const PASSES_WITHIN: Duration = Duration::from_secs(3);
 /// How long may be looked for the reason why there is no connection.
 const ASKS_WHY_FOR: Duration = Duration::from_secs(3);
 
+/// Plans are forgotten when as much was written as before they were made, this much at first, and now and then as long as
+/// anything is written.
+const PLANS_LAST_FOR_ROWS: usize = 256;
+const PLANS_LAST_FOR: Duration = Duration::from_secs(60);
+
 /// How often overdue messages are settled.
 const SETTLE_EVERY: Duration = Duration::from_secs(15);
 
@@ -339,6 +347,7 @@ impl<D: Dialect> Writer<D> {
             health: Arc::clone(&health),
             transactions: 0,
             last_batch: 0,
+            plans: Plans::made_now(),
         };
         let broken = CancellationToken::new();
         let tell = broken.clone();
@@ -431,6 +440,33 @@ struct WriterTask<D: Dialect> {
     transactions: i64,
     /// Size of the last batch: company is waited for only where there was some.
     last_batch: usize,
+    plans: Plans,
+}
+
+/// When the database's plans are out of date.
+#[derive(Debug)]
+struct Plans {
+    made_at: Instant,
+    /// Rows and requests since the start, and how many they were when the plans were made.
+    written: usize,
+    written_before: usize,
+}
+
+impl Plans {
+    fn made_now() -> Self {
+        Self { made_at: Instant::now(), written: 0, written_before: 0 }
+    }
+
+    /// Whether it is time for new ones, which is taken as done then.
+    fn are_outdated(&mut self, now: Instant) -> bool {
+        let since = self.written - self.written_before;
+        let outdated = since >= self.written_before.max(PLANS_LAST_FOR_ROWS)
+            || (since > 0 && now.duration_since(self.made_at) >= PLANS_LAST_FOR);
+        if outdated {
+            (self.made_at, self.written_before) = (now, self.written);
+        }
+        outdated
+    }
 }
 
 /// What became of the requests of a batch, before the commit.
@@ -539,6 +575,7 @@ impl<D: Dialect> WriterTask<D> {
         match self.with_patience(&mut batch).await {
             Ok(done) => {
                 self.health.took(!done.commits.is_empty());
+                self.plans.written = self.plans.written.saturating_add(done.rows + done.jobs.len());
                 if !done.commits.is_empty() {
                     metrics::time_commit(began.elapsed(), done.rows);
                 }
@@ -590,7 +627,8 @@ impl<D: Dialect> WriterTask<D> {
             Ok(connection) => connection,
             Err(error) => return Err(failed(why_unreachable(&self.pool, error).await)),
         };
-        let done = self.on_connection(&mut connection, number, batch).await;
+        let forget_plans = D::FORGET_PLANS.filter(|_| self.plans.are_outdated(Instant::now()));
+        let done = self.on_connection(&mut connection, number, forget_plans, batch).await;
         if matches!(done, Ended::Stored(_)) {
             drop(connection);
         } else {
@@ -628,9 +666,13 @@ impl<D: Dialect> WriterTask<D> {
         &self,
         connection: &mut PoolConnection<D::Database>,
         number: i64,
+        forget_plans: Option<&'static str>,
         batch: &mut Batch<D>,
     ) -> Ended {
         let parts = async {
+            if let Some(forget_plans) = forget_plans {
+                D::execute(connection, forget_plans).await.map_err(failed("committing"))?;
+            }
             let mut transaction =
                 self.dialect.begin(connection, number).await.map_err(failed("committing"))?;
             let mut done = Done::default();
@@ -952,6 +994,22 @@ mod tests {
         let refused = writer.run("a job", false, |_| Box::pin(async { Ok(()) })).await;
         assert!(matches!(refused, Err(StoreError::Closing)));
         writer.close().await;
+    }
+
+    #[test]
+    fn plans_are_made_anew_as_tables_grow_and_now_and_then() {
+        let mut plans = Plans::made_now();
+        let now = plans.made_at;
+        let mut renewed_at = Vec::new();
+        for written in 1..=2000 {
+            plans.written = written;
+            if plans.are_outdated(now) {
+                renewed_at.push(written);
+            }
+        }
+        assert_eq!(renewed_at, [256, 512, 1024]);
+        assert!(plans.are_outdated(now + PLANS_LAST_FOR));
+        assert!(!plans.are_outdated(now + 3 * PLANS_LAST_FOR), "nothing was written since");
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@
 use std::{
     error::Error,
     fmt, io,
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -27,6 +28,7 @@ use url::Url;
 use super::{
     challenge::{self, Challenges},
     connect_once::ConnectOnce,
+    connecting::Connecting,
     error::{TOKEN_INVALID, UcwaError, WEB_TICKET_INVALID, parse_retry_after},
     model::Resource,
     trust::host_of,
@@ -77,12 +79,19 @@ pub struct HttpClients {
 struct Shared {
     settings: HttpSettings,
     authorities: Vec<reqwest::Certificate>,
-    commands: Client,
+    commands: CountedClient,
     polls: Mutex<Vec<Arc<PollClient>>>,
 }
 
-struct PollClient {
+/// A client that knows whether it is making a connection.
+#[derive(Clone)]
+struct CountedClient {
     client: Client,
+    connecting: Connecting,
+}
+
+struct PollClient {
+    counted: CountedClient,
     accounts: AtomicUsize,
 }
 
@@ -113,7 +122,7 @@ impl HttpClients {
                 }
             },
         };
-        let commands = build(settings, &authorities, Connections::Many)?;
+        let commands = build_counted(settings, &authorities)?;
         let shared =
             Shared { settings: settings.clone(), authorities, commands, polls: Mutex::new(Vec::new()) };
         Ok(Self { shared: Arc::new(shared) })
@@ -127,9 +136,9 @@ impl HttpClients {
         let poll = free.unwrap_or_else(|| {
             // Building succeeded once with the same settings. If the system's certificates are gone since, sharing
             // a client is better than no event channel.
-            let client = build(&self.shared.settings, &self.shared.authorities, Connections::Many)
+            let counted = build_counted(&self.shared.settings, &self.shared.authorities)
                 .unwrap_or_else(|_| self.shared.commands.clone());
-            let poll = Arc::new(PollClient { client, accounts: AtomicUsize::new(0) });
+            let poll = Arc::new(PollClient { counted, accounts: AtomicUsize::new(0) });
             polls.push(Arc::clone(&poll));
             poll
         });
@@ -142,7 +151,7 @@ impl HttpClients {
     /// # Errors
     /// [`UcwaError::Setup`], as for [`Self::new`].
     pub(super) fn one_connection(&self) -> Result<OneConnection, UcwaError> {
-        let client = build(&self.shared.settings, &self.shared.authorities, Connections::One)?;
+        let client = build(&self.shared.settings, &self.shared.authorities, &Connections::One)?;
         Ok(OneConnection { client, timeout: self.shared.settings.request_timeout })
     }
 
@@ -159,11 +168,15 @@ impl HttpClients {
     }
 
     async fn exchange(&self, call: &Call<'_>, bearer: Option<&HeaderValue>) -> Result<Reply, UcwaError> {
-        let (client, timeout) = match call.parked {
-            Some((lease, timeout)) => (&lease.poll.client, timeout + self.shared.settings.poll_margin),
-            None => (&self.shared.commands, self.shared.settings.request_timeout),
+        let settings = &self.shared.settings;
+        let Some(Parked { lease, held, on_connection }) = &call.parked else {
+            return exchange(&self.shared.commands.client, settings.request_timeout, call, bearer).await;
         };
-        exchange(client, timeout, call, bearer).await
+        let CountedClient { client, connecting } = &lease.poll.counted;
+        let exchanging = pin!(exchange(client, *held + settings.poll_margin, call, bearer));
+        let answer = connecting.while_on_connection(exchanging, || on_connection(true)).await;
+        on_connection(false);
+        answer
     }
 }
 
@@ -274,16 +287,24 @@ fn setup(problem: &str) -> UcwaError {
 }
 
 /// How many connections a client opens.
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Connections {
-    Many,
+    Many(Connecting),
     One,
+}
+
+fn build_counted(
+    settings: &HttpSettings,
+    authorities: &[reqwest::Certificate],
+) -> Result<CountedClient, UcwaError> {
+    let connecting = Connecting::default();
+    let client = build(settings, authorities, &Connections::Many(connecting.clone()))?;
+    Ok(CountedClient { client, connecting })
 }
 
 fn build(
     settings: &HttpSettings,
     authorities: &[reqwest::Certificate],
-    connections: Connections,
+    connections: &Connections,
 ) -> Result<Client, UcwaError> {
     let builder = || {
         let builder = Client::builder()
@@ -302,7 +323,7 @@ fn build(
             // Challenges were seen with folded lines.
             .http1_allow_obsolete_multiline_headers_in_responses(true);
         let builder = match connections {
-            Connections::Many => builder,
+            Connections::Many(connecting) => builder.connector_layer(connecting.clone()),
             Connections::One => builder.http1_only().connector_layer(ConnectOnce::default()),
         };
         if settings.allow_http { builder.no_proxy() } else { builder }
@@ -342,8 +363,18 @@ pub(super) struct Call<'a> {
     pub accept: &'static str,
     /// Media type and text.
     pub body: Option<(String, String)>,
-    /// A parked GET: its client, and how long the server may hold it.
-    pub parked: Option<(&'a PollLease, Duration)>,
+    /// For a parked GET.
+    pub parked: Option<Parked<'a>>,
+}
+
+/// How a parked GET is made.
+pub(super) struct Parked<'a> {
+    /// Its client.
+    pub lease: &'a PollLease,
+    /// How long the server may hold it.
+    pub held: Duration,
+    /// Told `true` once it is on a connection, `false` when it was answered or failed.
+    pub on_connection: &'a (dyn Fn(bool) + Sync),
 }
 
 impl Call<'_> {

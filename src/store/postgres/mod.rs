@@ -1,7 +1,8 @@
 //! PostgreSQL: one database for any number of programs.
 //!
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
-//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`]: the traits, one file each, SQL in full beside its method.
+//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`]: the traits, one file each, SQL in full
+//!   beside its method. [`reading`]: the words for statements that stand once for all databases, in `store::reading`.
 //! - [`schema`], [`full_text`]: the schema, roles and rights. [`mod@column`]: how values stand in columns.
 //! - [`wake_up`]: `LISTEN`, for new rows of the queue and for leases.
 //! - [`leases`], [`fence`]: which node holds which account, and that it alone writes about it.
@@ -23,6 +24,7 @@ mod leases;
 mod load;
 mod outbox;
 mod quarantine;
+mod reading;
 mod schema;
 mod wake_up;
 
@@ -96,6 +98,7 @@ impl Dialect for PostgresDialect {
     const RETRY_AFTER: &'static [Duration] = &[Duration::ZERO, Duration::from_millis(200)];
     const TAKE_TURN: Option<&'static str> = Some("SELECT ucwa_relay_last_ids()");
     const HURRY: Option<&'static str> = Some("SET LOCAL lock_timeout = '10ms'");
+    const FORGET_PLANS: Option<&'static str> = Some("DISCARD PLANS");
     const TRANSACTION_LIMIT: Duration = Duration::from_mins(1);
 
     type Fence = Fence;

@@ -16,23 +16,65 @@ use super::{
 };
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
-    outbox::admission::{Admitted, GivenTime, Lookup, Refusal, Submission, admit},
+    outbox::admission::{
+        ADMITTED_AT_ONCE, Admitted, GivenTime, Lookup, Refusal, Submission, admit, more_may_wait,
+    },
     store::{
-        ClaimSettings, ClaimedSend, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow, OutboxState,
-        OutboxStore, ShapeCell, StoreError, UnsettledSend,
+        ClaimSettings, ClaimedSend, NOT_FOLLOWED, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow,
+        OutboxState, OutboxStore, ShapeCell, StoreError, UnsettledSend,
         columns::Columns,
         rows::{self, allowed_before},
         trouble::{failed, is_duplicate},
     },
 };
 
-/// New rows looked at in one transaction; more follow in the next, so that archiving never waits long.
-const ADMITTED_AT_ONCE: i64 = 2000;
+/// New rows, the oldest of each account: accounts share what is looked at, so that a burst of one of them holds up nobody
+/// else's row. Accounts are found by jumping from one to the next in the index.
+const NEW_ROWS: &str = "
+    WITH RECURSIVE
+    spellings (account) AS (
+        SELECT (SELECT min(o.account) FROM outbox o INDEXED BY outbox_new
+                 WHERE o.state = 'queued' AND o.destination IS NULL)
+        UNION ALL
+        SELECT (SELECT min(o.account) FROM outbox o INDEXED BY outbox_new
+                 WHERE o.state = 'queued' AND o.destination IS NULL AND o.account > w.account)
+          FROM spellings w
+         WHERE w.account IS NOT NULL
+    ),
+    accounts (account) AS MATERIALIZED (
+        SELECT w.account FROM spellings w WHERE w.account IS NOT NULL LIMIT ?1
+    )
+    SELECT o.id, o.account, o.recipients, o.body, o.content_type, o.subject, o.importance, o.conversation_id,
+           o.thread_id, o.send_after, strftime('%Y-%m-%dT%H:%M:%fZ', o.send_after) AS send_after_read,
+           o.expires_at, strftime('%Y-%m-%dT%H:%M:%fZ', o.expires_at) AS expires_at_read, o.correlation,
+           o.idempotency_key
+      FROM accounts a
+     CROSS JOIN outbox o
+     WHERE o.id IN (SELECT r.id FROM outbox r INDEXED BY outbox_new
+                     WHERE r.state = 'queued' AND r.destination IS NULL AND r.account = a.account
+                     ORDER BY r.id
+                     LIMIT (SELECT ?1 / count(*) FROM accounts))
+     ORDER BY o.id";
 
 /// What a claim hands out, for rows `o` with `c` the conversation the user gave, if it is open.
 const CLAIMED: &str = "o.id, o.account_id, o.operation_id, o.recipients, o.given_conversation_id, c.href, o.body,
                        o.content_type, o.subject, o.importance, o.thread_id, o.attempts, o.max_attempts, o.expires_at,
                        o.created_at, o.claimed_at";
+
+/// Whether an event since the claim of a row may be of it and was never read: see [`crate::store::UnsettledSend`].
+const EVENTS_MISSED: &str = "(EXISTS (SELECT 1 FROM gaps g
+                                       WHERE g.account_id = o.account_id AND g.to_at >= o.claimed_at
+                                         AND g.reason <> ?2)
+                           OR EXISTS (SELECT 1 FROM event_quarantine q
+                                       WHERE q.account_id = o.account_id AND q.received_at >= o.claimed_at
+                                         AND q.resolved_at IS NULL AND q.cursor IS NOT NULL AND q.sender IS NULL)
+                           OR EXISTS (SELECT 1 FROM invitations i
+                                       WHERE i.account_id = o.account_id AND i.started_at >= o.claimed_at
+                                         AND i.session_id = (SELECT s.id FROM sessions s
+                                                              WHERE s.account_id = o.account_id AND s.ended_at IS NULL)
+                                         AND i.kind = 'messaging' AND i.direction IS NOT 'incoming'
+                                         AND i.operation_id IS NULL AND i.conversation_id IS NULL
+                                         AND i.awaiting IS NULL))";
 
 /// Joins the conversation that the user gave, if it is open in the account's session.
 const GIVEN_CONVERSATION: &str = "LEFT JOIN conversations c
@@ -58,24 +100,13 @@ impl Lookup for Known {
     }
 }
 
-/// Looks at rows that no claim has seen, or that a user has changed. Returns whether more are waiting.
+/// Looks at rows that no claim has seen, or that a user has changed. Returns whether more may be waiting.
 async fn admit_new_rows(
     connection: &mut SqliteConnection,
     now: Timestamp,
     settings: &ClaimSettings,
 ) -> Result<bool, sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT id, account, recipients, body, content_type, subject, importance, conversation_id, thread_id,
-                send_after, strftime('%Y-%m-%dT%H:%M:%fZ', send_after) AS send_after_read,
-                expires_at, strftime('%Y-%m-%dT%H:%M:%fZ', expires_at) AS expires_at_read, correlation, idempotency_key
-           FROM outbox INDEXED BY outbox_new
-          WHERE state = 'queued' AND destination IS NULL
-          ORDER BY id
-          LIMIT ?1",
-    )
-    .bind(ADMITTED_AT_ONCE)
-    .fetch_all(&mut *connection)
-    .await?;
+    let rows = sqlx::query(NEW_ROWS).bind(ADMITTED_AT_ONCE).fetch_all(&mut *connection).await?;
     if rows.is_empty() {
         return Ok(false);
     }
@@ -92,6 +123,7 @@ async fn admit_new_rows(
         submissions.push((OutboxId(row.try_get("id")?), looked_at));
     }
     let known = known(connection, submissions.iter().map(|(_, (submission, _))| submission)).await?;
+    let more = more_may_wait(submissions.iter().map(|(_, (submission, _))| submission.account.as_str()));
     let mut admitted = Vec::new();
     for (id, (submission, unreadable)) in submissions {
         let decided = match unreadable {
@@ -107,7 +139,7 @@ async fn admit_new_rows(
         }
     }
     write_admitted(connection, &admitted).await?;
-    Ok(i64::try_from(rows.len()).is_ok_and(|count| count == ADMITTED_AT_ONCE))
+    Ok(more)
 }
 
 async fn write_admitted(
@@ -471,12 +503,13 @@ impl OutboxStore for SqliteStore {
     async fn unsettled_sends(&self, account: AccountId) -> Result<Vec<UnsettledSend>, StoreError> {
         let failed = failed("reading sends under way");
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT {CLAIMED}
+            "SELECT {CLAIMED}, {EVENTS_MISSED} AS events_missed
                FROM outbox o INDEXED BY outbox_sending {GIVEN_CONVERSATION}
               WHERE o.state = 'sending' AND o.account_id = ?1
               ORDER BY o.id"
         )))
         .bind(account.0)
+        .bind(NOT_FOLLOWED)
         .fetch_all(&self.readers)
         .await
         .map_err(&failed)?;
