@@ -819,6 +819,129 @@ async fn a_group_is_told_whoever_of_it_can_be_reached(kind: Kind) {
     assert!(scene.relay.server().terminate());
 }
 
+/// How many of a rate of so many a second may have left within so long: a second's worth at once, then evenly.
+fn allowed(rate: f64, since: Duration) -> f64 {
+    rate + rate * since.as_secs_f64()
+}
+
+async fn an_account_sends_no_faster_than_its_rate_allows(kind: Kind) {
+    const RATE: u8 = 5;
+    const ROWS: u8 = 25;
+    let configuration = format!("[outbox]\nper_account_rate = {RATE}\n");
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), &configuration).await;
+    // Each to somebody else, so that nothing but the rate holds any of them back.
+    let rows: Vec<String> = (0..ROWS)
+        .map(|number| format!("('{ALICE}', 'sip:silent.{number}@fabrikam.example', 'news for {number}')"))
+        .collect();
+    let begun = Timestamp::now();
+    let insert = format!("INSERT INTO outbox (account, recipients, body) VALUES {}", rows.join(", "));
+    scene.sql.run(&insert).await.unwrap();
+    eventually("every row is delivered", async || {
+        (scene.sql.count("outbox WHERE state = 'delivered'").await == i64::from(ROWS)).then_some(())
+    })
+    .await;
+    let mut accepted: Vec<Timestamp> =
+        scene.simulator.ledger().outgoing.iter().map(|entry| entry.time).collect();
+    accepted.sort();
+    assert_eq!(accepted.len(), usize::from(ROWS));
+    // Whatever delays a request makes it later, so this bound holds on any machine. The ledger counts in milliseconds.
+    for (sent, at) in (1_u8..).zip(&accepted) {
+        let since =
+            Duration::try_from(at.duration_since(begun)).unwrap_or_default() + Duration::from_millis(1);
+        assert!(f64::from(sent) <= allowed(f64::from(RATE), since), "{sent} were accepted within {since:?}");
+    }
+}
+
+async fn who_keeps_us_waiting_or_declines_holds_back_only_themselves(kind: Kind) {
+    // Nobody who is absent, and nothing that waits for another attempt, comes to an end while this test runs.
+    let settings = SimulatorSettings { ring_time: Duration::from_secs(3600), ..SimulatorSettings::default() };
+    let configuration = "[outbox]\nretry_base = \"1h\"\nretry_max = \"1h\"\n";
+    let mut scene = Scene::begin(kind, settings, configuration).await;
+    // The call of who is slow is not carried out while the others are written to.
+    let late = Fault::new(FaultKind::Delay { ms: 3_600_000 }).on(Operation::StartMessaging).account(ALICE);
+    let late = scene.simulator.inject(late).unwrap();
+    let mut waiting = vec![("slow", scene.queue("sip:silent.slow@fabrikam.example", "first", None).await)];
+    eventually("the call of who is slow is out", async || (scene.simulator.struck(late) == 1).then_some(()))
+        .await;
+    for (name, recipient) in
+        [("absent", "sip:absent.a@fabrikam.example"), ("unreachable", "sip:unreachable.a@fabrikam.example")]
+    {
+        waiting.push((name, scene.queue(recipient, "first", None).await));
+    }
+    let declined = scene.queue("sip:declines.a@fabrikam.example", "first", None).await;
+    let after_declined = scene.queue("sip:declines.a@fabrikam.example", "second", None).await;
+    eventually("who is unreachable has been tried", async || {
+        let tried = "outbox WHERE last_subcode = 'Unreachable' AND state = 'queued' AND attempts = 1";
+        (scene.sql.count(tried).await == 1).then_some(())
+    })
+    .await;
+
+    let good = scene.queue("sip:silent.good@fabrikam.example", "hello", None).await;
+    assert_eq!(scene.outcome(good).await.0, "delivered");
+    for id in [declined, after_declined] {
+        let (state, error) = scene.outcome(id).await;
+        assert_eq!(state, "failed", "{error}");
+    }
+    for (name, id) in waiting {
+        let open = format!("outbox WHERE id = {id} AND state IN ('queued', 'sending', 'sent')");
+        assert_eq!(scene.sql.count(&open).await, 1, "who is {name} keeps us waiting");
+    }
+}
+
+async fn html_is_said_in_plain_text_to_who_reads_no_other(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), "").await;
+    let html = "<p>All is <b>well</b> &amp; good</p>";
+    // The first row makes the call, and the second is said in the conversation that is open.
+    for (row, plain) in [(html, "All is well & good"), ("<i>still</i> so", "still so")] {
+        let id = scene
+            .queue("sip:silent.reader@fabrikam.example", row, Some(("content_type", "'text/html'")))
+            .await;
+        let (state, error) = scene.outcome(id).await;
+        assert_eq!(state, "delivered", "{error}");
+        let entries = scene.accepted(plain);
+        assert_eq!(entries.len(), 1, "{:?}", scene.simulator.ledger().outgoing);
+        assert_eq!(entries[0].content_type.split(';').next(), Some("text/plain"));
+        eventually("the archive has it as it was said", async || {
+            let said = format!(
+                "messages WHERE outbox_id = {id} AND body = '{plain}' AND body_html IS NULL AND content_type = 'text/plain'"
+            );
+            (scene.sql.count(&said).await == 1).then_some(())
+        })
+        .await;
+        // The queue keeps what was asked for.
+        assert_eq!(scene.sql.rows(&format!("SELECT body FROM outbox WHERE id = {id}")).await, [row]);
+    }
+}
+
+async fn whoever_sends_with_wait_sees_the_row_to_its_end(kind: Kind) {
+    let scene = Scene::begin(kind, SimulatorSettings::default(), "").await;
+    let send = |to: &str, more: &[&str]| {
+        let to = format!("{to}@fabrikam.example");
+        scene.relay.tool(&[&["send", "--from", ALICE, "--to", &to, "--wait", "hello"], more].concat())
+    };
+    let followed = send("silent.a", &[]);
+    let told = String::from_utf8(followed.stdout).unwrap();
+    assert!(followed.status.success(), "{}", String::from_utf8_lossy(&followed.stderr));
+    assert!(told.lines().last().unwrap().ends_with("is delivered"), "{told}");
+
+    let followed = send("silent.b", &["--format", "json"]);
+    let told = String::from_utf8(followed.stdout).unwrap();
+    assert!(followed.status.success(), "{}", String::from_utf8_lossy(&followed.stderr));
+    let states: Vec<String> = told
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["state"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    assert_eq!(states.last().map(String::as_str), Some("delivered"), "{states:?}");
+
+    // Who declines is told in the server's words, and by the exit code.
+    let refused = send("declines.a", &[]);
+    assert_eq!(refused.status.code(), Some(1));
+    let words = String::from_utf8(refused.stderr).unwrap();
+    assert!(words.contains("is failed: the recipient declined"), "{words}");
+}
+
 /// Where a send is cut.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Cut {
@@ -1031,6 +1154,10 @@ on_both_databases!(
     a_message_that_is_cut_at_any_point_is_sent_once,
     what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted,
     a_group_is_told_whoever_of_it_can_be_reached,
+    an_account_sends_no_faster_than_its_rate_allows,
+    who_keeps_us_waiting_or_declines_holds_back_only_themselves,
+    html_is_said_in_plain_text_to_who_reads_no_other,
+    whoever_sends_with_wait_sees_the_row_to_its_end,
     finished_rows_are_removed_after_their_time_with_their_attempts,
     a_running_server_removes_what_is_over,
     a_row_whose_time_passes_while_it_waits_for_the_rate_is_not_sent,
