@@ -888,6 +888,31 @@ async fn who_keeps_us_waiting_or_declines_holds_back_only_themselves(kind: Kind)
     }
 }
 
+/// The call of a row in HTML carries no text: how it ended is known from its events alone, and these only link.
+async fn a_call_that_failed_by_events_that_only_link_is_tried_again(kind: Kind) {
+    let settings = SimulatorSettings {
+        ring_time: Duration::from_millis(300),
+        link_only_share: 1.0,
+        ..SimulatorSettings::default()
+    };
+    let mut scene = Scene::begin(kind, settings, "[outbox]\nretry_base = \"1h\"\nretry_max = \"1h\"\n").await;
+    // The call is over before anybody could read what its first event linked.
+    let late = Fault::new(FaultKind::Delay { ms: 1500 }).on(Operation::Invitation).account(ALICE);
+    scene.simulator.inject(late).unwrap();
+    let id = scene
+        .queue("sip:absent.a@fabrikam.example", "<b>hello</b>", Some(("content_type", "'text/html'")))
+        .await;
+    let row = eventually("the call has failed", async || {
+        let ended = format!(
+            "SELECT state, attempts, last_subcode FROM outbox WHERE id = {id} AND state NOT IN ('sending', 'sent')
+                AND attempts > 0"
+        );
+        scene.sql.rows(&ended).await.pop()
+    })
+    .await;
+    assert_eq!(row, "queued|1|Timeout");
+}
+
 async fn html_is_said_in_plain_text_to_who_reads_no_other(kind: Kind) {
     let mut scene = Scene::begin(kind, SimulatorSettings::default(), "").await;
     let html = "<p>All is <b>well</b> &amp; good</p>";
@@ -1156,6 +1181,7 @@ on_both_databases!(
     a_group_is_told_whoever_of_it_can_be_reached,
     an_account_sends_no_faster_than_its_rate_allows,
     who_keeps_us_waiting_or_declines_holds_back_only_themselves,
+    a_call_that_failed_by_events_that_only_link_is_tried_again,
     html_is_said_in_plain_text_to_who_reads_no_other,
     whoever_sends_with_wait_sees_the_row_to_its_end,
     finished_rows_are_removed_after_their_time_with_their_attempts,

@@ -199,8 +199,8 @@ pub struct AccountActor {
     looked_for: HashSet<OutboxId>,
     /// Which conversation an invitation belongs to.
     invitations: HashMap<String, u64>,
-    /// How invitations to a group ended whose resource is being fetched.
-    participant_ends: HashMap<String, InvitationProgress>,
+    /// How invitations ended that nobody knows yet, since their resource is being fetched.
+    unread_ends: HashMap<String, InvitationProgress>,
     /// Incoming invitations that were answered, so that each is answered once.
     answered: HashSet<String>,
     /// Invitations whose resource was asked for the link that its event did not carry.
@@ -246,7 +246,7 @@ impl AccountActor {
             held_back: VecDeque::new(),
             looked_for: HashSet::new(),
             invitations: HashMap::new(),
-            participant_ends: HashMap::new(),
+            unread_ends: HashMap::new(),
             answered: HashSet::new(),
             looked_for_link: HashSet::new(),
             ended: HashSet::new(),
@@ -424,7 +424,7 @@ impl AccountActor {
         self.by_destination.clear();
         self.operations.clear();
         self.invitations.clear();
-        self.participant_ends.clear();
+        self.unread_ends.clear();
         for conversation in self.conversations.values() {
             conversation.view.send_modify(|view| view.ended = true);
         }
@@ -566,22 +566,20 @@ impl AccountActor {
                 };
                 match resource {
                     Some(resource) => {
-                        self.see_invitation(kind, &event.href, Some(event), resource, ctx);
+                        let progress = invitation_progress(Some(event), resource);
+                        self.see_invitation(kind, &event.href, progress, resource, ctx);
                     }
                     None => self.see_invitation_end(event),
                 }
             }
             ("participantInvitation", Some(resource)) if is_incoming(resource) => {
-                self.see_invitation(InvitationKind::Participant, &event.href, Some(event), resource, ctx);
+                let progress = invitation_progress(Some(event), resource);
+                self.see_invitation(InvitationKind::Participant, &event.href, progress, resource, ctx);
             }
             ("participantInvitation", Some(resource)) => {
                 self.see_participant_invitation(invitation_progress(Some(event), resource), resource);
             }
-            // Whom it concerns only the resource says; why it failed, only this.
-            ("participantInvitation", None) if event.kind == EventKind::Completed => {
-                let progress = invitation_progress(Some(event), &Resource::default());
-                self.participant_ends.insert(event.href.clone(), progress);
-            }
+            ("participantInvitation", None) => self.see_invitation_end(event),
             ("conversation", _) if event.kind == EventKind::Deleted => {
                 if let Some(conversation) = self.known_conversation(&event.href) {
                     conversation.view.send_modify(|view| view.ended = true);
@@ -656,12 +654,11 @@ impl AccountActor {
         &mut self,
         kind: InvitationKind,
         href: &str,
-        event: Option<&Event>,
+        progress: InvitationProgress,
         resource: &Resource,
         ctx: &mut Context<Self>,
     ) {
         let incoming = is_incoming(resource);
-        let progress = invitation_progress(event, resource);
         self.learn_of_thread(&progress, ctx);
         let conversation = resource.link("conversation").map(|link| link.href.clone());
         let number = if incoming {
@@ -727,7 +724,8 @@ impl AccountActor {
         }
     }
 
-    /// An invitation event without its resource: enough to know that it ended.
+    /// An invitation event without its resource: enough to know that it ended. Whom it concerns may only be known once the
+    /// resource is read; why it failed, only the event says.
     fn see_invitation_end(&mut self, event: &Event) {
         if event.kind != EventKind::Completed {
             return;
@@ -735,8 +733,11 @@ impl AccountActor {
         self.answered.remove(&event.href);
         self.looked_for_link.remove(&event.href);
         let progress = invitation_progress(Some(event), &Resource::default());
-        let number = self.invitations.remove(&event.href);
-        if let Some(conversation) = number.and_then(|number| self.conversations.get(&number)) {
+        let Some(number) = self.invitations.remove(&event.href) else {
+            self.unread_ends.insert(event.href.clone(), progress);
+            return;
+        };
+        if let Some(conversation) = self.conversations.get(&number) {
             conversation.view.send_modify(|view| view.see_invitation(progress));
         }
     }
@@ -1671,15 +1672,16 @@ impl Handler<Fetched> for AccountActor {
             // The server's log may still have what it did not tell us.
             live.backfill.hint(Timestamp::now());
         }
+        // Also of one that can't be read: nothing more will be known of it.
+        let ended = self.unread_ends.remove(&fetched.fetch.href);
         if let Some(resource) = &fetched.resource {
+            let progress = ended.unwrap_or_else(|| invitation_progress(None, resource));
             match fetched.fetch.resource {
                 FetchedResource::Invitation(InvitationKind::Participant) if !is_incoming(resource) => {
-                    let ended = self.participant_ends.remove(&fetched.fetch.href);
-                    let progress = ended.unwrap_or_else(|| invitation_progress(None, resource));
                     self.see_participant_invitation(progress, resource);
                 }
                 FetchedResource::Invitation(kind) => {
-                    self.see_invitation(kind, &fetched.fetch.href, None, resource, ctx);
+                    self.see_invitation(kind, &fetched.fetch.href, progress, resource, ctx);
                 }
                 FetchedResource::Conversation => {
                     self.see_conversation(&fetched.fetch.href, resource, ctx);
