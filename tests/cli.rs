@@ -145,26 +145,7 @@ async fn wait_for<T>(work: impl Future<Output = T>) -> T {
     work.await
 }
 
-/// Makes each of these functions a test on either database.
-macro_rules! on_both {
-    ($($test:ident),* $(,)?) => {
-        mod on_sqlite {
-            $(#[test]
-            fn $test() {
-                super::$test(super::Kind::Sqlite);
-            })*
-        }
-
-        mod on_postgres {
-            $(#[test]
-            fn $test() {
-                super::$test(super::Kind::Postgres);
-            })*
-        }
-    };
-}
-
-on_both! {
+on_both_databases!(
     an_account_is_added_changed_and_removed,
     a_password_is_never_an_argument_and_never_shown,
     a_key_that_others_can_read_is_refused,
@@ -177,7 +158,7 @@ on_both! {
     a_text_from_stdin_comes_without_the_end_of_its_last_line_and_otherwise_as_it_is,
     only_sip_addresses_are_accounts,
     payloads_that_were_not_understood_are_listed_shown_and_read_again,
-}
+);
 
 #[test]
 fn usage_errors_end_with_2_and_help_with_0() {
