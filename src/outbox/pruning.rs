@@ -35,7 +35,8 @@ pub async fn prune(store: &dyn Store, before: Timestamp) -> Result<u64, StoreErr
     }
 }
 
-/// Prunes until `stop` is cancelled; an orderly stop does not wait for what is still to be removed. `days` is `outbox.keep_finished_days`; 0 keeps everything.
+/// Prunes until `stop` is cancelled; an orderly stop does not wait for what is still to be removed. `days` is
+/// `outbox.keep_finished_days`; 0 keeps everything.
 pub async fn run(store: SharedStore, days: u32, stop: CancellationToken) {
     if days == 0 {
         return;
