@@ -232,6 +232,11 @@ impl Archive {
             .unwrap();
         }
         self.sql(&(sql + "COMMIT;"));
+        // SQLite's index knows the words of what a server wrote; of others' rows when it is made anew.
+        if matches!(self.place, Place::Sqlite(_)) {
+            self.serve(false);
+            self.serve(true);
+        }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {

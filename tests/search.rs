@@ -7,11 +7,13 @@ mod support;
 
 use std::{fmt::Write, time::Duration};
 
+use jiff::{SignedDuration, Timestamp};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use support::sql::{Kind, Place, Sql};
 use ucwa_relay::{
     archive::{retry::RetryPolicy, workspace::RuleSettings},
-    query::{Condition, Query, Term, fold},
+    identifiers::SipUri,
+    query::{Condition, Person, Query, Term, fold},
     store::{self, Page, Role, SharedStore, StoreSettings},
 };
 
@@ -140,33 +142,44 @@ async fn open(place: &Place, full_text: bool) -> SharedStore {
     store::connect(&settings(place, full_text), Role::Tool).await.unwrap()
 }
 
+/// A message a second, of two accounts in turn; the time is told in minutes, so that many have the same.
 async fn write(sql: &mut Sql, texts: &[String]) {
-    sql.run("INSERT INTO accounts (id, sip_uri, username) VALUES (1, 'sip:alice@contoso.com', 'a')")
-        .await
-        .unwrap();
     sql.run(
-        "INSERT INTO conversations (id, account_id, started_at) VALUES (1, 1, '2026-03-01T12:00:00.000Z')",
+        "INSERT INTO accounts (id, sip_uri, username)
+         VALUES (1, 'sip:alice@contoso.com', 'a'), (2, 'sip:carol@contoso.com', 'c')",
     )
     .await
     .unwrap();
-    let mut insert = "INSERT INTO messages (id, account_id, conversation_id, direction, body, sent_at, archived_at, status, \
-                      source) VALUES "
-        .to_owned();
-    for (number, text) in texts.iter().enumerate() {
-        write!(
-            insert,
-            "{}({number}, 1, 1, 'incoming', '{}', '2026-03-01T12:00:00.000Z', '2026-03-01T12:00:00.000Z', 'delivered', 'event')",
-            if number == 0 { "" } else { ", " },
-            text.replace('\'', "''")
-        )
-        .unwrap();
+    sql.run(
+        "INSERT INTO conversations (id, account_id, started_at)
+         VALUES (1, 1, '2026-03-01T12:00:00.000Z'), (2, 2, '2026-03-01T12:00:00.000Z')",
+    )
+    .await
+    .unwrap();
+    let begin: Timestamp = "2026-03-01T12:00:00Z".parse().unwrap();
+    for (page, some) in texts.chunks(1000).enumerate() {
+        let mut insert =
+            "INSERT INTO messages (id, account_id, conversation_id, direction, body, sent_at, archived_at, \
+                          status, source) VALUES "
+                .to_owned();
+        for (number, text) in some.iter().enumerate() {
+            let (id, account) = (page * 1000 + number, number % 2 + 1);
+            let sent_at = begin + SignedDuration::from_mins(i64::try_from(id).unwrap() / 60);
+            write!(
+                insert,
+                "{}({id}, {account}, {account}, 'incoming', '{}', '{sent_at:.3}', '{sent_at:.3}', 'delivered', 'event')",
+                if number == 0 { "" } else { ", " },
+                text.replace('\'', "''")
+            )
+            .unwrap();
+        }
+        sql.run(&insert).await.unwrap();
     }
-    sql.run(&insert).await.unwrap();
 }
 
 async fn found(store: &SharedStore, text: &str, negated: bool) -> Vec<usize> {
     let query = Query { terms: vec![Term { negated, condition: Condition::Text(text.to_owned()) }] };
-    // All were sent at the same time, so that they stand in the order of their ids.
+    // They stand in the order of their ids.
     let rows = store.messages(&query, Page::Newest, 10_000).await.unwrap();
     rows.iter().map(|row| usize::try_from(row.message_id.0).unwrap()).collect()
 }
@@ -240,6 +253,57 @@ async fn every_database_finds_what_is_highlighted(kind: Kind) {
     }
 }
 
+/// However frequent a word is, and wherever it was said: the newest ones are found, and then those before.
+async fn pages_have_the_newest_of_frequent_and_of_rare_words(kind: Kind) {
+    const MESSAGES: usize = 9_000;
+    let words = |id: usize| {
+        [
+            (true, "always"),
+            (id.is_multiple_of(3), "often"),
+            (id.is_multiple_of(37), "sometimes"),
+            (id.is_multiple_of(400), "seldom"),
+            (id.is_multiple_of(2999), "rare"),
+            (id < 300, "once"),
+            (id >= MESSAGES - 30 || id.is_multiple_of(1000), "lately"),
+            ((4_000..4_100).contains(&id), "between"),
+        ]
+    };
+    let texts: Vec<String> = (0..MESSAGES)
+        .map(|id| words(id).iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect::<Vec<_>>().join(" "))
+        .collect();
+    let place = Place::new(kind).await;
+    store::migrate(&settings(&place, false)).await.unwrap();
+    write(&mut place.connect().await, &texts).await;
+    let alice: SipUri = "sip:alice@contoso.com".parse().unwrap();
+    for full_text in [true, false] {
+        let store = open(&place, full_text).await;
+        for (number, (_, word)) in words(0).iter().enumerate() {
+            for only_alice in [false, true] {
+                let mut expected: Vec<usize> =
+                    (0..MESSAGES).filter(|&id| words(id)[number].0 && !(only_alice && id % 2 == 1)).collect();
+                let mut query = Query::default().and(Condition::Text((*word).to_owned()));
+                if only_alice {
+                    query = query.and(Condition::Account(vec![Person::Address(alice.clone())]));
+                }
+                let mut page = Page::Newest;
+                for round in 0..4 {
+                    let rows = store.messages(&query, page, 40).await.unwrap();
+                    let ids: Vec<usize> =
+                        rows.iter().map(|row| usize::try_from(row.message_id.0).unwrap()).collect();
+                    let wanted = expected.split_off(expected.len().saturating_sub(40));
+                    assert_eq!(
+                        ids, wanted,
+                        "{word}, only alice: {only_alice}, full text: {full_text}, page {round}"
+                    );
+                    let Some(first) = rows.first() else { break };
+                    page = Page::Before(store.place(first.message_id).await.unwrap().unwrap());
+                }
+            }
+        }
+        store.close().await;
+    }
+}
+
 #[tokio::test]
 async fn sqlite_asks_the_index_and_survives_what_is_no_text() {
     let place = Place::new(Kind::Sqlite).await;
@@ -251,14 +315,16 @@ async fn sqlite_asks_the_index_and_survives_what_is_no_text() {
     sql.run("UPDATE messages SET body = CAST(X'62756467657420ff' AS TEXT) WHERE id = 2").await.unwrap();
     assert_eq!(found(&store, "budget", false).await, [0, 1]);
     assert_eq!(found(&store, "budget", true).await, [2, 3]);
-    // What the index does not tell is not looked at, except where it knows less than we do.
+    // What the index does not tell is not looked at.
     sql.run("INSERT INTO messages_fts (messages_fts) VALUES ('delete-all')").await.unwrap();
-    assert_eq!(found(&store, "budget", false).await, [1]);
+    assert_eq!(found(&store, "budget", false).await, [0; 0]);
     store.close().await;
-    // An index that was made otherwise is made anew.
-    sql.run("DROP INDEX messages_fts_besides").await.unwrap();
+    // An index that was made otherwise is made anew, and what it had besides goes.
+    sql.run("CREATE INDEX messages_fts_besides ON messages (id) WHERE body LIKE '%x%'").await.unwrap();
+    sql.run("DROP TRIGGER messages_fts_update").await.unwrap();
     let store = open(&place, true).await;
     assert_eq!(found(&store, "budget", false).await, [0, 1]);
+    assert_eq!(sql.rows("SELECT name FROM sqlite_schema WHERE name = 'messages_fts_besides'").await, [""; 0]);
     store.close().await;
 }
 
@@ -288,4 +354,8 @@ async fn postgresql_makes_an_index_anew_that_folds_otherwise() {
     store.close().await;
 }
 
-on_both_databases!("current_thread": every_database_finds_what_is_highlighted);
+on_both_databases!(
+    "current_thread":
+    every_database_finds_what_is_highlighted,
+    pages_have_the_newest_of_frequent_and_of_rare_words,
+);

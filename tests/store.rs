@@ -1493,7 +1493,14 @@ async fn the_full_text_index_comes_and_goes_with_the_setting() {
         outside.rows(&format!("SELECT rowid FROM messages_fts WHERE messages_fts MATCH '\"{words}\"'")).await
     };
     assert_eq!(search(&database, "koln").await, ["1"]);
-    assert_eq!(search(&database, "会議は").await, ["2"]);
+    assert_eq!(search(&database, "aus Köln").await, ["1"], "SQLite folds what is asked for");
+    assert_eq!(search(&database, "会 議 は").await, ["2"], "each such character is a word");
+    alice.events("/e3", vec![link(3)]).await;
+    alice.events("/e4", vec![message(3, "read later"), message(1, "Grüße aus Köln")]).await;
+    assert_eq!(search(&database, "later").await, ["3"]);
+    assert_eq!(search(&database, "aus Köln").await, ["1"], "what was said twice is there once");
+    database.outside().await.run("UPDATE messages SET body = 'taken away' WHERE id = 3").await.unwrap();
+    assert_eq!(search(&database, "later").await, [""; 0], "a text that is taken away leaves no word");
     database.store.close().await;
     let without = StoreSettings { full_text: false, ..database.settings() };
     connect(&without, Role::Server).await.unwrap().close().await;

@@ -100,6 +100,15 @@ impl Query {
         })
     }
 
+    /// Whether it asks for nothing but texts, time, and the archive of one account.
+    pub fn is_of_text_and_time(&self) -> bool {
+        self.terms.iter().all(|term| match &term.condition {
+            Condition::Text(_) | Condition::After(_) | Condition::Before(_) => true,
+            Condition::Account(people) => !term.negated && matches!(people.as_slice(), [Person::Address(_)]),
+            Condition::From(_) | Condition::With(_) | Condition::HasHtml => false,
+        })
+    }
+
     /// Everybody who is named as an account.
     pub fn accounts(&self) -> impl Iterator<Item = &Person> {
         self.terms
@@ -120,6 +129,13 @@ impl Query {
             },
             _ => None,
         })
+    }
+}
+
+impl Term {
+    /// Whether it asks what stands in a message's text.
+    pub fn is_of_text(&self) -> bool {
+        matches!(self.condition, Condition::Text(_))
     }
 }
 

@@ -59,6 +59,12 @@ pub fn words(text: &str) -> Vec<Word> {
     words
 }
 
+/// A text as an index of words takes it: its [words], with spaces between them.
+pub fn indexed(text: &str) -> String {
+    let words: Vec<String> = words(text).into_iter().map(|word| word.letters).collect();
+    words.join(" ")
+}
+
 /// A bracket expression with these characters.
 pub fn class(ranges: impl IntoIterator<Item = RangeInclusive<char>>, times: &str) -> String {
     let mut class = "[".to_owned();

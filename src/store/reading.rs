@@ -293,6 +293,137 @@ const CHAINED: &str = "m.id, m.chain_seq, a.sip_uri, m.conversation_id, m.direct
                        m.content_type, m.body, m.body_html, m.sent_at, m.operation_id, m.outbox_id, m.correlation, \
                        m.content_hash, m.chain_hash, m.purged_at";
 
+/// What is read of the messages whose ids follow: the ids first, from the table, so that the view's sub-queries run for the
+/// chosen rows only; and only the conditions that are given, so that each has its index.
+const SHOWN: &str = "SELECT h.* FROM message_history h WHERE h.message_id IN (";
+
+/// How many of the newest messages are looked through before an index of texts is asked.
+const LOOKED_AT: i64 = 1000;
+
+/// What is found so often among them is frequent.
+const FREQUENT: usize = 2;
+
+/// The newest messages that fit.
+struct Newest<'q> {
+    dialect: &'q dyn Dialect,
+    query: &'q Query,
+    before: Option<&'q Place>,
+    limit: i64,
+}
+
+impl<'q> Newest<'q> {
+    /// By walking through the messages in their order.
+    fn in_order(&self) -> Sql<'q> {
+        let mut sql = Sql::new(self.dialect, SHOWN);
+        sql.push("SELECT m.id FROM messages m WHERE TRUE").and_fits(self.query);
+        self.last_page(sql)
+    }
+
+    /// Those among the last `count` messages that fit apart from their text.
+    fn among_the_last(&self, count: i64) -> Sql<'q> {
+        let mut sql = Sql::new(self.dialect, SHOWN);
+        sql.push("SELECT m.id FROM (SELECT m.id, m.sent_at, m.body FROM messages m WHERE TRUE")
+            .and_fits_apart_from_text(self.query);
+        self.and_before(&mut sql);
+        sql.push(" ORDER BY m.sent_at DESC, m.id DESC LIMIT ")
+            .bind_integer(count)
+            .push(") m WHERE TRUE")
+            .and_has_texts(self.query);
+        self.last_page(sql)
+    }
+
+    /// When the message that fits apart from its text, and has `count` such ones after it, was sent.
+    fn nth(&self, count: i64) -> Sql<'q> {
+        let mut sql = Sql::new(self.dialect, "SELECT ");
+        sql.push(&self.dialect.time_as_text("m.sent_at"))
+            .push(" AS sent_at_key FROM messages m WHERE TRUE")
+            .and_fits_apart_from_text(self.query);
+        self.and_before(&mut sql);
+        sql.push(" ORDER BY m.sent_at DESC, m.id DESC LIMIT 1 OFFSET ").bind_integer(count);
+        sql
+    }
+
+    /// By the index of texts, all that fit before they are put in order: with the order in view a planner that takes the
+    /// words for frequent walks through the archive from its end and takes text after text apart. `since`: only those that
+    /// were sent then or later.
+    fn by_words(&self, since: Option<&str>) -> Sql<'q> {
+        let mut sql = Sql::new(self.dialect, SHOWN);
+        sql.push("WITH found AS MATERIALIZED (SELECT m.id, m.sent_at FROM messages m");
+        match since {
+            // What the words are found in is compared with a range of time before any message is read.
+            Some(_) if self.query.only_account().is_some() => sql.by_index("messages_sent"),
+            Some(_) => sql.by_index("messages_sent_by_all"),
+            None => sql.push(self.dialect.by_ids()),
+        };
+        sql.push(" WHERE TRUE");
+        if let Some(since) = since {
+            sql.push(" AND m.sent_at >= ").bind_time_text(since);
+        }
+        sql.and_fits(self.query).push(") SELECT m.id FROM found m WHERE TRUE");
+        self.last_page(sql)
+    }
+
+    fn and_before(&self, sql: &mut Sql<'q>) {
+        if let Some(place) = self.before {
+            sql.push(" AND (m.sent_at, m.id) < (")
+                .bind_time_text(&place.sent_at_key)
+                .push(", ")
+                .bind_integer(place.id.0)
+                .push(")");
+        }
+    }
+
+    /// The end of a statement: of what it has found so far the last page, the oldest first.
+    fn last_page(&self, mut sql: Sql<'q>) -> Sql<'q> {
+        self.and_before(&mut sql);
+        sql.push(" ORDER BY m.sent_at DESC, m.id DESC LIMIT ")
+            .bind_integer(self.limit)
+            .push(") ORDER BY h.sent_at, h.message_id");
+        sql
+    }
+}
+
+/// By id, so that who follows the archive looks at what is new, which is little; the index would tell of all there is.
+fn archived_after<'q>(dialect: &'q dyn Dialect, query: &'q Query, id: MessageId, limit: i64) -> Sql<'q> {
+    let mut sql = Sql::new(dialect, SHOWN);
+    sql.push("SELECT m.id FROM messages m WHERE TRUE")
+        .and_fits(query)
+        .push(" AND m.id > ")
+        .bind_integer(id.0)
+        .push(" ORDER BY m.id LIMIT ")
+        .bind_integer(limit)
+        .push(") ORDER BY h.message_id");
+    sql
+}
+
+/// The newest messages that fit, if their text is so frequent that they are among the newest of all. The index tells of
+/// every message that has a word, and those in millions of messages are asked for most; so the last messages tell
+/// first how far back one has to look.
+async fn frequent<S: Readable>(
+    store: &S,
+    newest: &Newest<'_>,
+) -> Result<Option<Vec<HistoryRow>>, sqlx::Error> {
+    let wanted = usize::try_from(newest.limit).unwrap_or(usize::MAX);
+    let rows = history_rows(store, newest.among_the_last(LOOKED_AT)).await?;
+    if rows.len() >= wanted {
+        return Ok(Some(rows));
+    }
+    if rows.len() < FREQUENT {
+        return Ok(None);
+    }
+    // Where so many of them should be, twice over.
+    let reach = LOOKED_AT.saturating_mul(newest.limit) / i64::try_from(rows.len()).unwrap_or(i64::MAX) * 2;
+    let found = store.select(newest.nth(reach).finish()).await?;
+    let Some(row) = found.first() else { return Ok(None) };
+    let since = row.some_lossy_text("sent_at_key")?;
+    let rows = history_rows(store, newest.by_words(Some(&since))).await?;
+    Ok((rows.len() >= wanted).then_some(rows))
+}
+
+async fn history_rows<S: Readable>(store: &S, sql: Sql<'_>) -> Result<Vec<HistoryRow>, sqlx::Error> {
+    store.select(sql.finish()).await?.iter().map(rows::history_row).collect()
+}
+
 #[async_trait]
 impl<S: Readable> ReadingStore for S {
     async fn messages(&self, query: &Query, page: Page, limit: i64) -> Result<Vec<HistoryRow>, StoreError> {
@@ -300,36 +431,24 @@ impl<S: Readable> ReadingStore for S {
         // Who follows the archive looks at what is new, which is little; the index would tell of all there is.
         let has_text = query.texts().next().is_some();
         let dialect = self.dialect(has_text && !matches!(page, Page::After(_))).await.map_err(&failed)?;
-        // The ids first, from the table, so that the view's sub-queries run for the chosen rows only; and only the
-        // conditions that are given, so that each has its index.
-        let mut sql = Sql::new(&*dialect, "SELECT h.* FROM message_history h WHERE h.message_id IN (");
-        if query.texts().any(|text| dialect.narrows(text)) {
-            // All that fit, before they are put in order: with the order in view a planner that takes the words for
-            // frequent walks through the archive from its end and takes text after text apart.
-            sql.push("WITH found AS MATERIALIZED (SELECT m.id, m.sent_at FROM messages m")
-                .push(dialect.by_ids())
-                .push(" WHERE TRUE")
-                .and_fits(query)
-                .push(") SELECT m.id FROM found m WHERE TRUE");
-        } else {
-            sql.push("SELECT m.id FROM messages m WHERE TRUE").and_fits(query);
-        }
-        match &page {
-            Page::Newest => sql.push(" ORDER BY m.sent_at DESC, m.id DESC"),
-            Page::Before(place) => sql
-                .push(" AND (m.sent_at, m.id) < (")
-                .bind_time_text(&place.sent_at_key)
-                .push(", ")
-                .bind_integer(place.id.0)
-                .push(") ORDER BY m.sent_at DESC, m.id DESC"),
-            Page::After(id) => sql.push(" AND m.id > ").bind_integer(id.0).push(" ORDER BY m.id"),
+        let before = match &page {
+            Page::After(id) => {
+                let sql = archived_after(&*dialect, query, *id, limit);
+                return history_rows(self, sql).await.map_err(failed);
+            }
+            Page::Before(place) => Some(place),
+            Page::Newest => None,
         };
-        sql.push(" LIMIT ").bind_integer(limit).push(match page {
-            Page::After(_) => ") ORDER BY h.message_id",
-            Page::Newest | Page::Before(_) => ") ORDER BY h.sent_at, h.message_id",
-        });
-        let found = self.select(sql.finish()).await.map_err(&failed)?;
-        found.iter().map(|row| rows::history_row(row).map_err(&failed)).collect()
+        let newest = Newest { dialect: &*dialect, query, before, limit };
+        if !query.texts().any(|text| dialect.narrows(text)) {
+            return history_rows(self, newest.in_order()).await.map_err(failed);
+        }
+        if query.is_of_text_and_time()
+            && let Some(rows) = frequent(self, &newest).await.map_err(&failed)?
+        {
+            return Ok(rows);
+        }
+        history_rows(self, newest.by_words(None)).await.map_err(failed)
     }
 
     async fn place(&self, id: MessageId) -> Result<Option<Place>, StoreError> {

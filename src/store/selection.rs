@@ -38,7 +38,7 @@ pub(super) trait Dialect: Send + Sync {
     fn time_from_text(&self, placeholder: &str) -> String;
     /// Whether an index tells which messages may have this text in them.
     fn narrows(&self, text: &str) -> bool;
-    /// Adds a condition that is true where that index names the message, if it [narrows](Dialect::narrows), and ` AND `.
+    /// Adds ` AND ` and a condition that is true where that index names the message, if it [narrows](Dialect::narrows).
     fn may_have_text(&self, sql: &mut Sql<'_>, text: &str);
     /// Adds a condition that is true where `m.body` has this text in it, as [`crate::query::fold::find`] does.
     fn has_text(&self, sql: &mut Sql<'_>, text: &str);
@@ -112,17 +112,38 @@ impl<'d> Sql<'d> {
 
     /// Adds ` AND ...` for each term.
     pub(super) fn and_fits(&mut self, query: &Query) -> &mut Self {
-        for Term { negated, condition } in &query.terms {
-            // What is NULL does not fit, so its contrary does.
-            self.push(if *negated { " AND NOT coalesce((" } else { " AND (" });
+        self.and_fits_apart_from_text(query);
+        for term in query.terms.iter().filter(|term| term.is_of_text()) {
             // An index does not tell what is not in a text.
-            if let (false, Condition::Text(text)) = (*negated, condition) {
+            if let Term { negated: false, condition: Condition::Text(text) } = term {
                 self.dialect.may_have_text(self, text);
             }
-            self.condition(condition, query.only_account());
-            self.push(if *negated { "), FALSE)" } else { ")" });
+            self.and(term, query);
         }
         self
+    }
+
+    /// Adds ` AND ...` for each term that is not of texts.
+    pub(super) fn and_fits_apart_from_text(&mut self, query: &Query) -> &mut Self {
+        for term in query.terms.iter().filter(|term| !term.is_of_text()) {
+            self.and(term, query);
+        }
+        self
+    }
+
+    /// Adds ` AND ...` for each term that is of texts, without an index.
+    pub(super) fn and_has_texts(&mut self, query: &Query) -> &mut Self {
+        for term in query.terms.iter().filter(|term| term.is_of_text()) {
+            self.and(term, query);
+        }
+        self
+    }
+
+    fn and(&mut self, Term { negated, condition }: &Term, query: &Query) {
+        // What is NULL does not fit, so its contrary does.
+        self.push(if *negated { " AND NOT coalesce((" } else { " AND (" });
+        self.condition(condition, query.only_account());
+        self.push(if *negated { "), FALSE)" } else { ")" });
     }
 
     /// `account`: no other account's messages are asked for, so that what has to be looked up is looked up there.

@@ -58,7 +58,7 @@ impl Dialect for PostgresDialect {
 
     fn may_have_text(&self, sql: &mut Sql<'_>, text: &str) {
         if let Some(query) = full_text::candidates(text).filter(|_| self.is_indexed) {
-            sql.push("ucwa_relay_search(m.body) @@ ").bind_text(query).push("::tsquery AND ");
+            sql.push(" AND ucwa_relay_search(m.body) @@ ").bind_text(query).push("::tsquery");
         }
     }
 

@@ -7,6 +7,7 @@ use sqlx::{Encode, QueryBuilder, Sqlite, SqliteConnection, Type, query_builder::
 
 use super::{
     column::{optional_time_text, time_text},
+    full_text,
     load::json,
 };
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
         },
     },
     identifiers::AccountId,
+    query::pattern,
 };
 
 /// Rows per statement: the largest that fits, then smaller ones for the rest.
@@ -38,6 +40,7 @@ pub(super) async fn flush(
     conversations(connection, &changes.conversations).await?;
     participants(connection, &changes.participants).await?;
     messages(connection, &changes.messages).await?;
+    texts(connection, &changes.texts).await?;
     invitations(connection, &changes.invitations).await?;
     outbox(connection, &changes.outbox).await?;
     attempts(connection, &changes.attempts).await?;
@@ -259,6 +262,16 @@ async fn messages(connection: &mut SqliteConnection, rows: &[&MessageRow]) -> Re
         },
     )
     .await
+}
+
+/// The words of new and changed texts, if there is an index of them.
+async fn texts(connection: &mut SqliteConnection, rows: &[&MessageRow]) -> Result<(), sqlx::Error> {
+    if rows.is_empty() || !full_text::is_kept(connection).await? {
+        return Ok(());
+    }
+    let words = rows.iter().map(|row| (row.id.0, pattern::indexed(&row.body)));
+    let texts: Vec<(i64, String)> = words.filter(|(_, words)| !words.is_empty()).collect();
+    full_text::add(connection, &texts).await
 }
 
 async fn invitations(connection: &mut SqliteConnection, rows: &[&InvitationRow]) -> Result<(), sqlx::Error> {

@@ -1,121 +1,103 @@
-//! The full-text index over `messages.body` (FTS5), kept by triggers while `archive.full_text` is set.
+//! The full-text index over `messages.body` (FTS5), kept while `archive.full_text` is set.
 //!
-//! The tokenizer is `trigram`: it finds any run of three characters and more, so it works for languages that put no
-//! spaces between words (Chinese, Japanese, Thai), where the word tokenizers see a whole sentence as one word. Case and
-//! accents are folded. It costs more space than an index of words; whoever does not want that turns the index off.
+//! It holds the words of each text as [`query::pattern`](crate::query::pattern) takes it apart: folded, with every character
+//! of a script without spaces as a word of its own. So it folds as this program does, and a phrase of such words in a row
+//! is what is looked for. SQLite's own tokenizer sees words with spaces between them and has nothing to decide. Triggers
+//! can't take texts apart: whoever writes a message adds its words; what removes or changes a text removes them.
 //!
-//! The index only chooses candidates, and it may not lose any. It folds as SQLite does, which knows fewer letters than
-//! [`fold`](crate::query::fold): texts with characters of which the two think otherwise are in a second, small index,
-//! `messages_fts_besides`, and candidates for everything.
+//! The index only chooses candidates. When this program folds otherwise than the one that made the index, it is made
+//! anew; until then searches do without.
 
-use std::{ops::RangeInclusive, sync::LazyLock};
+use std::{fmt::Write as _, sync::LazyLock};
 
-use sqlx::{AssertSqlSafe, SqlitePool};
+use sha2::{Digest, Sha256};
+use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 
-use crate::store::{StoreError, trouble::failed};
+use super::flush::in_chunks;
+use crate::{
+    query::{fold, pattern},
+    store::{StoreError, trouble::failed},
+};
 
-/// The index answers for this many letters and more.
-const INDEXED_LETTERS: usize = 3;
+/// Texts that are taken apart at once when the index is made of an archive that is there already.
+const PAGE: i64 = 1000;
 
-/// Characters that SQLite's tokenizer takes for other letters than [`fold`](crate::query::fold) does, with some that stand
-/// between them.
-const FOLDED_OTHERWISE: [RangeInclusive<char>; 27] = [
-    '\u{1e0}'..='\u{1e3}',
-    '\u{1ee}'..='\u{1ef}',
-    '\u{1fc}'..='\u{1ff}',
-    '\u{305}'..='\u{305}',
-    '\u{30d}'..='\u{30e}',
-    '\u{310}'..='\u{310}',
-    '\u{312}'..='\u{31a}',
-    '\u{31c}'..='\u{322}',
-    '\u{329}'..='\u{32c}',
-    '\u{32f}'..='\u{32f}',
-    '\u{332}'..='\u{36f}',
-    '\u{37f}'..='\u{37f}',
-    '\u{528}'..='\u{52f}',
-    '\u{13a0}'..='\u{13f5}',
-    '\u{1c89}'..='\u{1c89}',
-    '\u{1c90}'..='\u{1cbf}',
-    '\u{2c2f}'..='\u{2c2f}',
-    '\u{a698}'..='\u{a69f}',
-    '\u{a796}'..='\u{a7f5}',
-    '\u{104b0}'..='\u{104d3}',
-    '\u{10570}'..='\u{10595}',
-    '\u{10c80}'..='\u{10cb2}',
-    '\u{10d50}'..='\u{10d65}',
-    '\u{118a0}'..='\u{118bf}',
-    '\u{16e40}'..='\u{16e5f}',
-    '\u{16ea0}'..='\u{16eb8}',
-    '\u{1e900}'..='\u{1e921}',
-];
-
-/// By name, what makes it. What is there and was made otherwise is made anew.
-static OBJECTS: LazyLock<[(&str, &str, String); 5]> = LazyLock::new(|| {
+/// Name of each object and what makes it. What is there and was made otherwise is made anew.
+static OBJECTS: LazyLock<[(&str, String); 3]> = LazyLock::new(|| {
     [
         (
-            "TABLE",
             "messages_fts",
-            "CREATE VIRTUAL TABLE messages_fts USING fts5(
-                 body, content = 'messages', content_rowid = 'id', tokenize = 'trigram remove_diacritics 1')"
-                .to_owned(),
+            // All but spaces is part of a word. The comment stays with the table and tells who folded the words.
+            format!(
+                "CREATE VIRTUAL TABLE messages_fts /* {} */ USING fts5(
+                     body, content = '', contentless_delete = 1,
+                     tokenize = 'unicode61 remove_diacritics 2 categories ''L* M* N* P* S* C*''')",
+                folding()
+            ),
         ),
         (
-            "INDEX",
-            "messages_fts_besides",
-            format!("CREATE INDEX messages_fts_besides ON messages (id) WHERE {}", besides("body")),
-        ),
-        (
-            "TRIGGER",
-            "messages_fts_insert",
-            "CREATE TRIGGER messages_fts_insert AFTER INSERT ON messages BEGIN
-                 INSERT INTO messages_fts (rowid, body) VALUES (NEW.id, NEW.body);
-             END"
-            .to_owned(),
-        ),
-        (
-            "TRIGGER",
             "messages_fts_update",
             "CREATE TRIGGER messages_fts_update AFTER UPDATE OF body ON messages WHEN NEW.body IS NOT OLD.body BEGIN
-                 INSERT INTO messages_fts (messages_fts, rowid, body) VALUES ('delete', OLD.id, OLD.body);
-                 INSERT INTO messages_fts (rowid, body) VALUES (NEW.id, NEW.body);
+                 DELETE FROM messages_fts WHERE rowid = OLD.id;
              END"
             .to_owned(),
         ),
         (
-            "TRIGGER",
             "messages_fts_delete",
             "CREATE TRIGGER messages_fts_delete AFTER DELETE ON messages BEGIN
-                 INSERT INTO messages_fts (messages_fts, rowid, body) VALUES ('delete', OLD.id, OLD.body);
+                 DELETE FROM messages_fts WHERE rowid = OLD.id;
              END"
             .to_owned(),
         ),
     ]
 });
 
-/// Of the texts whose words the index may not have: a condition on a column.
-pub(super) fn besides(column: &str) -> String {
-    let mut ranges = String::new();
-    for range in &FOLDED_OTHERWISE {
-        ranges.extend([*range.start(), '-', *range.end()]);
+/// What tells one way of folding from another.
+fn folding() -> String {
+    let mut digest = Sha256::new();
+    for range in fold::SEPARATORS.iter().chain(&fold::UNSPACED).chain([&fold::MARKS]) {
+        digest.update(format!("{range:?}"));
     }
-    format!("{column} GLOB '*[{ranges}]*'")
+    for (character, letter) in fold::differing() {
+        digest.update([character, letter].iter().collect::<String>());
+    }
+    digest.finalize().iter().take(8).fold("words ".to_owned(), |mut name, byte| {
+        let _infallible = write!(name, "{byte:02x}");
+        name
+    })
 }
 
-/// What FTS5 is asked for candidates of a folded text; none if the text is too short for the index.
-pub(super) fn indexed_parts(folded: &str) -> Option<String> {
-    // White space is folded into one space here and not there.
-    let parts: Vec<String> = folded
-        .split(' ')
-        .filter(|part| part.chars().count() >= INDEXED_LETTERS)
-        .map(|part| format!("\"{}\"", part.replace('"', "\"\"")))
-        .collect();
-    if parts.is_empty() { None } else { Some(parts.join(" ")) }
+/// What FTS5 is asked for candidates of a text that is looked for: its words in a row; none if it has no word, or has the
+/// character that would end the question.
+pub(super) fn candidates(text: &str) -> Option<String> {
+    let words = pattern::words(text);
+    let last = words.last().filter(|_| !text.contains('\0'))?;
+    let ending = if last.is_open { " *" } else { "" };
+    Some(format!("\"{}\"{ending}", pattern::indexed(text)))
+}
+
+/// Whether there is an index to add words to.
+pub(super) async fn is_kept(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'messages_fts')")
+        .fetch_one(connection)
+        .await
+}
+
+/// Adds the words of messages that have none in the index, by [`pattern::indexed`].
+pub(super) async fn add(
+    connection: &mut SqliteConnection,
+    texts: &[(i64, String)],
+) -> Result<(), sqlx::Error> {
+    in_chunks(connection, texts, "INSERT INTO messages_fts (rowid, body) ", "", |values, (id, words)| {
+        values.put(*id).put(words.clone());
+    })
+    .await
 }
 
 /// Whether there is an index that was made as this program makes it.
 pub(super) async fn is_there(pool: &SqlitePool) -> Result<bool, sqlx::Error> {
     let mut is_there = true;
-    for (_, name, sql) in &*OBJECTS {
+    for (name, sql) in &*OBJECTS {
         is_there = is_there
             && sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = ?1 AND sql = ?2)")
                 .bind(name)
@@ -133,73 +115,63 @@ pub(super) async fn arrange(pool: &SqlitePool, wanted: bool) -> Result<(), Store
         return Ok(());
     }
     let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
-    for (kind, name, _) in OBJECTS.iter().rev() {
-        let statement = format!("DROP {kind} IF EXISTS {name}");
-        sqlx::query(AssertSqlSafe(statement)).execute(&mut *transaction).await.map_err(&failed)?;
+    // The table last: its own parts go with it. What another version kept besides goes, too.
+    let there: Vec<(String, String)> = sqlx::query_as(
+        "SELECT type, name FROM sqlite_schema
+          WHERE name GLOB 'messages_fts_*' AND type IN ('trigger', 'index') OR name = 'messages_fts'
+          ORDER BY name = 'messages_fts'",
+    )
+    .fetch_all(&mut *transaction)
+    .await
+    .map_err(&failed)?;
+    for (kind, name) in there {
+        let statement = AssertSqlSafe(format!("DROP {kind} {name}"));
+        sqlx::query(statement).execute(&mut *transaction).await.map_err(&failed)?;
     }
     if wanted {
-        let rebuild = "INSERT INTO messages_fts (messages_fts) VALUES ('rebuild')";
-        for statement in OBJECTS.iter().map(|(_, _, sql)| sql.as_str()).chain([rebuild]) {
-            sqlx::query(AssertSqlSafe(statement.to_owned()))
-                .execute(&mut *transaction)
-                .await
-                .map_err(&failed)?;
+        for (_, sql) in &*OBJECTS {
+            sqlx::query(AssertSqlSafe(sql.clone())).execute(&mut *transaction).await.map_err(&failed)?;
         }
+        add_all(&mut transaction).await.map_err(&failed)?;
     }
     transaction.commit().await.map_err(&failed)
 }
 
+/// Adds the words of all texts. One that is no text is taken for what can be read of it.
+async fn add_all(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let mut last = i64::MIN;
+    loop {
+        let page: Vec<(i64, Vec<u8>)> =
+            sqlx::query_as("SELECT id, CAST(body AS BLOB) FROM messages WHERE id > ?1 ORDER BY id LIMIT ?2")
+                .bind(last)
+                .bind(PAGE)
+                .fetch_all(&mut *connection)
+                .await?;
+        let Some(&(newest, _)) = page.last() else { return Ok(()) };
+        last = newest;
+        let texts: Vec<(i64, String)> = page
+            .iter()
+            .map(|(id, body)| (*id, pattern::indexed(&String::from_utf8_lossy(body))))
+            .filter(|(_, words)| !words.is_empty())
+            .collect();
+        add(connection, &texts).await?;
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use sqlx::{Connection, SqliteConnection};
-
     use super::*;
-    use crate::query::fold;
-
-    /// Asks SQLite about every character that is not its own letter, and about all marks.
-    #[tokio::test]
-    async fn characters_that_are_folded_otherwise_are_known() {
-        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
-        sqlx::query(AssertSqlSafe(OBJECTS[0].2.replace("content = 'messages', content_rowid = 'id', ", "")))
-            .execute(&mut connection)
-            .await
-            .unwrap();
-        let differing = fold::differing().filter(|(_, letter)| *letter != ' ');
-        let texts: Vec<(char, String, String)> = differing
-            .map(|(c, letter)| (c, format!("<{c}>"), format!("<{letter}>")))
-            .chain(fold::MARKS.map(|mark| (mark, format!("<a{mark}>"), "<a>".to_owned())))
-            .collect();
-        let mut otherwise = BTreeSet::new();
-        for (c, text, wanted) in texts {
-            sqlx::query("DELETE FROM messages_fts").execute(&mut connection).await.unwrap();
-            sqlx::query("INSERT INTO messages_fts (body) VALUES (?1)")
-                .bind(text)
-                .execute(&mut connection)
-                .await
-                .unwrap();
-            let found: i64 =
-                sqlx::query_scalar("SELECT count(*) FROM messages_fts WHERE messages_fts MATCH ?1")
-                    .bind(indexed_parts(&wanted))
-                    .fetch_one(&mut connection)
-                    .await
-                    .unwrap();
-            if found == 0 {
-                otherwise.insert(c);
-            }
-        }
-        let is_known = |c: char| FOLDED_OTHERWISE.iter().any(|range| range.contains(&c));
-        let unknown: Vec<char> = otherwise.iter().copied().filter(|&c| !is_known(c)).collect();
-        assert!(unknown.is_empty(), "{unknown:?}");
-        let useless: Vec<_> =
-            FOLDED_OTHERWISE.iter().filter(|range| !otherwise.iter().any(|c| range.contains(c))).collect();
-        assert!(useless.is_empty(), "{useless:?}");
-    }
 
     #[test]
-    fn short_parts_are_not_asked_for() {
-        assert_eq!(indexed_parts("ab cde \"fgh\"").as_deref(), Some("\"cde\" \"\"\"fgh\"\"\""));
-        assert_eq!(indexed_parts("ab cd"), None);
+    fn words_are_asked_for_in_a_row() {
+        for (text, expected) in [
+            ("Quarterly BUDG", Some("\"quarterly budg\" *")),
+            ("\"Grüße\"", Some("\"gruße\"")),
+            ("会議", Some("\"会 議\"")),
+            ("' %", None),
+            ("a\0b", None),
+        ] {
+            assert_eq!(candidates(text).as_deref(), expected, "{text:?}");
+        }
     }
 }

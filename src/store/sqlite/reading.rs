@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Sqlite, sqlite::SqliteRow};
 
 use super::{SqliteStore, column::time_text, full_text};
 use crate::{
-    query::{fold, pattern},
+    query::pattern,
     store::{
         reading::Readable,
         selection::{Dialect, Sql, Statement, Value},
@@ -61,17 +61,14 @@ impl Dialect for SqliteDialect {
     }
 
     fn narrows(&self, text: &str) -> bool {
-        self.is_indexed && full_text::indexed_parts(&fold::folded(text)).is_some()
+        self.is_indexed && full_text::candidates(text).is_some()
     }
 
     fn may_have_text(&self, sql: &mut Sql<'_>, text: &str) {
-        let parts = if self.is_indexed { full_text::indexed_parts(&fold::folded(text)) } else { None };
-        if let Some(parts) = parts {
-            sql.push("m.id IN (SELECT f.rowid FROM messages_fts f WHERE f.messages_fts MATCH ")
-                .bind_text(parts)
-                .push(" UNION ALL SELECT o.id FROM messages o INDEXED BY messages_fts_besides WHERE ")
-                .push(&full_text::besides("o.body"))
-                .push(") AND ");
+        if let Some(words) = full_text::candidates(text).filter(|_| self.is_indexed) {
+            sql.push(" AND m.id IN (SELECT f.rowid FROM messages_fts f WHERE f.messages_fts MATCH ")
+                .bind_text(words)
+                .push(")");
         }
     }
 
