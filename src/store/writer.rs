@@ -496,6 +496,19 @@ enum Ended {
     Unknown(sqlx::Error, Done),
 }
 
+/// A part of a batch was refused.
+struct Spoilt {
+    /// It had waited in vain for a row.
+    by_waiting: bool,
+}
+
+/// Whether the parts of a batch are kept apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Together,
+    Apart,
+}
+
 impl<D: Dialect> WriterTask<D> {
     async fn run(mut self, watches: bool, settles: bool) {
         self.look_for_changes().await;
@@ -628,7 +641,10 @@ impl<D: Dialect> WriterTask<D> {
             Err(error) => return Err(failed(why_unreachable(&self.pool, error).await)),
         };
         let forget_plans = D::FORGET_PLANS.filter(|_| self.plans.are_outdated(Instant::now()));
-        let done = self.on_connection(&mut connection, number, forget_plans, batch).await;
+        let done = match self.together(&mut connection, number, forget_plans, batch).await {
+            Ok(done) => done,
+            Err(spoilt) => self.apart(&mut connection, number, batch, &spoilt).await,
+        };
         if matches!(done, Ended::Stored(_)) {
             drop(connection);
         } else {
@@ -662,22 +678,71 @@ impl<D: Dialect> WriterTask<D> {
         }
     }
 
-    async fn on_connection(
+    /// Does a batch as one part, since hardly ever is a part of one refused: keeping them apart costs, and on SQLite every
+    /// page that is changed would be copied first.
+    async fn together(
         &self,
         connection: &mut PoolConnection<D::Database>,
         number: i64,
         forget_plans: Option<&'static str>,
         batch: &mut Batch<D>,
-    ) -> Ended {
-        let parts = async {
+    ) -> Result<Ended, Spoilt> {
+        let run = async {
             if let Some(forget_plans) = forget_plans {
                 D::execute(connection, forget_plans).await.map_err(failed("committing"))?;
             }
             let mut transaction =
                 self.dialect.begin(connection, number).await.map_err(failed("committing"))?;
+            let done = self.all_parts(&mut transaction, batch).await;
+            Ok((transaction, done))
+        };
+        let (transaction, error) = match timeout(D::TRANSACTION_LIMIT, run).await {
+            Err(_) => return Ok(Ended::Undone(failed("committing")(too_long::<D>()))),
+            Ok(Err(error)) => return Ok(Ended::Undone(error)),
+            Ok(Ok((transaction, Ok(done)))) => return Ok(committed::<D>(transaction, done).await),
+            Ok(Ok((transaction, Err(error)))) => (transaction, error),
+        };
+        let Some(spoilt) = of_one_part(&error) else { return Ok(Ended::Undone(error)) };
+        match in_time::<D, _>(transaction.rollback()).await {
+            Ok(()) => Err(spoilt),
+            Err(error) => Ok(Ended::Undone(failed("committing")(error))),
+        }
+    }
+
+    /// Does every part of a batch; the first error is that of the whole.
+    async fn all_parts(
+        &self,
+        transaction: &mut Transaction<'_, D::Database>,
+        batch: &mut Batch<D>,
+    ) -> Result<Done, StoreError> {
+        let mut done = Done::default();
+        let commits: Vec<&ArchiveCommit> = batch.commits.iter().map(|(commit, _)| commit).collect();
+        self.archive(transaction, &commits, &mut done, Keep::Together).await?;
+        for job in &mut batch.jobs {
+            contained("a request", job.run(transaction)).await?;
+            done.wakes |= job.wakes();
+            done.jobs.push(Ok(()));
+        }
+        Ok(done)
+    }
+
+    /// Does a batch so that whoever's part is refused spoils nobody else's.
+    async fn apart(
+        &self,
+        connection: &mut PoolConnection<D::Database>,
+        number: i64,
+        batch: &mut Batch<D>,
+        spoilt: &Spoilt,
+    ) -> Ended {
+        let run = async {
+            let mut transaction =
+                self.dialect.begin(connection, number).await.map_err(failed("committing"))?;
+            if let (true, Some(hurry)) = (spoilt.by_waiting, D::HURRY) {
+                D::execute(&mut transaction, hurry).await.map_err(failed("committing"))?;
+            }
             let mut done = Done::default();
             let commits: Vec<&ArchiveCommit> = batch.commits.iter().map(|(commit, _)| commit).collect();
-            self.archive(&mut transaction, &commits, &mut done).await?;
+            self.archive(&mut transaction, &commits, &mut done, Keep::Apart).await?;
             for job in &mut batch.jobs {
                 savepoint::<D>(&mut transaction).await?;
                 let outcome = contained("a request", job.run(&mut transaction)).await;
@@ -687,13 +752,10 @@ impl<D: Dialect> WriterTask<D> {
             }
             Ok((transaction, done))
         };
-        match timeout(D::TRANSACTION_LIMIT, parts).await {
+        match timeout(D::TRANSACTION_LIMIT, run).await {
             Err(_) => Ended::Undone(failed("committing")(too_long::<D>())),
             Ok(Err(error)) => Ended::Undone(error),
-            Ok(Ok((transaction, done))) => match in_time::<D, _>(transaction.commit()).await {
-                Ok(()) => Ended::Stored(done),
-                Err(error) => Ended::Unknown(error, done),
-            },
+            Ok(Ok((transaction, done))) => committed::<D>(transaction, done).await,
         }
     }
 
@@ -702,6 +764,7 @@ impl<D: Dialect> WriterTask<D> {
         transaction: &mut Transaction<'_, D::Database>,
         commits: &[&ArchiveCommit],
         done: &mut Done,
+        keep: Keep,
     ) -> Result<(), StoreError> {
         let presented = commits.iter().map(|commit| (commit.account, commit.epoch)).collect();
         let refused = D::refused(&self.dialect.fence(), transaction, &presented)
@@ -710,7 +773,7 @@ impl<D: Dialect> WriterTask<D> {
         let is_refused = |commit: &ArchiveCommit| refused.contains(&(commit.account, commit.epoch));
         let admitted: Vec<&ArchiveCommit> =
             commits.iter().copied().filter(|commit| !is_refused(commit)).collect();
-        self.archive_admitted(transaction, &admitted, done).await?;
+        self.archive_admitted(transaction, &admitted, done, keep).await?;
         let mut outcomes = std::mem::take(&mut done.commits).into_iter();
         for commit in commits {
             done.commits.extend(if is_refused(commit) {
@@ -727,12 +790,16 @@ impl<D: Dialect> WriterTask<D> {
         transaction: &mut Transaction<'_, D::Database>,
         commits: &[&ArchiveCommit],
         done: &mut Done,
+        keep: Keep,
     ) -> Result<(), StoreError> {
         if commits.is_empty() {
             return Ok(());
         }
         if let Some(take_turn) = D::TAKE_TURN {
             D::execute(transaction, take_turn).await.map_err(failed("storing facts"))?;
+        }
+        if keep == Keep::Together {
+            return contained("storing facts", self.archive_together(transaction, commits, done)).await;
         }
         savepoint::<D>(transaction).await?;
         let together = contained("storing facts", self.archive_together(transaction, commits, done)).await;
@@ -865,6 +932,24 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("without a word")
 }
 
+/// Whether an error is that of one part of a batch; none if it is trouble of the database itself.
+fn of_one_part(error: &StoreError) -> Option<Spoilt> {
+    match error {
+        StoreError::Unavailable { source, .. } if is_of_single_rows(source) => {
+            Some(Spoilt { by_waiting: true })
+        }
+        StoreError::Unavailable { .. } | StoreError::Locked { .. } => None,
+        _ => Some(Spoilt { by_waiting: false }),
+    }
+}
+
+async fn committed<D: Dialect>(transaction: Transaction<'_, D::Database>, done: Done) -> Ended {
+    match in_time::<D, _>(transaction.commit()).await {
+        Ok(()) => Ended::Stored(done),
+        Err(error) => Ended::Unknown(error, done),
+    }
+}
+
 async fn savepoint<D: Dialect>(connection: &mut Connection<D>) -> Result<(), StoreError> {
     D::execute(connection, "SAVEPOINT part").await.map_err(failed("committing"))
 }
@@ -874,19 +959,11 @@ async fn release<D: Dialect, T>(
     connection: &mut Connection<D>,
     outcome: &Result<T, StoreError>,
 ) -> Result<(), StoreError> {
-    match outcome {
-        Ok(_) => {}
-        Err(StoreError::Unavailable { source, .. }) if is_of_single_rows(source) => {
-            D::execute(connection, "ROLLBACK TO SAVEPOINT part").await.map_err(failed("committing"))?;
-            if let Some(hurry) = D::HURRY {
-                D::execute(connection, hurry).await.map_err(failed("committing"))?;
-            }
-        }
-        Err(error @ (StoreError::Unavailable { .. } | StoreError::Locked { .. })) => {
-            return Err(same_trouble(error));
-        }
-        Err(_) => {
-            D::execute(connection, "ROLLBACK TO SAVEPOINT part").await.map_err(failed("committing"))?;
+    if let Err(error) = outcome {
+        let Some(spoilt) = of_one_part(error) else { return Err(same_trouble(error)) };
+        D::execute(connection, "ROLLBACK TO SAVEPOINT part").await.map_err(failed("committing"))?;
+        if let (true, Some(hurry)) = (spoilt.by_waiting, D::HURRY) {
+            D::execute(connection, hurry).await.map_err(failed("committing"))?;
         }
     }
     D::execute(connection, "RELEASE SAVEPOINT part").await.map_err(failed("committing"))
