@@ -6,7 +6,7 @@ export RUSTDOCFLAGS = -D warnings
 # Checks pages for people who can't see them well. Its licence is MPL-2.0; it is used by tests and never shipped.
 AXE = target/tools/axe
 
-.PHONY: help test tools postgresql browser fmt clippy unit doc deny bench demo
+.PHONY: help test tools postgresql browser fmt clippy unit doc deny bench growth demo
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,7 @@ tools: ## Install what the checks need, if it is missing
 	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: see https://rustup.rs, then run make again" >&2; exit 1; }
 	@$(CARGO) fmt --version >/dev/null 2>&1 || rustup component add rustfmt
 	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
+	@command -v python3 >/dev/null || { echo "python3 is missing (tests read exports with it): apt-get install python3" >&2; exit 1; }
 	@[ -n "$$TEST_POSTGRES_URL" ] || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || $(MAKE) --no-print-directory postgresql
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || $(MAKE) --no-print-directory browser
 	@[ -e $(AXE)/node_modules/axe-core/axe.min.js ] || { command -v npm >/dev/null || { echo "npm is missing (the tests of the admin page check with axe-core whether everybody can use it): apt-get install npm" >&2; exit 1; }; \
@@ -62,8 +63,14 @@ deny: ## Licences, bans and sources of what we depend on
 		echo "cargo-deny is not installed: licences and sources of dependencies were NOT checked (cargo install --locked cargo-deny)"; \
 	fi
 
-bench: ## The benchmarks
-	$(CARGO) bench --locked
+# PostgreSQL is that of BENCH_POSTGRES_URL, or one of the benchmark's own.
+bench: ## What this machine can do, on SQLite and on PostgreSQL: about ten minutes
+	UCWA_RELAY_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null) $(CARGO) build --locked --release
+	benches/with-postgres sh -c '"$$0" bench $${BENCH_POSTGRES_URL:+--postgres "$$BENCH_POSTGRES_URL"}' target/release/ucwa-relay
+
+# What docs/scaling.md shows: MESSAGES=10000000 takes hours and tens of gigabytes in FOLDER.
+growth: ## How the archive behaves as it grows (MESSAGES, ACCOUNTS, FOLDER)
+	$(CARGO) bench --locked --bench growth -- --messages $(or $(MESSAGES),1000000) --accounts $(or $(ACCOUNTS),1000) --sample 20000 --folder $(or $(FOLDER),/var/tmp)
 
 demo: ## See it work: simulator, relay and lively traffic on loopback
 	$(CARGO) run --locked --release -- demo

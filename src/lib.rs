@@ -26,12 +26,17 @@
 pub mod account;
 pub mod admin;
 pub mod archive;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod demo;
+
+pub mod evidence;
+pub mod export;
 pub mod identifiers;
 pub mod metrics;
 pub mod outbox;
+pub mod query;
 pub mod relay;
 pub mod secrets;
 pub mod simulator;

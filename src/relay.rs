@@ -19,7 +19,10 @@ use crate::{
     admin::AdminServer,
     archive::retry::RetryPolicy,
     config::{AdminSection, Config, UncertainPolicy},
-    outbox::dispatcher::{self, Dispatcher},
+    outbox::{
+        dispatcher::{self, Dispatcher},
+        pruning,
+    },
     store::{self, ClaimSettings, Role, SharedStore},
     systemd,
     ucwa::{EventParameters, HttpClients, HttpSettings},
@@ -42,6 +45,7 @@ pub struct Relay {
     coordinator: Option<Coordinator>,
     stop: CancellationToken,
     dispatcher: JoinHandle<()>,
+    pruning: JoinHandle<()>,
     states: JoinHandle<()>,
 }
 
@@ -103,6 +107,8 @@ impl Relay {
             },
             stop.clone(),
         );
+        let pruning =
+            tokio::spawn(pruning::run(Arc::clone(&store), config.outbox.keep_finished_days, stop.clone()));
         tracing::info!(node = %config.cluster.node_id, "ucwa-relay is running");
         Ok(Self {
             store,
@@ -112,6 +118,7 @@ impl Relay {
             coordinator,
             stop,
             dispatcher,
+            pruning,
             states: writing_states,
         })
     }
@@ -133,6 +140,7 @@ impl Relay {
             coordinator,
             stop,
             dispatcher,
+            pruning,
             states,
         } = self;
         if let Some(coordinator) = &coordinator {
@@ -142,6 +150,7 @@ impl Relay {
             stop.cancel();
             // It only ends by itself or by this; a panic in it was logged when it happened.
             let _ = dispatcher.await;
+            let _ = pruning.await;
             let (stopped, all_stopped) = oneshot::channel();
             if supervisor.send(StopAll(stopped)).await.is_ok() {
                 let _ = all_stopped.await;

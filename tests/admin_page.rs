@@ -179,6 +179,7 @@ async fn message(
     ))
     .await
     .expect("a message");
+    sql.index_texts().await;
     sql.rows("SELECT max(id) FROM messages").await.remove(0)
 }
 
@@ -260,7 +261,11 @@ async fn pages_show_what_is_archived(kind: Kind) {
     assert!(found.contains("<mark>The budget</mark>") && !found.contains("Bold"), "{found}");
     assert!(found.contains(&format!("/conversations/{talk}?at={plain}#m{plain}")), "{found}");
     assert!(scene.page("/search?q=budget").await.contains("Bold <mark>budget</mark>"));
-    assert!(words(&scene.page("/search?q=nothing").await).contains("No message has all of these words"));
+    assert!(words(&scene.page("/search?q=nothing").await).contains("No message fits"));
+    let mistake = words(&scene.page("/search?q=form:bob").await);
+    assert!(mistake.contains("at character 1") && mistake.contains("from:"), "{mistake}");
+    assert!(scene.page("/search?q=budget+-bold").await.contains("<mark>budget</mark>"));
+    assert!(!scene.page("/search?q=budget+-bold").await.contains("Bold"));
     let attack = scene.page("/search?q=%3Cscript%3Ealert").await;
     assert!(!attack.contains("<script>alert") && attack.contains("&#60;script&#62;alert"), "{attack}");
 
@@ -278,6 +283,8 @@ async fn pages_show_what_is_archived(kind: Kind) {
             "search||q=budg \"the budget\"".to_owned(),
             "search||q=budget".to_owned(),
             "search||q=nothing".to_owned(),
+            "search||q=budget -bold".to_owned(),
+            "search||q=budget -bold".to_owned(),
             "search||q=<script>alert".to_owned(),
             format!("outbox show|sip:nobody@contoso.example|id={row}"),
         ]

@@ -1041,7 +1041,7 @@ async fn no_request_is_made_once_the_permit_is_withdrawn_not_even_a_second_time(
     assert!(matches!(error, UcwaError::NotPermitted { resource: "sendMessage" }), "{error:?}");
     assert!(!error.was_sent());
     assert_eq!(server.requests("POST", "/messages").len(), 1);
-    let polled = client.poll_events(&server.url("/events?ack=2"), None).await.unwrap_err();
+    let polled = client.poll_events(&server.url("/events?ack=2"), None, &|_| ()).await.unwrap_err();
     assert!(matches!(polled, UcwaError::NotPermitted { .. }), "{polled:?}");
     assert_eq!(server.requests("GET", "/events").len(), 0);
 }
@@ -1084,10 +1084,12 @@ async fn a_poll_sends_its_parameters_and_keeps_the_servers() {
         timeout: Duration::from_mins(3),
         priority: 0,
     };
-    let answer =
-        client.poll_events(&server.url("/events?ack=1&timeout=900"), Some(&parameters)).await.unwrap();
+    let answer = client
+        .poll_events(&server.url("/events?ack=1&timeout=900"), Some(&parameters), &|_| ())
+        .await
+        .unwrap();
     assert!(answer.batch.is_ok() && answer.body.contains("ack=2"));
-    client.poll_events(&server.url("/events?ack=2"), None).await.unwrap();
+    client.poll_events(&server.url("/events?ack=2"), None, &|_| ()).await.unwrap();
     let paths: Vec<_> = server.requests("GET", "/events").into_iter().map(|seen| seen.path).collect();
     assert_eq!(paths, ["/events?ack=1&low=15&medium=5&timeout=180", "/events?ack=2"]);
 }
@@ -1105,12 +1107,12 @@ async fn a_poll_hands_out_what_it_can_not_read_and_refusals_as_errors() {
     .await;
     let client = signed_in(&server).await;
     let events = server.url("/events?ack=1");
-    let torn = client.poll_events(&events, None).await.unwrap();
+    let torn = client.poll_events(&events, None, &|_| ()).await.unwrap();
     assert!(torn.batch.is_err());
     assert_eq!(torn.body, "<events \u{fffd}");
-    let page = client.poll_events(&events, None).await.unwrap_err();
+    let page = client.poll_events(&events, None, &|_| ()).await.unwrap_err();
     assert!(matches!(page, UcwaError::NotUcwa { .. }), "a proxy's page is no answer of the channel: {page}");
-    let error = client.poll_events(&events, None).await.unwrap_err();
+    let error = client.poll_events(&events, None, &|_| ()).await.unwrap_err();
     assert_eq!((error.status(), error.subcode()), (Some(409), Some("PGetReplaced")));
 }
 
@@ -1145,10 +1147,13 @@ async fn a_poll_on_which_nothing_comes_is_given_up_after_its_time_and_can_be_ask
         priority: 0,
     };
     let cursor = server.url("/events?ack=1");
-    let silent = client.poll_events(&cursor, Some(&parameters)).await.unwrap_err();
+    let told = Mutex::new(Vec::new());
+    let tell = |is_on_connection| told.lock().unwrap().push(is_on_connection);
+    let silent = client.poll_events(&cursor, Some(&parameters), &tell).await.unwrap_err();
+    assert_eq!(*told.lock().unwrap(), [true, false], "the server had the GET");
     assert!(matches!(silent, UcwaError::Timeout { sent: true, .. }), "{silent:?}");
     assert_eq!(silent.action(), Action::RepeatAsIs);
-    let answer = client.poll_events(&cursor, Some(&parameters)).await.unwrap();
+    let answer = client.poll_events(&cursor, Some(&parameters), &|_| ()).await.unwrap();
     assert!(answer.batch.is_ok());
     let paths: Vec<_> = server.requests("GET", "/events").into_iter().map(|seen| seen.path).collect();
     assert_eq!(paths[0], paths[1], "the same is asked again");
@@ -1174,7 +1179,7 @@ async fn an_answer_that_breaks_off_is_a_transport_error_after_sending() {
     let server = healthy_with(move |seen, _| broken(seen)).await;
     let client = signed_in(&server).await;
     let read = client.get(&server.url("/thing?secret=1")).await.unwrap_err();
-    let polled = client.poll_events(&server.url("/events?ack=1"), None).await.unwrap_err();
+    let polled = client.poll_events(&server.url("/events?ack=1"), None, &|_| ()).await.unwrap_err();
     for error in [read, polled] {
         assert!(error.is_transport() && error.was_sent(), "{error:?}");
         assert_eq!((error.status(), error.action()), (None, Action::RepeatAsIs));

@@ -180,7 +180,7 @@ CREATE INDEX participants_of_conversation ON participants (account_id, conversat
 CREATE INDEX participants_href ON participants (account_id, session_id, href);
 CREATE UNIQUE INDEX participants_one_open_stay ON participants (account_id, session_id, href)
     WHERE left_at IS NULL AND href IS NOT NULL;
-CREATE INDEX participants_uri ON participants (account_id, sip_uri) WHERE sip_uri IS NOT NULL;
+CREATE INDEX participants_uri ON participants (sip_uri, account_id, conversation_id);
 
 -- Who began to type when, if archive.typing is on.
 CREATE TABLE typing (
@@ -233,6 +233,8 @@ CREATE INDEX messages_id ON messages (id);
 CREATE UNIQUE INDEX messages_href ON messages (account_id, session_id, href) WHERE href IS NOT NULL;
 CREATE UNIQUE INDEX messages_chain ON messages (account_id, chain_seq);
 CREATE INDEX messages_sent ON messages (account_id, sent_at);
+CREATE INDEX messages_sent_by_all ON messages (sent_at, id);
+CREATE INDEX messages_sender ON messages (sender_uri, account_id);
 CREATE INDEX messages_of_conversation ON messages (account_id, conversation_id, sent_at);
 CREATE INDEX messages_operation ON messages (account_id, operation_id) WHERE operation_id IS NOT NULL;
 CREATE INDEX messages_outbox ON messages (outbox_id) WHERE outbox_id IS NOT NULL;
@@ -272,6 +274,7 @@ CREATE TABLE invitations (
     FOREIGN KEY (account_id, session_id) REFERENCES sessions (account_id, id)
 );
 CREATE UNIQUE INDEX invitations_href ON invitations (account_id, session_id, href) WHERE href IS NOT NULL;
+CREATE INDEX invitations_to ON invitations (to_uri, account_id, conversation_id);
 CREATE INDEX invitations_of_conversation ON invitations (account_id, conversation_id);
 CREATE INDEX invitations_operation ON invitations (account_id, operation_id) WHERE operation_id IS NOT NULL;
 CREATE INDEX invitations_awaiting ON invitations (account_id, session_id) WHERE awaiting IS NOT NULL;
@@ -338,21 +341,6 @@ BEGIN
 END
 $$;
 
--- What the full-text index holds of a text, and what a search makes of its words: without case and accents, and with
--- every character of the scripts that put no spaces between words as a word of its own, so that a phrase of them is
--- found in the middle of a sentence. Longer texts are found by their beginning.
-CREATE FUNCTION ucwa_relay_words(body text) RETURNS text
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT AS $$
-    SELECT regexp_replace(
-        normalize(regexp_replace(normalize(left(body, 100000), NFKD), '[\u0300-\u036f]+', '', 'g'), NFC),
-        '([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff])',
-        ' \1 ', 'g')
-$$;
-CREATE FUNCTION ucwa_relay_search(body text) RETURNS tsvector
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT AS $$
-    SELECT to_tsvector('pg_catalog.simple'::regconfig, ucwa_relay_words(body))
-$$;
-
 -- ------------------------------------------------------------------------------------------------ outbox
 
 CREATE TABLE outbox (
@@ -390,6 +378,7 @@ CREATE TABLE outbox (
     account_id      bigint,                      -- own: set when the service has looked at the row ("admitted")
     destination     text,                        -- own: rows with the same one leave in order; NULL: not admitted yet
     given_conversation_id bigint,                -- own: conversation_id as the user gave it
+    possible_duplicate boolean  NOT NULL DEFAULT FALSE,   -- sent again though the server may have taken it before
     revision        bigint      NOT NULL DEFAULT 0 CHECK (revision BETWEEN 0 AND 4611686018427387903),  -- own: every change by the service raises it, so triggers know users
     inserted_by     text        NOT NULL DEFAULT session_user    -- own: whose row it is for members of ucwa_relay_sender
 );
@@ -402,7 +391,7 @@ CREATE UNIQUE INDEX outbox_idempotency ON outbox (
 ) WHERE idempotency_key IS NOT NULL;
 
 -- What the queue looks for is in partial indexes, so that finished rows cost nothing.
-CREATE INDEX outbox_new ON outbox (id) WHERE state = 'queued' AND destination IS NULL;
+CREATE INDEX outbox_new ON outbox (account, id) WHERE state = 'queued' AND destination IS NULL;
 CREATE INDEX outbox_queued ON outbox (account_id, destination, priority, id)
     WHERE state = 'queued' AND destination IS NOT NULL;
 CREATE INDEX outbox_sending ON outbox (account_id, destination) WHERE state = 'sending';
@@ -410,7 +399,14 @@ CREATE INDEX outbox_unplaced ON outbox (account_id, operation_id) WHERE state = 
 CREATE INDEX outbox_expiring ON outbox (expires_at) WHERE state = 'queued' AND expires_at IS NOT NULL;
 CREATE INDEX outbox_next_attempt ON outbox (next_attempt_at) WHERE state = 'queued' AND next_attempt_at IS NOT NULL;
 CREATE INDEX outbox_send_after ON outbox (send_after) WHERE state = 'queued' AND send_after IS NOT NULL;
-CREATE INDEX outbox_by_state ON outbox (state, account);
+-- For counting. It does not begin with the state, or the planner would take it for the queue's while its statistics are old:
+-- then a claim reads the whole queue for every destination.
+CREATE INDEX outbox_by_state ON outbox (account, state);
+-- Rows of which a conversation log may tell that the server took them.
+CREATE INDEX outbox_in_doubt ON outbox (account_id) WHERE state = 'uncertain' OR possible_duplicate;
+-- Rows that will be pruned. An uncertain one is not: somebody has to decide.
+CREATE INDEX outbox_finished ON outbox ((coalesce(finished_at, sent_at)))
+    WHERE state IN ('sent', 'delivered', 'failed', 'expired', 'cancelled');
 
 CREATE TABLE outbox_attempts (
     id           bigint      GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
@@ -474,6 +470,7 @@ BEGIN
             NEW.last_error := NULL;
             NEW.message_id := NULL;
             NEW.destination := NULL;
+            NEW.possible_duplicate := OLD.possible_duplicate OR OLD.state = 'uncertain';
             IF NEW.conversation_id IS NOT DISTINCT FROM OLD.conversation_id AND OLD.account_id IS NOT NULL THEN
                 NEW.conversation_id := OLD.given_conversation_id;
             END IF;
@@ -499,28 +496,19 @@ $$;
 CREATE TRIGGER outbox_user BEFORE UPDATE ON outbox
     FOR EACH ROW WHEN (NEW.revision = OLD.revision) EXECUTE FUNCTION ucwa_relay_outbox_user();
 
--- One notice for each statement that may have given the service something to send.
+-- A notice of each transaction that may have given the service something to send: equal ones are sent once.
 CREATE FUNCTION ucwa_relay_outbox_notify() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify('ucwa_relay_outbox', '');
     RETURN NULL;
 END
 $$;
-CREATE FUNCTION ucwa_relay_outbox_notify_of_update() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    -- By a user, that is: what the service changes it knows.
-    IF EXISTS (SELECT 1 FROM updated n JOIN outdated o ON o.id = n.id
-                WHERE n.revision = o.revision AND n.state = 'queued') THEN
-        PERFORM pg_notify('ucwa_relay_outbox', '');
-    END IF;
-    RETURN NULL;
-END
-$$;
 CREATE TRIGGER outbox_notify AFTER INSERT ON outbox
     FOR EACH STATEMENT EXECUTE FUNCTION ucwa_relay_outbox_notify();
+-- By a user, that is: what the service changes it knows, and it changes many rows at once.
 CREATE TRIGGER outbox_notify_of_update AFTER UPDATE ON outbox
-    REFERENCING OLD TABLE AS outdated NEW TABLE AS updated
-    FOR EACH STATEMENT EXECUTE FUNCTION ucwa_relay_outbox_notify_of_update();
+    FOR EACH ROW WHEN (NEW.revision = OLD.revision AND NEW.state = 'queued')
+    EXECUTE FUNCTION ucwa_relay_outbox_notify();
 
 -- ------------------------------------------------------------------------------------------------ views
 
@@ -599,9 +587,23 @@ CREATE VIEW outbox_status AS
 SELECT coalesce(a.sip_uri, o.account) AS account,
        o.state,
        count(*) AS count,
-       min(o.created_at) AS oldest_at
+       min(o.created_at) AS oldest_at,
+       -- Why nothing is sent; NULL where the account is at work.
+       min(CASE WHEN o.state <> 'queued' OR a.id IS NULL THEN NULL
+                WHEN a.removed_at IS NOT NULL THEN 'the account was removed'
+                WHEN NOT a.enabled THEN 'the account is disabled'
+                WHEN s.state IN ('online', 'stalled') THEN NULL
+                ELSE 'the account is ' || coalesce(replace(s.state, '_', ' '), 'stopped')
+                     || coalesce(': ' || s.detail, '')
+           END) AS reason
   FROM outbox o
-  LEFT JOIN accounts a ON a.id = o.account_id
+  -- However its user spelled the account of a row that nobody has looked at yet.
+  LEFT JOIN accounts a
+    ON a.id = coalesce(o.account_id,
+                       (SELECT k.id FROM accounts k
+                         WHERE k.sip_uri = CASE WHEN strpos(o.account, ':') > 0 THEN lower(btrim(o.account))
+                                                ELSE 'sip:' || lower(btrim(o.account)) END))
+  LEFT JOIN account_status s ON s.account_id = a.id
  GROUP BY coalesce(a.sip_uri, o.account), o.state;
 
 CREATE VIEW account_overview AS

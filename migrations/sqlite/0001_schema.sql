@@ -151,7 +151,7 @@ CREATE INDEX participants_of_conversation ON participants (account_id, conversat
 CREATE INDEX participants_href ON participants (account_id, session_id, href);
 CREATE UNIQUE INDEX participants_one_open_stay ON participants (account_id, session_id, href)
     WHERE left_at IS NULL AND href IS NOT NULL;
-CREATE INDEX participants_uri ON participants (account_id, sip_uri) WHERE sip_uri IS NOT NULL;
+CREATE INDEX participants_uri ON participants (sip_uri, account_id, conversation_id);
 
 -- Who began to type when, if archive.typing is on.
 CREATE TABLE typing (
@@ -197,6 +197,8 @@ CREATE TABLE messages (
 CREATE UNIQUE INDEX messages_href ON messages (account_id, session_id, href) WHERE href IS NOT NULL;
 CREATE UNIQUE INDEX messages_chain ON messages (account_id, chain_seq);
 CREATE INDEX messages_sent ON messages (account_id, sent_at);
+CREATE INDEX messages_sent_by_all ON messages (sent_at, id);
+CREATE INDEX messages_sender ON messages (sender_uri, account_id);
 CREATE INDEX messages_of_conversation ON messages (account_id, conversation_id, sent_at);
 CREATE INDEX messages_operation ON messages (account_id, operation_id) WHERE operation_id IS NOT NULL;
 CREATE INDEX messages_outbox ON messages (outbox_id) WHERE outbox_id IS NOT NULL;
@@ -230,6 +232,7 @@ CREATE TABLE invitations (
     awaiting        TEXT    CHECK (awaiting IN ('fetch'))       -- own
 ) STRICT;
 CREATE UNIQUE INDEX invitations_href ON invitations (account_id, session_id, href) WHERE href IS NOT NULL;
+CREATE INDEX invitations_to ON invitations (to_uri, account_id, conversation_id);
 CREATE INDEX invitations_of_conversation ON invitations (account_id, conversation_id);
 CREATE INDEX invitations_operation ON invitations (account_id, operation_id) WHERE operation_id IS NOT NULL;
 CREATE INDEX invitations_awaiting ON invitations (account_id, session_id) WHERE awaiting IS NOT NULL;
@@ -315,6 +318,7 @@ CREATE TABLE outbox (
     account_id      INTEGER,                     -- own: set when the service has looked at the row ("admitted")
     destination     TEXT,                        -- own: rows with the same one leave in order; NULL: not admitted yet
     given_conversation_id INTEGER,               -- own: conversation_id as the user gave it
+    possible_duplicate INTEGER NOT NULL DEFAULT 0 CHECK (possible_duplicate IN (0, 1)),   -- sent again though the server may have taken it before
     revision        INTEGER NOT NULL DEFAULT 0 CHECK (revision BETWEEN 0 AND 4611686018427387903)   -- own: every change by the service raises it, so triggers know users
 ) STRICT;
 
@@ -325,7 +329,7 @@ CREATE UNIQUE INDEX outbox_idempotency ON outbox (
 ) WHERE idempotency_key IS NOT NULL;
 
 -- What the queue looks for is in partial indexes, so that finished rows cost nothing.
-CREATE INDEX outbox_new ON outbox (id) WHERE state = 'queued' AND destination IS NULL;
+CREATE INDEX outbox_new ON outbox (account, id) WHERE state = 'queued' AND destination IS NULL;
 CREATE INDEX outbox_queued ON outbox (account_id, destination, priority, id) WHERE state = 'queued' AND destination IS NOT NULL;
 CREATE INDEX outbox_sending ON outbox (account_id, destination) WHERE state = 'sending';
 CREATE INDEX outbox_unplaced ON outbox (account_id, operation_id) WHERE state = 'sent' AND message_id IS NULL;
@@ -333,6 +337,11 @@ CREATE INDEX outbox_expiring ON outbox (expires_at) WHERE state = 'queued' AND e
 CREATE INDEX outbox_next_attempt ON outbox (next_attempt_at) WHERE state = 'queued' AND next_attempt_at IS NOT NULL;
 CREATE INDEX outbox_send_after ON outbox (send_after) WHERE state = 'queued' AND send_after IS NOT NULL;
 CREATE INDEX outbox_by_state ON outbox (state, account);
+-- Rows of which a conversation log may tell that the server took them.
+CREATE INDEX outbox_in_doubt ON outbox (account_id) WHERE state = 'uncertain' OR possible_duplicate = 1;
+-- Rows that will be pruned. An uncertain one is not: somebody has to decide.
+CREATE INDEX outbox_finished ON outbox (coalesce(finished_at, sent_at))
+    WHERE state IN ('sent', 'delivered', 'failed', 'expired', 'cancelled');
 
 CREATE TABLE outbox_attempts (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -394,6 +403,7 @@ BEGIN
     UPDATE outbox
        SET attempts = 0, next_attempt_at = NULL, finished_at = NULL, sent_at = NULL, claimed_by = NULL, claimed_at = NULL,
            last_code = NULL, last_subcode = NULL, last_error = NULL, message_id = NULL, destination = NULL,
+           possible_duplicate = CASE WHEN OLD.state = 'uncertain' THEN 1 ELSE OLD.possible_duplicate END,
            conversation_id = CASE WHEN NEW.conversation_id IS OLD.conversation_id AND OLD.account_id IS NOT NULL
                                   THEN OLD.given_conversation_id ELSE NEW.conversation_id END,
            expires_at = CASE WHEN OLD.state = 'expired' AND NEW.expires_at IS OLD.expires_at
@@ -499,9 +509,23 @@ CREATE VIEW outbox_status AS
 SELECT coalesce(a.sip_uri, o.account) AS account,
        o.state,
        count(*) AS count,
-       min(o.created_at) AS oldest_at
+       min(o.created_at) AS oldest_at,
+       -- Why nothing is sent; NULL where the account is at work.
+       min(CASE WHEN o.state <> 'queued' OR a.id IS NULL THEN NULL
+                WHEN a.removed_at IS NOT NULL THEN 'the account was removed'
+                WHEN a.enabled = 0 THEN 'the account is disabled'
+                WHEN s.state IN ('online', 'stalled') THEN NULL
+                ELSE 'the account is ' || coalesce(replace(s.state, '_', ' '), 'stopped')
+                     || coalesce(': ' || s.detail, '')
+           END) AS reason
   FROM outbox o
-  LEFT JOIN accounts a ON a.id = o.account_id
+  -- However its user spelled the account of a row that nobody has looked at yet.
+  LEFT JOIN accounts a
+    ON a.id = coalesce(o.account_id,
+                       (SELECT k.id FROM accounts k
+                         WHERE k.sip_uri = CASE WHEN instr(o.account, ':') > 0 THEN lower(trim(o.account))
+                                                ELSE 'sip:' || lower(trim(o.account)) END))
+  LEFT JOIN account_status s ON s.account_id = a.id
  GROUP BY coalesce(a.sip_uri, o.account), o.state;
 
 CREATE VIEW account_overview AS

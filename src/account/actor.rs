@@ -23,12 +23,15 @@ use crate::{
         backoff::Backoff,
         channel_state::ChannelEnd,
         conversation::{
-            ConversationActor, ConversationExited, ConversationView, Deliver, DeliveryFinished,
-            InvitationProgress, MessagingView, SharedView, StopConversation, shared_view,
+            ConversationActor, ConversationExited, ConversationView, Deliver, DeliveryEnd, DeliveryFinished,
+            InvitationProgress, MessagingView, SharedView, StopConversation, Unreached, shared_view,
         },
-        delivery::{DeliveryContext, call_operation_id, commit_send, release_claim, settle_left_over},
+        delivery::{
+            DeliveryContext, call_operation_id, commit_send, first_to_call, release_claim, settle_left_over,
+        },
         event_channel::{
-            ChannelExited, ChannelHealth, Continuity, EventChannel, EventsCommitted, Follow, StopChannel,
+            ChannelExited, ChannelHealth, Continuity, EventChannel, EventsCommitted, Follow, Reading,
+            StopChannel,
         },
         sign_in::{SignInFailure, SignedIn, describe_end, sign_in},
         take_up::{Open, TakenUp, learn_open, take_up},
@@ -122,6 +125,8 @@ struct Fetched {
     fetch: Fetch,
     resource: Option<Resource>,
     outcome: CommitOutcome,
+    /// Of what it was fetched for, and of what it links in turn.
+    reading: Arc<Reading>,
 }
 
 #[derive(Message)]
@@ -134,7 +139,7 @@ struct Handed {
     /// When somebody began with it, or somewhat before.
     at: Timestamp,
     /// What [`ChannelHealth::continuity`] was then.
-    continuity: u64,
+    continuity: Option<u64>,
     /// The conversation that has it; none while it is only being settled.
     conversation: Option<u64>,
     /// Tells whoever is busy with it that the event stream settled it.
@@ -194,6 +199,8 @@ pub struct AccountActor {
     looked_for: HashSet<OutboxId>,
     /// Which conversation an invitation belongs to.
     invitations: HashMap<String, u64>,
+    /// How invitations ended that nobody knows yet, since their resource is being fetched.
+    unread_ends: HashMap<String, InvitationProgress>,
     /// Incoming invitations that were answered, so that each is answered once.
     answered: HashSet<String>,
     /// Invitations whose resource was asked for the link that its event did not carry.
@@ -239,6 +246,7 @@ impl AccountActor {
             held_back: VecDeque::new(),
             looked_for: HashSet::new(),
             invitations: HashMap::new(),
+            unread_ends: HashMap::new(),
             answered: HashSet::new(),
             looked_for_link: HashSet::new(),
             ended: HashSet::new(),
@@ -385,7 +393,8 @@ impl AccountActor {
         }
         self.go_on_with(taken_up.open, ctx);
         for left_over in taken_up.unsettled {
-            self.settle_left_over(left_over.send, left_over.claimed_at, 0, ctx);
+            let continuity = (!left_over.events_missed).then_some(0);
+            self.settle_left_over(left_over.send, left_over.claimed_at, continuity, ctx);
         }
         let Some(live) = &self.live else { return };
         self.environment.directory.enter(
@@ -415,6 +424,7 @@ impl AccountActor {
         self.by_destination.clear();
         self.operations.clear();
         self.invitations.clear();
+        self.unread_ends.clear();
         for conversation in self.conversations.values() {
             conversation.view.send_modify(|view| view.ended = true);
         }
@@ -515,7 +525,7 @@ impl AccountActor {
                 self.serve_destination(number, &remote);
             }
         }
-        self.fetch(open.unfetched, ctx);
+        self.fetch(open.unfetched, None, ctx);
         self.hear_conferences(ctx);
     }
 
@@ -523,7 +533,7 @@ impl AccountActor {
         &mut self,
         send: ClaimedSend,
         claimed_at: Timestamp,
-        continuity: u64,
+        continuity: Option<u64>,
         ctx: &mut Context<Self>,
     ) {
         let Some(live) = &self.live else { return };
@@ -556,17 +566,20 @@ impl AccountActor {
                 };
                 match resource {
                     Some(resource) => {
-                        self.see_invitation(kind, &event.href, Some(event), resource, ctx);
+                        let progress = invitation_progress(Some(event), resource);
+                        self.see_invitation(kind, &event.href, progress, resource, ctx);
                     }
                     None => self.see_invitation_end(event),
                 }
             }
             ("participantInvitation", Some(resource)) if is_incoming(resource) => {
-                self.see_invitation(InvitationKind::Participant, &event.href, Some(event), resource, ctx);
+                let progress = invitation_progress(Some(event), resource);
+                self.see_invitation(InvitationKind::Participant, &event.href, progress, resource, ctx);
             }
             ("participantInvitation", Some(resource)) => {
-                self.see_participant_invitation(Some(event), resource);
+                self.see_participant_invitation(invitation_progress(Some(event), resource), resource);
             }
+            ("participantInvitation", None) => self.see_invitation_end(event),
             ("conversation", _) if event.kind == EventKind::Deleted => {
                 if let Some(conversation) = self.known_conversation(&event.href) {
                     conversation.view.send_modify(|view| view.ended = true);
@@ -641,12 +654,11 @@ impl AccountActor {
         &mut self,
         kind: InvitationKind,
         href: &str,
-        event: Option<&Event>,
+        progress: InvitationProgress,
         resource: &Resource,
         ctx: &mut Context<Self>,
     ) {
         let incoming = is_incoming(resource);
-        let progress = invitation_progress(event, resource);
         self.learn_of_thread(&progress, ctx);
         let conversation = resource.link("conversation").map(|link| link.href.clone());
         let number = if incoming {
@@ -712,7 +724,8 @@ impl AccountActor {
         }
     }
 
-    /// An invitation event without its resource: enough to know that it ended.
+    /// An invitation event without its resource: enough to know that it ended. Whom it concerns may only be known once the
+    /// resource is read; why it failed, only the event says.
     fn see_invitation_end(&mut self, event: &Event) {
         if event.kind != EventKind::Completed {
             return;
@@ -720,15 +733,18 @@ impl AccountActor {
         self.answered.remove(&event.href);
         self.looked_for_link.remove(&event.href);
         let progress = invitation_progress(Some(event), &Resource::default());
-        let number = self.invitations.remove(&event.href);
-        if let Some(conversation) = number.and_then(|number| self.conversations.get(&number)) {
+        let Some(number) = self.invitations.remove(&event.href) else {
+            self.unread_ends.insert(event.href.clone(), progress);
+            return;
+        };
+        if let Some(conversation) = self.conversations.get(&number) {
             conversation.view.send_modify(|view| view.see_invitation(progress));
         }
     }
 
     /// Somebody whom this account brings into a group: from an event, or fetched after one.
-    fn see_participant_invitation(&mut self, event: Option<&Event>, resource: &Resource) {
-        let outcome = match invitation_progress(event, resource) {
+    fn see_participant_invitation(&mut self, progress: InvitationProgress, resource: &Resource) {
+        let outcome = match progress {
             InvitationProgress::Accepted => (OperationStatus::Success, FailureReason::default()),
             InvitationProgress::Failed(reason) => (OperationStatus::Failure, reason),
             InvitationProgress::None | InvitationProgress::Ringing => return,
@@ -1006,7 +1022,9 @@ impl AccountActor {
     }
 
     fn relay_now(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
-        let Some(live) = &self.live else {
+        // It waited here for its turn; the queue says of what is given back that it expired.
+        let expired = send.expires_at.is_some_and(|expires_at| expires_at <= Timestamp::now());
+        let Some(live) = self.live.as_ref().filter(|_| !expired) else {
             self.give_back(send.outbox, send.operation_id, ctx);
             return;
         };
@@ -1070,7 +1088,7 @@ impl AccountActor {
     /// Lets a conversation say a row.
     fn hand_over(&mut self, number: u64, send: ClaimedSend, ctx: &mut Context<Self>) {
         let (tell, settled) = oneshot::channel();
-        let continuity = self.live.as_ref().map_or(0, |live| live.health.continuity());
+        let continuity = self.live.as_ref().map(|live| live.health.continuity());
         self.handed.insert(
             send.outbox,
             Handed {
@@ -1082,7 +1100,13 @@ impl AccountActor {
             },
         );
         self.operations.insert(send.operation_id.clone(), number);
-        self.operations.insert(call_operation_id(&send.operation_id), number);
+        // Calls of an earlier conversation of this attempt stay its own.
+        let first = self.conversations.get(&number).and_then(|conversation| {
+            first_to_call(&send.recipients, &conversation.view.borrow().not_reached)
+        });
+        for called in [Some(0), first].into_iter().flatten() {
+            self.operations.entry(call_operation_id(&send.operation_id, called)).or_insert(number);
+        }
         let (outbox, operation_id) = (send.outbox, send.operation_id.clone());
         let accepted = self
             .conversations
@@ -1179,7 +1203,40 @@ impl AccountActor {
         self.spawn(async move { release_claim(&store, outbox, &operation_id).await }, ctx);
     }
 
+    /// A recipient of a group can't be had: begins its conversation with the next one.
+    fn relay_to_the_rest(
+        &mut self,
+        outbox: OutboxId,
+        operation_id: &OperationId,
+        unreached: Vec<Unreached>,
+        ctx: &mut Context<Self>,
+    ) {
+        let Some(send) = self
+            .handed
+            .get(&outbox)
+            .filter(|handed| handed.send.operation_id == *operation_id)
+            .map(|handed| handed.send.clone())
+        else {
+            return;
+        };
+        let goes_on = self.stopping.is_none() && !self.leaving;
+        let number = goes_on.then(|| self.start_conversation(None, send.recipients.clone(), ctx)).flatten();
+        let Some(number) = number else {
+            self.give_back(outbox, operation_id.clone(), ctx);
+            self.delivery_finished(outbox, operation_id, ctx);
+            return;
+        };
+        if let Some(conversation) = self.conversations.get(&number) {
+            conversation.view.send_modify(|view| view.not_reached = unreached);
+        }
+        let destination = destination_key(&send.recipients);
+        self.by_destination.remove(&destination);
+        self.serve_destination(number, &destination);
+        self.hand_over(number, send, ctx);
+    }
+
     fn delivery_finished(&mut self, outbox: OutboxId, operation_id: &OperationId, ctx: &mut Context<Self>) {
+        let recipients = self.handed.get(&outbox).map_or(1, |handed| handed.send.recipients.len());
         if self.handed.get(&outbox).is_some_and(|handed| handed.send.operation_id == *operation_id) {
             self.handed.remove(&outbox);
         }
@@ -1190,7 +1247,9 @@ impl AccountActor {
             );
         if !ringing {
             self.operations.remove(operation_id);
-            self.operations.remove(&call_operation_id(operation_id));
+            for called in 0..recipients.max(1) {
+                self.operations.remove(&call_operation_id(operation_id, called));
+            }
         }
         if self.handed.is_empty() {
             if self.stopping.is_some() {
@@ -1217,21 +1276,21 @@ impl AccountActor {
 
     // ------------------------------------------------------------------------------------------ fetching
 
-    fn fetch(&mut self, fetches: Vec<Fetch>, ctx: &mut Context<Self>) {
+    /// Reads what was only linked; `reading` says that it is not known yet.
+    fn fetch(&mut self, fetches: Vec<Fetch>, reading: Option<Arc<Reading>>, ctx: &mut Context<Self>) {
         let Some(live) = &self.live else { return };
         if fetches.is_empty() {
             return;
         }
-        live.health.count_unread(i64::try_from(fetches.len()).unwrap_or(i64::MAX));
+        let reading = reading.unwrap_or_else(|| live.health.begin_reading());
         let (context, account) = (Arc::clone(&live.context), ctx.address());
         let fetching = async move {
             futures_util::stream::iter(fetches)
                 .for_each_concurrent(FETCHES_AT_ONCE, |fetch| {
-                    let (context, account) = (Arc::clone(&context), account.clone());
+                    let (context, account, reading) =
+                        (Arc::clone(&context), account.clone(), Arc::clone(&reading));
                     async move {
-                        let answer = fetch_one(&context, fetch).await;
-                        context.channel.count_unread(-1);
-                        if let Some(fetched) = answer {
+                        if let Some(fetched) = fetch_one(&context, fetch, reading).await {
                             // The account may be ending; what was fetched is committed already.
                             let _ = account.send(fetched).await;
                         }
@@ -1461,6 +1520,10 @@ pub(super) async fn commit_facts(context: &DeliveryContext, facts: Vec<Fact>) ->
                 tracing::error!(error = %crate::error_chain(&error), "facts could not be stored");
                 return CommitOutcome::default();
             }
+            Err(error) if error.is_told_by_store() => {
+                tracing::debug!(error = %crate::error_chain(&error), "facts can't be stored now; trying again");
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
             Err(error) => {
                 tracing::warn!(error = %crate::error_chain(&error), "facts can't be stored now; trying again");
                 tokio::time::sleep(backoff.next_delay()).await;
@@ -1470,7 +1533,7 @@ pub(super) async fn commit_facts(context: &DeliveryContext, facts: Vec<Fact>) ->
 }
 
 /// Fetches one linked resource and commits what it says. `None`: left for the next life of the account.
-async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
+async fn fetch_one(context: &DeliveryContext, fetch: Fetch, reading: Arc<Reading>) -> Option<Fetched> {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(15));
     loop {
         let answer = match context.client.resolve(&fetch.href) {
@@ -1480,7 +1543,7 @@ async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
         let why = match answer {
             Ok(resource) => {
                 let outcome = commit_facts(context, interpret_fetched(&fetch, &resource)).await;
-                return Some(Fetched { fetch, resource: Some(resource), outcome });
+                return Some(Fetched { fetch, resource: Some(resource), outcome, reading });
             }
             // The event channel finds the same and ends this life; the next one asks again or knows better.
             Err(error) if error.subcode() == Some("ApplicationNotFound") => return None,
@@ -1506,7 +1569,7 @@ async fn fetch_one(context: &DeliveryContext, fetch: Fetch) -> Option<Fetched> {
         }
         let fact = Fact::Unfetchable(Unfetchable { fetch: fetch.clone(), why });
         let outcome = commit_facts(context, vec![fact]).await;
-        return Some(Fetched { fetch, resource: None, outcome });
+        return Some(Fetched { fetch, resource: None, outcome, reading });
     }
 }
 
@@ -1588,7 +1651,7 @@ impl Handler<EventsCommitted> for AccountActor {
             }
         }
         self.hear_conferences(ctx);
-        self.fetch(committed.outcome.fetches, ctx);
+        self.fetch(committed.outcome.fetches, committed.reading, ctx);
         if committed.continuity != Continuity::Unbroken {
             self.learn_what_is_open(ctx);
         }
@@ -1609,13 +1672,16 @@ impl Handler<Fetched> for AccountActor {
             // The server's log may still have what it did not tell us.
             live.backfill.hint(Timestamp::now());
         }
+        // Also of one that can't be read: nothing more will be known of it.
+        let ended = self.unread_ends.remove(&fetched.fetch.href);
         if let Some(resource) = &fetched.resource {
+            let progress = ended.unwrap_or_else(|| invitation_progress(None, resource));
             match fetched.fetch.resource {
                 FetchedResource::Invitation(InvitationKind::Participant) if !is_incoming(resource) => {
-                    self.see_participant_invitation(None, resource);
+                    self.see_participant_invitation(progress, resource);
                 }
                 FetchedResource::Invitation(kind) => {
-                    self.see_invitation(kind, &fetched.fetch.href, None, resource, ctx);
+                    self.see_invitation(kind, &fetched.fetch.href, progress, resource, ctx);
                 }
                 FetchedResource::Conversation => {
                     self.see_conversation(&fetched.fetch.href, resource, ctx);
@@ -1624,7 +1690,7 @@ impl Handler<Fetched> for AccountActor {
             }
             self.hear_conferences(ctx);
         }
-        self.fetch(fetched.outcome.fetches, ctx);
+        self.fetch(fetched.outcome.fetches, Some(fetched.reading), ctx);
     }
 }
 
@@ -1671,18 +1737,23 @@ impl Handler<DeliveryFinished> for AccountActor {
     type Result = ();
 
     fn handle(&mut self, finished: DeliveryFinished, ctx: &mut Self::Context) {
-        if finished.thread_taken
-            && let Some(handed) = self.handed.get_mut(&finished.outbox)
-            && handed.send.operation_id == finished.operation_id
-        {
-            handed.conversation = None;
-            self.looked_for.insert(finished.outbox);
-            if self.learning.is_none() {
-                self.learn_what_is_open(ctx);
+        let DeliveryFinished { outbox, operation_id, end } = finished;
+        match end {
+            DeliveryEnd::Unreached(unreached) => {
+                self.relay_to_the_rest(outbox, &operation_id, unreached, ctx);
             }
-            return;
+            DeliveryEnd::ThreadTaken => match self.handed.get_mut(&outbox) {
+                Some(handed) if handed.send.operation_id == operation_id => {
+                    handed.conversation = None;
+                    self.looked_for.insert(outbox);
+                    if self.learning.is_none() {
+                        self.learn_what_is_open(ctx);
+                    }
+                }
+                _ => self.delivery_finished(outbox, &operation_id, ctx),
+            },
+            DeliveryEnd::Done => self.delivery_finished(outbox, &operation_id, ctx),
         }
-        self.delivery_finished(finished.outbox, &finished.operation_id, ctx);
     }
 }
 

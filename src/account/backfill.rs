@@ -156,7 +156,11 @@ pub async fn run(
             Ok(wanted) => wanted,
             Err(StoreError::Closing | StoreError::Fenced(_)) => return,
             Err(error) => {
-                tracing::warn!(error = %crate::error_chain(&error), "what is to be backfilled can't be read");
+                // The store tells of writing; this is read on connections of their own.
+                let is_told = error.is_told_by_store() && context.store.problem().is_some();
+                if !is_told && soon.failures() == 0 {
+                    tracing::warn!(error = %crate::error_chain(&error), "what is to be backfilled can't be read");
+                }
                 tokio::time::sleep(soon.next_delay()).await;
                 continue;
             }

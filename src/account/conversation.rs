@@ -19,7 +19,10 @@ use tokio::{
 
 use crate::{
     account::delivery::{Delivery, DeliveryContext},
-    archive::fact::{FailureReason, OperationStatus},
+    archive::{
+        fact::{FailureReason, OperationStatus},
+        retry::Healing,
+    },
     identifiers::{OperationId, OutboxId, SipUri},
     store::{ClaimedSend, SettledSend},
     ucwa::Resource,
@@ -77,6 +80,17 @@ impl MessagingView {
     }
 }
 
+/// A recipient of a group who could not be brought into its conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreached {
+    /// Who.
+    pub uri: SipUri,
+    /// A sentence.
+    pub why: String,
+    /// Whether they may be there later.
+    pub healing: Healing,
+}
+
 /// What the event channel told about a conversation, as far as sending depends on it.
 #[derive(Debug, Clone)]
 pub struct ConversationView {
@@ -99,7 +113,7 @@ pub struct ConversationView {
     /// The recipients of a group row were invited; later rows find them there.
     pub group_assembled: bool,
     /// Who of them could not be brought in, and why.
-    pub not_reached: Vec<(String, String)>,
+    pub not_reached: Vec<Unreached>,
     /// Completed operations of ours in it, by operation id (`participantInvitation`).
     pub completed: HashMap<OperationId, (OperationStatus, FailureReason)>,
     /// It is over.
@@ -204,6 +218,18 @@ pub struct Deliver {
     pub settled: oneshot::Receiver<SettledSend>,
 }
 
+/// How far a delivery brought its row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeliveryEnd {
+    /// What became of it is committed.
+    Done,
+    /// The server has a conversation of its thread open, in which it is to be said.
+    ThreadTaken,
+    /// Nothing was said: of the recipients of a group these can't be had, and the conversation that was to begin with the
+    /// last of them is over. It is to begin with another one.
+    Unreached(Vec<Unreached>),
+}
+
 /// Sent to the account when a delivery came to its end, whatever it was.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -212,8 +238,8 @@ pub struct DeliveryFinished {
     pub outbox: OutboxId,
     /// The attempt.
     pub operation_id: OperationId,
-    /// It is not at its end: the server has a conversation of its thread open, in which it is to be said.
-    pub thread_taken: bool,
+    /// Whether there is more to do.
+    pub end: DeliveryEnd,
 }
 
 /// Sent by a [`ConversationActor`] to its account exactly once.
@@ -299,9 +325,9 @@ impl ConversationActor {
             send,
             settled,
         );
-        ctx.spawn(delivery.run().into_actor(self).map(move |thread_taken, conversation, ctx| {
+        ctx.spawn(delivery.run().into_actor(self).map(move |end, conversation, ctx| {
             conversation.in_flight = None;
-            conversation.finished.do_send(DeliveryFinished { outbox, operation_id, thread_taken });
+            conversation.finished.do_send(DeliveryFinished { outbox, operation_id, end });
             // An invitation that failed leaves nothing to talk in: whatever comes next needs a new conversation.
             conversation.deliver_next(ctx);
         }));

@@ -19,8 +19,10 @@ use crate::{
         AccountSettings,
         actor::commit_facts,
         backoff::Backoff,
-        conversation::{ConversationView, InvitationProgress, MessagingView, SharedView},
-        event_channel::ChannelHealth,
+        conversation::{
+            ConversationView, DeliveryEnd, InvitationProgress, MessagingView, SharedView, Unreached,
+        },
+        event_channel::{ChannelHealth, SILENCE_COUNTS_AFTER},
     },
     archive::{
         fact::{
@@ -39,10 +41,12 @@ use crate::{
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long to wait for an event before asking `messaging` itself.
 const ASK_AFTER: Duration = Duration::from_secs(5);
+/// How often the event channel is looked at while an outcome is open.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// So close together, sends whose answers were lost have the event channel asked once.
+const AT_THE_SAME_TIME: Duration = Duration::from_secs(1);
 /// The longest time an outcome stays open before it is called uncertain.
 const SETTLE_AT_MOST: Duration = Duration::from_secs(180);
-/// How long a renewed GET has to be parked before its silence counts.
-const SILENCE_COUNTS_AFTER: Duration = Duration::from_secs(5);
 
 /// What all deliveries of one life of an account share.
 pub struct DeliveryContext {
@@ -65,9 +69,14 @@ pub struct DeliveryContext {
 }
 
 /// The operation id of an invitation that carries no text, derived from that of the row, so that its events find the
-/// conversation while the row's own id stays with the message.
-pub fn call_operation_id(row: &OperationId) -> OperationId {
-    OperationId(format!("{row}-call"))
+/// conversation while the row's own id stays with the message. `number` is that of the recipient.
+pub fn call_operation_id(row: &OperationId, number: usize) -> OperationId {
+    OperationId(if number == 0 { format!("{row}-call") } else { format!("{row}-call{number}") })
+}
+
+/// With whom of the recipients of a group its conversation begins: the first who is not known to be out of reach.
+pub fn first_to_call(recipients: &[SipUri], not_reached: &[Unreached]) -> Option<usize> {
+    recipients.iter().position(|uri| not_reached.iter().all(|unreached| unreached.uri != *uri))
 }
 
 fn participant_operation_id(row: &OperationId, number: usize) -> OperationId {
@@ -82,12 +91,14 @@ pub struct Delivery {
     send: ClaimedSend,
     settled: oneshot::Receiver<SettledSend>,
     gave_up: bool,
+    /// Number of the recipient who is being called.
+    calling: Option<usize>,
 }
 
 /// What was so before a request went out whose answer may be lost.
 struct Before {
-    /// See [`ChannelHealth::continuity`].
-    continuity: u64,
+    /// See [`ChannelHealth::continuity`]; `None` if events are known to have been missed since.
+    continuity: Option<u64>,
     /// By this machine's clock.
     at: Timestamp,
     said_in: SaidIn,
@@ -95,7 +106,7 @@ struct Before {
 
 impl Before {
     fn now(context: &DeliveryContext, said_in: SaidIn) -> Self {
-        Self { continuity: context.channel.continuity(), at: Timestamp::now(), said_in }
+        Self { continuity: Some(context.channel.continuity()), at: Timestamp::now(), said_in }
     }
 }
 
@@ -109,6 +120,8 @@ enum Attempt {
     Release,
     /// The server did not take it because a conversation of its thread is open.
     ThreadTaken,
+    /// None of these recipients of a group can be had; another one may.
+    Unreached(Vec<Unreached>),
 }
 
 /// What the state of the conversation asks for.
@@ -151,29 +164,33 @@ impl Delivery {
         send: ClaimedSend,
         settled: oneshot::Receiver<SettledSend>,
     ) -> Self {
-        Self { context, view, destination, send, settled, gave_up: false }
+        Self { context, view, destination, send, settled, gave_up: false, calling: None }
     }
 
     /// Sends and commits the outcome. Does not return before the outcome is durable, unless the store is closing or
-    /// the account is held elsewhere. Says whether there is no outcome, because a conversation of the row's thread is
-    /// open: the row is to be said in that.
-    pub async fn run(mut self) -> bool {
+    /// the account is held elsewhere, or there is none yet, because the row is to be said in another conversation.
+    pub async fn run(mut self) -> DeliveryEnd {
         let attempt = self.attempt().await;
         // A call whose outcome is not known, or a conversation that did not become ready, must not hold up what comes
         // next: that gets a conversation of its own.
         if self.gave_up {
             self.view.send_modify(|view| view.ended = true);
         }
-        let thread_taken = matches!(attempt, Attempt::ThreadTaken);
-        match attempt {
-            Attempt::Settled | Attempt::ThreadTaken => {}
+        let end = match attempt {
+            Attempt::ThreadTaken => DeliveryEnd::ThreadTaken,
+            Attempt::Unreached(unreached) => DeliveryEnd::Unreached(unreached),
+            Attempt::Settled => DeliveryEnd::Done,
             Attempt::Release => {
                 release_claim(&self.context.store, self.send.outbox, &self.send.operation_id).await;
+                DeliveryEnd::Done
             }
-            Attempt::Outcome(outcome) => self.commit(outcome).await,
-        }
+            Attempt::Outcome(outcome) => {
+                self.commit(outcome).await;
+                DeliveryEnd::Done
+            }
+        };
         self.view.send_modify(|view| view.last_activity = Instant::now());
-        thread_taken
+        end
     }
 
     async fn commit(&self, outcome: SendOutcome) {
@@ -205,38 +222,18 @@ impl Delivery {
         loop {
             let now = view.borrow_and_update().clone();
             if let InvitationProgress::Failed(reason) = &now.invitation {
-                return if called { self.call_failed(reason) } else { Attempt::Release };
+                return if called { self.call_failed(&now, reason) } else { Attempt::Release };
             }
             if now.ended {
-                return if called { self.call_failed(&FailureReason::default()) } else { Attempt::Release };
+                let unknown = FailureReason::default();
+                return if called { self.call_failed(&now, &unknown) } else { Attempt::Release };
             }
             match Self::next_move(&now, called) {
                 Move::Say { send_message, html } => {
                     if is_group && !now.group_assembled {
-                        match &now.add_participant {
-                            Some(link) => {
-                                let link = link.clone();
-                                self.invite_the_others(&link, &mut view).await;
-                                continue;
-                            }
-                            // The link comes with the conversation's own event, in whatever order.
-                            None if Instant::now() < deadline => {
-                                let until = deadline.min(Instant::now() + ASK_AFTER);
-                                if tokio::time::timeout_at(until, view.changed()).await.is_err() {
-                                    self.ask_conversation(&now).await;
-                                }
-                                continue;
-                            }
-                            None => {
-                                return Self::refused(
-                                    now.href.clone(),
-                                    None,
-                                    FailureReason::default(),
-                                    "the server does not let this conversation grow into a group (no addParticipant \
-                                     link)"
-                                        .to_owned(),
-                                );
-                            }
+                        match self.gather(&now, &mut view, deadline).await {
+                            Some(attempt) => return attempt,
+                            None => continue,
                         }
                     }
                     match self.say(&now, &send_message, html).await {
@@ -325,7 +322,8 @@ impl Delivery {
                     .to_owned(),
             ));
         };
-        let Some(to) = self.destination.first().cloned() else {
+        let number = first_to_call(&self.destination, &self.view.borrow().not_reached);
+        let Some((number, to)) = number.map(|number| (number, self.destination[number].clone())) else {
             return Err(Self::refused(
                 None,
                 None,
@@ -337,8 +335,9 @@ impl Delivery {
         let operation_id = if message.is_some() {
             self.send.operation_id.clone()
         } else {
-            call_operation_id(&self.send.operation_id)
+            call_operation_id(&self.send.operation_id, number)
         };
+        self.calling = Some(number);
         let invitation = OutgoingInvitation {
             operation_id: operation_id.clone(),
             to: to.to_string(),
@@ -365,7 +364,7 @@ impl Delivery {
         let operation_id = if message.is_some() {
             self.send.operation_id.clone()
         } else {
-            call_operation_id(&self.send.operation_id)
+            call_operation_id(&self.send.operation_id, 0)
         };
         let said_in = self.view.borrow().href.clone().map_or(SaidIn::Unknown, SaidIn::Conversation);
         let before = Before::now(&self.context, said_in);
@@ -400,7 +399,12 @@ impl Delivery {
                 }
                 match problem {
                     Problem::NotOurs => Err(Attempt::Release),
-                    Problem::Refused => Err(Self::refused_by(None, &error)),
+                    Problem::Refused => {
+                        let why = crate::error_chain(&error);
+                        Err(self
+                            .not_reached(Healing::Permanent, why, error.status(), &reason_of(&error))
+                            .unwrap_or_else(|| Self::refused_by(None, &error)))
+                    }
                     Problem::NotAccepted | Problem::LinkGone => Err(self.not_accepted(&error)),
                     // Without the text nothing can be doubled: the row waits for the call's events like any other.
                     Problem::Unknown if !carries_text => Ok(None),
@@ -411,20 +415,117 @@ impl Delivery {
     }
 
     /// The call without the text failed.
-    fn call_failed(&self, reason: &FailureReason) -> Attempt {
+    fn call_failed(&mut self, view: &ConversationView, reason: &FailureReason) -> Attempt {
         let error = describe_invitation_failure(reason);
-        match classify_invitation_failure(reason) {
+        let healing = classify_invitation_failure(reason);
+        // A conference that goes on without its messaging tells nothing of a recipient, nor does what the server has too
+        // much of.
+        let about_us = matches!(
+            reason.subcode.as_deref(),
+            Some("TooManyConversations" | "LimitExceeded" | "ThreadIdAlreadyExists")
+        );
+        if !view.is_conference()
+            && !about_us
+            && let Some(attempt) = self.not_reached(healing, error.clone(), None, reason)
+        {
+            return attempt;
+        }
+        match healing {
             Healing::Temporary => self.retry_or_fail(self.next_attempt_at(None), None, reason.clone(), error),
             Healing::Permanent => Self::refused(None, None, reason.clone(), error),
         }
     }
 
+    /// The recipient with whom the conversation of a group was to begin can't be had: it begins with the next one; with
+    /// none left, the row comes to nothing. `None` if the row is not for a group.
+    fn not_reached(
+        &mut self,
+        healing: Healing,
+        why: String,
+        http_status: Option<u16>,
+        reason: &FailureReason,
+    ) -> Option<Attempt> {
+        let uri = self.destination.get(self.calling?).filter(|_| self.destination.len() > 1)?.clone();
+        self.gave_up = true;
+        let mut unreached = self.view.borrow().not_reached.clone();
+        unreached.push(Unreached { uri, why, healing });
+        if first_to_call(&self.destination, &unreached).is_some() {
+            return Some(Attempt::Unreached(unreached));
+        }
+        let words: Vec<String> = unreached.iter().map(|one| format!("{} ({})", one.uri, one.why)).collect();
+        let error = format!("nobody could be reached: {}", words.join(", "));
+        Some(if unreached.iter().any(|one| one.healing == Healing::Temporary) {
+            self.retry_or_fail(self.next_attempt_at(None), http_status, reason.clone(), error)
+        } else {
+            Self::refused(None, http_status, reason.clone(), error)
+        })
+    }
+
+    /// Numbers of the recipients of a group who are still to be invited. In a conversation that we began is the one with
+    /// whom we did; who is in one that the row names, the server says.
+    fn missing_from(&self, view: &ConversationView) -> Vec<usize> {
+        let begun_with = (self.calling.is_some() || self.send.conversation.is_none())
+            .then(|| first_to_call(&self.send.recipients, &view.not_reached))
+            .flatten();
+        let unreached = |uri: &SipUri| view.not_reached.iter().any(|unreached| unreached.uri == *uri);
+        (0..self.send.recipients.len())
+            .filter(|number| Some(*number) != begun_with && !unreached(&self.send.recipients[*number]))
+            .collect()
+    }
+
+    /// The group is as complete as it will be.
+    fn assembled(&self, not_reached: Vec<Unreached>) {
+        self.view.send_modify(|view| {
+            view.group_assembled = true;
+            view.multiparty = true;
+            view.not_reached.extend(not_reached);
+        });
+    }
+
+    /// Does the next thing there is to do before a group can be spoken to. What it returns ends the attempt.
+    async fn gather(
+        &self,
+        now: &ConversationView,
+        view: &mut watch::Receiver<ConversationView>,
+        deadline: Instant,
+    ) -> Option<Attempt> {
+        if self.missing_from(now).is_empty() {
+            self.assembled(Vec::new());
+            return None;
+        }
+        if let Some(link) = &now.add_participant {
+            self.invite_the_others(now, link, view).await;
+            return None;
+        }
+        if Instant::now() >= deadline {
+            return Some(Self::refused(
+                now.href.clone(),
+                None,
+                FailureReason::default(),
+                "the server does not let this conversation grow into a group (no addParticipant link)"
+                    .to_owned(),
+            ));
+        }
+        // The link comes with the conversation's own event, in whatever order.
+        let until = deadline.min(Instant::now() + ASK_AFTER);
+        if tokio::time::timeout_at(until, view.changed()).await.is_err() {
+            self.ask_conversation(now).await;
+        }
+        None
+    }
+
     /// Brings the other recipients of a group in, and waits until each has joined or failed. Who could not be brought
     /// in is noted in the view; the others get the message.
-    async fn invite_the_others(&self, link: &str, view: &mut watch::Receiver<ConversationView>) {
+    async fn invite_the_others(
+        &self,
+        now: &ConversationView,
+        link: &str,
+        view: &mut watch::Receiver<ConversationView>,
+    ) {
         let mut pending = Vec::new();
         let mut not_reached = Vec::new();
-        for (number, uri) in self.send.recipients.iter().enumerate().skip(1) {
+        for number in self.missing_from(now) {
+            let uri = &self.send.recipients[number];
             let operation_id = participant_operation_id(&self.send.operation_id, number);
             let invited = match self.context.client.resolve(link) {
                 Ok(url) => {
@@ -434,13 +535,15 @@ impl Delivery {
             };
             match invited {
                 Ok(()) => pending.push((operation_id, uri.clone())),
+                Err(error) if error.subcode() == Some("AlreadyExists") => {}
                 Err(error) => {
                     tracing::warn!(
                         outbox.id = self.send.outbox.0,
                         error = %crate::error_chain(&error),
                         "a recipient could not be invited to the group"
                     );
-                    not_reached.push((uri.to_string(), crate::error_chain(&error)));
+                    let why = crate::error_chain(&error);
+                    not_reached.push(Unreached { uri: uri.clone(), why, healing: Healing::Permanent });
                 }
             }
         }
@@ -454,19 +557,20 @@ impl Delivery {
         }
         let completed = view.borrow().completed.clone();
         for (operation_id, uri) in pending {
-            match completed.get(&operation_id) {
-                Some((OperationStatus::Success, _)) => {}
-                Some((OperationStatus::Failure, reason)) => {
-                    not_reached.push((uri.to_string(), describe_invitation_failure(reason)));
+            let unreached = match completed.get(&operation_id) {
+                Some((OperationStatus::Success, _)) => continue,
+                Some((OperationStatus::Failure, reason)) => Unreached {
+                    uri,
+                    why: describe_invitation_failure(reason),
+                    healing: classify_invitation_failure(reason),
+                },
+                None => {
+                    Unreached { uri, why: "did not answer in time".to_owned(), healing: Healing::Temporary }
                 }
-                None => not_reached.push((uri.to_string(), "did not answer in time".to_owned())),
-            }
+            };
+            not_reached.push(unreached);
         }
-        self.view.send_modify(|view| {
-            view.group_assembled = true;
-            view.multiparty = true;
-            view.not_reached = not_reached;
-        });
+        self.assembled(not_reached);
     }
 
     /// Posts the text. `Err`: the link is gone, nothing was executed.
@@ -487,7 +591,11 @@ impl Delivery {
                 conversation_href: conversation_href.unwrap_or_default(),
                 message_href: location,
                 as_plain: self.is_html() && content_type == "text/plain",
-                not_reached: view.not_reached.clone(),
+                not_reached: view
+                    .not_reached
+                    .iter()
+                    .map(|one| (one.uri.to_string(), one.why.clone()))
+                    .collect(),
             })),
             Err(error) => match problem_of_message(&error) {
                 Problem::NotOurs => Ok(Attempt::Release),
@@ -698,12 +806,13 @@ pub(crate) async fn release_claim(store: &SharedStore, outbox: OutboxId, operati
 }
 
 /// Settles a row that was `sending` when the last process or life, or its conversation, ended. `continuity` is that of
-/// the channel when the row was handed over: 0, the beginning, for a row of an earlier life.
+/// the channel when the row was handed over: 0, the beginning, for a row of an earlier life, and `None` for one whose
+/// events may have been passed over in that life.
 pub(super) async fn settle_left_over(
     context: Arc<DeliveryContext>,
     send: ClaimedSend,
     claimed_at: Timestamp,
-    continuity: u64,
+    continuity: Option<u64>,
     mut settled: oneshot::Receiver<SettledSend>,
 ) {
     let before = Before { continuity, at: claimed_at, said_in: SaidIn::Unknown };
@@ -714,7 +823,7 @@ pub(super) async fn settle_left_over(
             commit_send(&context, SendFact { outbox: send.outbox, operation_id: send.operation_id, outcome })
                 .await;
         }
-        Attempt::Settled | Attempt::Release | Attempt::ThreadTaken => {}
+        Attempt::Settled | Attempt::Release | Attempt::ThreadTaken | Attempt::Unreached(_) => {}
     }
 }
 
@@ -738,23 +847,26 @@ async fn settle(
         return Attempt::Settled;
     }
     // A half-open connection would keep the event for itself: ask anew, then listen for as long again.
-    let (polls, asked_again_at) = (context.channel.polls(), Instant::now());
-    context.channel.ask_again();
-    let mut listen = wait / 2;
+    let asked_again_at = Instant::now();
+    // Those who ask at the same time share a GET, though it may be begun between them.
+    let anew = asked_again_at.checked_sub(AT_THE_SAME_TIME).unwrap_or(asked_again_at);
     loop {
-        if timeout(listen, told.as_mut()).await.is_ok() {
+        context.channel.ask_again(anew, Instant::now());
+        if timeout(LOOK_EVERY, told.as_mut()).await.is_ok() {
             return Attempt::Settled;
         }
-        if context.channel.continuity() != before.continuity {
+        if asked_again_at.elapsed() < wait / 2 {
+            continue;
+        }
+        // Before the continuity: whatever broke it did so before its answer counted as heard.
+        let heard_all_until = context.channel.heard_all_until(Instant::now());
+        if before.continuity != Some(context.channel.continuity()) {
             let because = "events may have been missed since it was sent";
             return Attempt::Outcome(uncertain(context, send, because, why));
         }
         // A GET that was begun since would have brought the event, or still waits for it.
-        let asked_anew = context.channel.polls() > polls && asked_again_at.elapsed() >= SILENCE_COUNTS_AFTER;
-        let heard_all = !context.channel.is_failing()
-            && !context.channel.is_committing()
-            && context.channel.has_read_all();
-        if asked_anew && heard_all {
+        if context.channel.asked_since(anew) && heard_all_until >= Some(asked_again_at + SILENCE_COUNTS_AFTER)
+        {
             // The channel missed nothing and tells of no such operation: the server did not take it, unless an event
             // without an id was of it.
             let silent = retry_or_fail(
@@ -775,22 +887,14 @@ async fn settle(
         if began.elapsed() > SETTLE_AT_MOST {
             return Attempt::Outcome(uncertain(context, send, "the event channel can't be read", why));
         }
-        listen = Duration::from_secs(2);
     }
 }
 
 fn uncertain(context: &DeliveryContext, send: &ClaimedSend, because: &str, why: &str) -> SendOutcome {
     let error = format!("nobody can tell whether the server took it: {why}, and {because}");
-    if context.settings.retry_uncertain {
-        return retry_or_fail(
-            send,
-            Timestamp::now(),
-            None,
-            FailureReason::default(),
-            format!("{error}; sent again, so the recipient may get it twice"),
-        );
-    }
-    SendOutcome::Uncertain { error }
+    // Not at once: what is known now is all there is, and a conversation log may yet tell.
+    let again_at = context.settings.retry_uncertain.then(|| next_attempt_at(context, send, None));
+    SendOutcome::Uncertain { error, again_at }
 }
 
 fn reason_of(error: &UcwaError) -> FailureReason {

@@ -12,11 +12,12 @@
 //! [`ChannelExited`] once at its end. It knows of conversations nothing.
 
 use std::{
+    collections::BTreeMap,
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -48,32 +49,71 @@ const SLOW_COMMIT: Duration = Duration::from_secs(5);
 /// So long after a response the server has forgotten what came meanwhile.
 const SERVER_FORGETS: Duration = Duration::from_secs(30);
 
+/// How long a GET has to be on a connection before its silence counts: what the server had to tell would have come by
+/// then.
+pub(super) const SILENCE_COUNTS_AFTER: Duration = Duration::from_secs(5);
+
+/// The same for a GET that repeats a failed one: a gateway that can't reach the server is silent for so long.
+const SILENCE_COUNTS_AFTER_FAILURE: Duration = Duration::from_secs(60);
+
+/// How long a GET that was begun on demand is left alone: longer than its silence takes to count.
+const ASK_AGAIN_EVERY: Duration = Duration::from_secs(15);
+
 /// Why a `resume` leaves a gap.
 const RESUMED: &str = "the server asked to resume: it lost track of what was followed";
 
 /// How a channel is doing, for whoever has to judge it from outside.
 #[derive(Debug)]
 pub struct ChannelHealth {
-    failing: AtomicBool,
-    committing: AtomicBool,
     continuity: AtomicU64,
     answered_at_ms: AtomicI64,
-    polls: AtomicU64,
     parked_at_ms: AtomicI64,
-    unread: AtomicI64,
+    heard: Mutex<Heard>,
     repoll: Notify,
+}
+
+/// How much of what the server told is in the archive.
+#[derive(Debug, Default)]
+struct Heard {
+    /// When the last GET was begun.
+    begun: Option<Instant>,
+    /// When the cursor was asked first: an answer to a repeated GET may be the one that was lost, and no newer.
+    first_begun: Option<Instant>,
+    /// When somebody last had the parked GET dropped.
+    asked_again: Option<Instant>,
+    /// Since when that GET has been on a connection.
+    on_connection: Option<Instant>,
+    /// The last GET failed and none was answered since.
+    failing: bool,
+    /// When the cursor was asked first whose answer is being stored.
+    storing: Option<Instant>,
+    /// What the server told of before this is stored, except what was only linked.
+    stored_until: Option<Instant>,
+    /// What is still being read of what events only linked: by number, what `stored_until` was before.
+    reading: BTreeMap<u64, Option<Instant>>,
+    last_reading: u64,
+}
+
+/// While it lives, something that events only linked has not been read.
+#[derive(Debug)]
+pub struct Reading {
+    health: Arc<ChannelHealth>,
+    number: u64,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.health.heard().reading.remove(&self.number);
+    }
 }
 
 impl Default for ChannelHealth {
     fn default() -> Self {
         Self {
-            failing: AtomicBool::new(false),
-            committing: AtomicBool::new(false),
             continuity: AtomicU64::new(0),
             answered_at_ms: AtomicI64::new(Timestamp::now().as_millisecond()),
-            polls: AtomicU64::new(0),
             parked_at_ms: AtomicI64::new(0),
-            unread: AtomicI64::new(0),
+            heard: Mutex::default(),
             repoll: Notify::new(),
         }
     }
@@ -82,12 +122,7 @@ impl Default for ChannelHealth {
 impl ChannelHealth {
     /// The last GET ended in an error and none has succeeded since.
     pub fn is_failing(&self) -> bool {
-        self.failing.load(Ordering::Relaxed)
-    }
-
-    /// An answer is here and not stored yet: what it tells is not known to the archive.
-    pub fn is_committing(&self) -> bool {
-        self.committing.load(Ordering::Relaxed)
+        self.heard().failing
     }
 
     /// Changes whenever the server may have forgotten events: while it stays the same, nothing was missed.
@@ -107,30 +142,97 @@ impl ChannelHealth {
             .unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
-    /// How many GETs were begun. One that is begun after [`ChannelHealth::ask_again`] is on a connection that works, or
-    /// fails.
-    pub fn polls(&self) -> u64 {
-        self.polls.load(Ordering::Relaxed)
-    }
-
     /// Some event can no longer be read: silence about an operation proves nothing from now on.
     pub fn lose_continuity(&self) {
         self.continuity.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Resources that events only linked are being fetched (+) or were read (-): what they say is not known yet.
-    pub fn count_unread(&self, change: i64) {
-        self.unread.fetch_add(change, Ordering::Relaxed);
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything that events linked has been read.
-    pub fn has_read_all(&self) -> bool {
-        self.unread.load(Ordering::Relaxed) == 0
+    /// What events only linked is to be read: as long as the result lives, what it tells is not known yet.
+    pub fn begin_reading(self: &Arc<Self>) -> Arc<Reading> {
+        let mut heard = self.heard();
+        heard.last_reading += 1;
+        let (number, until) = (heard.last_reading, heard.stored_until);
+        heard.reading.insert(number, until);
+        Arc::new(Reading { health: Arc::clone(self), number })
     }
 
-    /// Drops the parked GET and asks the same address again on another connection. Harmless, since nothing is
-    /// acknowledged by it; it finds out whether a silent channel is a dead one.
-    pub fn ask_again(&self) {
+    fn parked(&self, at: Instant) {
+        let mut heard = self.heard();
+        heard.begun = Some(at);
+        heard.first_begun.get_or_insert(at);
+        heard.on_connection = None;
+        heard.storing = None;
+    }
+
+    /// The GET that is out is on a connection since then, or no longer.
+    fn on_connection(&self, since: Option<Instant>) {
+        self.heard().on_connection = since;
+    }
+
+    fn answered(&self) {
+        let mut heard = self.heard();
+        heard.storing = heard.first_begun;
+        heard.on_connection = None;
+        heard.failing = false;
+    }
+
+    fn unanswered(&self) {
+        let mut heard = self.heard();
+        heard.on_connection = None;
+        heard.failing = true;
+    }
+
+    /// The answer is stored with the cursor that follows, so long after it came. `false` if the server may have
+    /// forgotten events meanwhile.
+    fn stored(&self, unparked: Duration) -> bool {
+        let remembered = unparked <= SERVER_FORGETS;
+        if !remembered {
+            self.lose_continuity();
+        }
+        let mut heard = self.heard();
+        heard.first_begun = None;
+        if let Some(begun) = heard.storing.take() {
+            heard.stored_until = Some(begun);
+        }
+        remembered
+    }
+
+    /// Whatever the server had to tell before this is in the archive; `None` while that is nothing.
+    ///
+    /// An answer counts from when its cursor was asked first, since it holds all that there was to tell by then; a GET
+    /// that has been on a connection for a while counts as an answer that there is nothing to tell. One that waits for its
+    /// token or its connection has asked nobody yet, and one that repeats a failure may be held by whoever failed. In
+    /// lively traffic it moves along, though some answer is being stored at almost any time.
+    pub fn heard_all_until(&self, now: Instant) -> Option<Instant> {
+        let heard = self.heard();
+        let counts_after = if heard.failing { SILENCE_COUNTS_AFTER_FAILURE } else { SILENCE_COUNTS_AFTER };
+        let silent = heard.on_connection.is_some_and(|since| now.duration_since(since) >= counts_after);
+        let until = if silent { Some(now) } else { heard.stored_until };
+        heard.reading.values().fold(until, |until, unread| until.min(*unread))
+    }
+
+    /// Whether a GET was begun since then: it is on a connection that works, or fails.
+    pub fn asked_since(&self, since: Instant) -> bool {
+        self.heard().begun.is_some_and(|begun| begun >= since)
+    }
+
+    /// Drops the parked GET, if it was begun before, and asks the same address again on another connection. Harmless,
+    /// since nothing is acknowledged by it; it finds out whether a silent channel is a dead one.
+    ///
+    /// Whoever needs it calls it until [`ChannelHealth::asked_since`]: a GET is left alone for a while, or many who come
+    /// one after the other would never let it be silent.
+    pub fn ask_again(&self, since: Instant, now: Instant) {
+        let mut heard = self.heard();
+        let asked = heard.begun.is_some_and(|begun| begun >= since);
+        if asked || heard.asked_again.is_some_and(|last| now.duration_since(last) < ASK_AGAIN_EVERY) {
+            return;
+        }
+        heard.asked_again = Some(now);
+        drop(heard);
         self.repoll.notify_one();
     }
 }
@@ -146,6 +248,8 @@ pub struct EventsCommitted {
     pub outcome: CommitOutcome,
     /// How it follows on what was committed before.
     pub continuity: Continuity,
+    /// Given up once everything is read that the batch only linked.
+    pub reading: Option<Arc<Reading>>,
 }
 
 /// How a batch follows on the one before.
@@ -272,7 +376,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
         match (step, polled) {
             (Step::Commit { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
                 match follow.commit(&cursor, &batch, &body, received_at).await {
-                    Ok(outcome) => dispatch = tell(&account, batch, outcome, Continuity::Unbroken),
+                    Ok(stored) => dispatch = tell(&account, batch, stored, Continuity::Unbroken),
                     Err(end) => return end,
                 }
                 followed_until = answered_at;
@@ -285,7 +389,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                     "the server asked to resume; its link is followed, and what is open is learnt anew"
                 );
                 match follow.store_batch(&cursor, &batch, &body, received_at, Some(followed_until)).await {
-                    Ok(outcome) => dispatch = tell(&account, batch, outcome, Continuity::Resumed),
+                    Ok(stored) => dispatch = tell(&account, batch, stored, Continuity::Resumed),
                     Err(end) => return end,
                 }
                 followed_until = answered_at;
@@ -297,7 +401,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                 metrics::count_reconnect(Reconnect::Resync);
                 tracing::warn!("the server asked for resync; its link is taken");
                 match follow.commit(&cursor, &batch, &body, received_at).await {
-                    Ok(outcome) => dispatch = tell(&account, batch, outcome, Continuity::Resynchronised),
+                    Ok(stored) => dispatch = tell(&account, batch, stored, Continuity::Resynchronised),
                     Err(end) => return end,
                 }
                 followed_until = answered_at;
@@ -345,13 +449,20 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
     }
 }
 
+/// What came of storing an answer.
+struct Stored {
+    outcome: CommitOutcome,
+    /// Of what is still to be fetched.
+    reading: Option<Arc<Reading>>,
+}
+
 fn tell(
     account: &Recipient<EventsCommitted>,
     batch: EventBatch,
-    outcome: CommitOutcome,
+    Stored { outcome, reading }: Stored,
     continuity: Continuity,
 ) -> Dispatch {
-    Box::pin(account.send(EventsCommitted { batch, outcome, continuity }))
+    Box::pin(account.send(EventsCommitted { batch, outcome, continuity, reading }))
 }
 
 /// One GET. `None` if somebody asked to begin it again.
@@ -359,11 +470,11 @@ async fn poll(
     follow: &Follow,
     parameters: Option<&EventParameters>,
 ) -> Option<Result<PollAnswer, UcwaError>> {
-    follow.health.committing.store(false, Ordering::Relaxed);
-    follow.health.polls.fetch_add(1, Ordering::Relaxed);
+    follow.health.parked(Instant::now());
     follow.health.parked_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
+    let on_connection = |is: bool| follow.health.on_connection(is.then(Instant::now));
     tokio::select! {
-        answer = follow.client.poll_events(&follow.cursor, parameters) => Some(answer),
+        answer = follow.client.poll_events(&follow.cursor, parameters, &on_connection) => Some(answer),
         () = follow.health.repoll.notified() => None,
     }
 }
@@ -372,12 +483,11 @@ impl Follow {
     fn note_answer(&self, polled: &Result<PollAnswer, UcwaError>, state: &ChannelState) {
         match polled {
             Ok(_) => {
-                self.health.committing.store(true, Ordering::Relaxed);
-                self.health.failing.store(false, Ordering::Relaxed);
+                self.health.answered();
                 self.health.answered_at_ms.store(Timestamp::now().as_millisecond(), Ordering::Relaxed);
             }
             Err(error) => {
-                self.health.failing.store(true, Ordering::Relaxed);
+                self.health.unanswered();
                 metrics::count_reconnect(Reconnect::Error);
                 tracing::warn!(
                     failures_in_a_row = state.failures_in_a_row(),
@@ -396,7 +506,7 @@ impl Follow {
         batch: &EventBatch,
         body: &str,
         received_at: Instant,
-    ) -> Result<CommitOutcome, ChannelEnd> {
+    ) -> Result<Stored, ChannelEnd> {
         self.store_batch(cursor, batch, body, received_at, None).await
     }
 
@@ -407,13 +517,13 @@ impl Follow {
         body: &str,
         received_at: Instant,
         resumed_since: Option<Timestamp>,
-    ) -> Result<CommitOutcome, ChannelEnd> {
+    ) -> Result<Stored, ChannelEnd> {
         let facts = self.interpret(batch, body);
         let unlisted = facts.iter().filter(|fact| matches!(fact, Fact::Quarantined(_))).count();
-        let outcome = self.store(cursor, facts, body, received_at, resumed_since).await?;
+        let stored = self.store(cursor, facts, body, received_at, resumed_since).await?;
         metrics::count_events(batch);
         metrics::count_quarantined_events(unlisted);
-        Ok(outcome)
+        Ok(stored)
     }
 
     /// A payload that breaks the interpreter must not break the account again and again.
@@ -437,7 +547,7 @@ impl Follow {
         body: &str,
         received_at: Instant,
         resumed_since: Option<Timestamp>,
-    ) -> Result<CommitOutcome, ChannelEnd> {
+    ) -> Result<Stored, ChannelEnd> {
         let next = match self.client.resolve(cursor) {
             Ok(next) => next,
             Err(error) => {
@@ -470,12 +580,13 @@ impl Follow {
                             "the database took so long that the server may have dropped messages"
                         );
                     }
-                    if unparked > SERVER_FORGETS {
+                    self.cursor = next;
+                    let reading = (!outcome.fetches.is_empty()).then(|| self.health.begin_reading());
+                    if !self.health.stored(unparked) {
                         let reason = "the database was away, so that nothing could be acknowledged";
                         self.record_gap(commit.received_at, reason).await;
                     }
-                    self.cursor = next;
-                    return Ok(outcome);
+                    return Ok(Stored { outcome, reading });
                 }
                 Err(StoreError::Fenced(_)) => return Err(ChannelEnd::Fenced),
                 Err(StoreError::Closing) => {
@@ -505,6 +616,14 @@ impl Follow {
                         format!("the database refused what was read from it: {}", crate::error_chain(&error)),
                         body,
                     ))];
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+                Err(error) if error.is_told_by_store() => {
+                    // Every account would say the same again and again.
+                    tracing::debug!(
+                        error = %crate::error_chain(&error),
+                        "events can't be stored; nothing is acknowledged until they are"
+                    );
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
                 Err(error) => {
@@ -612,11 +731,160 @@ mod tests {
 
     use super::*;
 
+    const MOMENT: Duration = Duration::from_millis(100);
+
     #[test]
-    fn asking_again_wakes_a_parked_channel_once() {
+    fn in_lively_traffic_what_was_heard_moves_along_though_some_answer_is_always_being_stored() {
         let health = ChannelHealth::default();
-        health.ask_again();
-        assert!(health.repoll.notified().now_or_never().is_some());
-        assert!(health.repoll.notified().now_or_never().is_none());
+        let began = Instant::now();
+        let mut at = began;
+        for _ in 0..100 {
+            health.parked(at);
+            health.answered();
+            // Whenever somebody looks, the last answer is on its way into the archive.
+            assert_eq!(health.heard_all_until(at + MOMENT), (at > began).then(|| at - MOMENT));
+            assert!(health.stored(MOMENT));
+            at += MOMENT;
+        }
+        health.parked(at);
+        health.unanswered();
+        assert_eq!(health.heard_all_until(at + SILENCE_COUNTS_AFTER), Some(at - MOMENT), "nobody answers");
+    }
+
+    #[test]
+    fn a_get_that_has_asked_nobody_is_not_silence() {
+        let health = ChannelHealth::default();
+        let mut at = Instant::now();
+        for _ in 0..3 {
+            health.parked(at);
+            at += 2 * SILENCE_COUNTS_AFTER_FAILURE;
+            assert_eq!(health.heard_all_until(at), None, "it renews its token or connects");
+            health.unanswered();
+            assert_eq!(health.heard_all_until(at), None);
+        }
+        health.parked(at);
+        health.on_connection(Some(at));
+        health.on_connection(None);
+        let late = at + SILENCE_COUNTS_AFTER_FAILURE;
+        assert_eq!(health.heard_all_until(late), None, "its token was refused and is being renewed");
+    }
+
+    #[test]
+    fn after_a_failure_silence_has_to_last_longer_until_a_get_is_answered() {
+        let health = ChannelHealth::default();
+        let at = Instant::now();
+        health.parked(at);
+        health.unanswered();
+        health.parked(at);
+        health.on_connection(Some(at));
+        assert_eq!(health.heard_all_until(at + SILENCE_COUNTS_AFTER_FAILURE - MOMENT), None);
+        let now = at + SILENCE_COUNTS_AFTER_FAILURE;
+        assert_eq!(health.heard_all_until(now), Some(now));
+        health.answered();
+        assert!(health.stored(MOMENT));
+        health.parked(now);
+        health.on_connection(Some(now));
+        let now = now + SILENCE_COUNTS_AFTER;
+        assert_eq!(health.heard_all_until(now), Some(now));
+    }
+
+    #[test]
+    fn silence_counts_once_a_get_has_been_on_a_connection_for_a_while() {
+        let health = ChannelHealth::default();
+        let at = Instant::now();
+        health.parked(at);
+        health.on_connection(Some(at));
+        assert_eq!(health.heard_all_until(at + SILENCE_COUNTS_AFTER - MOMENT), None);
+        let now = at + SILENCE_COUNTS_AFTER;
+        assert_eq!(health.heard_all_until(now), Some(now));
+    }
+
+    #[test]
+    fn what_was_only_linked_is_heard_once_all_of_it_is_read() {
+        let health = Arc::new(ChannelHealth::default());
+        let at = Instant::now();
+        health.parked(at);
+        health.answered();
+        let linked = health.begin_reading();
+        assert!(health.stored(MOMENT));
+        let next = at + MOMENT;
+        health.parked(next);
+        health.on_connection(Some(next));
+        let late = next + SILENCE_COUNTS_AFTER;
+        assert_eq!(health.heard_all_until(late), None, "nothing was heard before the answer that linked");
+        let linked_in_turn = Arc::clone(&linked);
+        drop(linked);
+        assert_eq!(health.heard_all_until(late), None);
+        drop(linked_in_turn);
+        assert_eq!(health.heard_all_until(late), Some(late));
+    }
+
+    #[test]
+    fn an_answer_to_a_repeated_get_counts_from_the_first() {
+        let health = ChannelHealth::default();
+        let first = Instant::now();
+        let mut at = first;
+        health.parked(at);
+        for _ in 0..2 {
+            at += SILENCE_COUNTS_AFTER;
+            health.unanswered();
+            health.parked(at);
+        }
+        // It may be the package that was lost with the first GET's connection.
+        health.answered();
+        assert!(health.stored(MOMENT));
+        assert_eq!(health.heard_all_until(at), Some(first));
+        health.parked(at + MOMENT);
+        health.answered();
+        assert!(health.stored(MOMENT));
+        assert_eq!(health.heard_all_until(at + MOMENT), Some(at + MOMENT), "another cursor");
+    }
+
+    #[test]
+    fn what_is_not_acknowledged_in_time_breaks_continuity() {
+        let health = ChannelHealth::default();
+        let whole = health.continuity();
+        health.parked(Instant::now());
+        health.answered();
+        assert!(health.stored(SERVER_FORGETS));
+        assert_eq!(health.continuity(), whole);
+        assert!(!health.stored(SERVER_FORGETS + MOMENT));
+        assert_ne!(health.continuity(), whole);
+    }
+
+    fn asks_again(health: &ChannelHealth, since: Instant, now: Instant) -> bool {
+        health.ask_again(since, now);
+        let asks = health.repoll.notified().now_or_never().is_some();
+        if asks {
+            health.parked(now);
+        }
+        asks
+    }
+
+    #[test]
+    fn a_get_that_was_begun_since_is_not_asked_again() {
+        let health = ChannelHealth::default();
+        let at = Instant::now();
+        health.parked(at);
+        assert!(!asks_again(&health, at, at + MOMENT));
+        assert!(health.asked_since(at));
+        assert!(!health.asked_since(at + MOMENT));
+        assert!(asks_again(&health, at + MOMENT, at + MOMENT));
+        assert!(health.asked_since(at + MOMENT));
+    }
+
+    #[test]
+    fn many_who_ask_one_after_the_other_leave_the_get_time_to_be_silent() {
+        let health = ChannelHealth::default();
+        let at = Instant::now();
+        health.parked(at);
+        let mut asked = Vec::new();
+        for second in 1..=30 {
+            let now = at + Duration::from_secs(second);
+            if asks_again(&health, now, now) {
+                asked.push(second);
+            }
+        }
+        assert_eq!(asked, [1, 16]);
     }
 }

@@ -12,7 +12,7 @@ use url::Url;
 use crate::{
     account::{AccountEnvironment, channel_state::ChannelEnd},
     secrets::{self, SecretError},
-    store::{Account, Auth, Session, StoreError},
+    store::{Account, Auth, NOT_FOLLOWED, Session, StoreError},
     ucwa::{
         Action, Application, NewApplication, SignInMethod, SignInSettings, SignInStep, UcwaClient, UcwaError,
     },
@@ -110,15 +110,7 @@ pub async fn sign_in(
         Some(session) => match resume(&client, &session).await? {
             Resumed::Application(application) => {
                 // Before the channel is followed again, which would make the session look followed until now.
-                environment
-                    .store
-                    .record_gap(
-                        account.id,
-                        session.id,
-                        Timestamp::now(),
-                        "the relay was not following the event channel",
-                    )
-                    .await?;
+                environment.store.record_gap(account.id, session.id, Timestamp::now(), NOT_FOLLOWED).await?;
                 (session, *application, true)
             }
             Resumed::Gone(reason) => {

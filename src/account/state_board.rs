@@ -118,12 +118,14 @@ async fn write_states(
                     written.remove(&account);
                 }
                 Err(error) => {
-                    tracing::warn!(
-                        account.id = account.0,
-                        state = state.state.as_str(),
-                        error = %crate::error_chain(&error),
-                        "the account's state could not be written to account_status"
-                    );
+                    if !error.is_told_by_store() {
+                        tracing::warn!(
+                            account.id = account.0,
+                            state = state.state.as_str(),
+                            error = %crate::error_chain(&error),
+                            "the account's state could not be written to account_status"
+                        );
+                    }
                     closing |= matches!(error, StoreError::Closing);
                     waiting.insert(account, state);
                 }

@@ -461,7 +461,9 @@ impl AccountSupervisor {
         let store = Arc::clone(&self.environment.store);
         ctx.spawn(
             async move {
-                if let Err(error) = store.record_followed(&sessions, Timestamp::now()).await {
+                if let Err(error) = store.record_followed(&sessions, Timestamp::now()).await
+                    && !error.is_told_by_store()
+                {
                     tracing::warn!(error = %crate::error_chain(&error), "sessions.followed_until could not be written");
                 }
             }

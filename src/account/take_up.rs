@@ -57,27 +57,18 @@ pub(super) struct FoundConversation {
 /// `conversations` is the link of `communication`.
 pub(super) async fn take_up(context: &DeliveryContext, conversations: Option<Url>) -> TakenUp {
     let mut taken_up = TakenUp::default();
-    match context.store.unsettled_sends(context.account).await {
-        Ok(unsettled) => {
-            taken_up.unsettled = unsettled
-                .into_iter()
-                .map(|mut row| {
-                    if row.send.max_attempts == i64::MAX {
-                        row.send.max_attempts = context.settings.max_attempts;
-                    }
-                    row
-                })
-                .collect();
-        }
-        Err(error) => tracing::error!(error = %crate::error_chain(&error), "unsettled sends can't be read"),
-    }
-    let unfetched = match context.store.unfetched(context.account, context.session).await {
-        Ok(unfetched) => unfetched,
-        Err(error) => {
-            tracing::error!(error = %crate::error_chain(&error), "unfetched resources can't be read");
-            Vec::new()
-        }
-    };
+    let unsettled = until_read("unsettled sends", || context.store.unsettled_sends(context.account)).await;
+    taken_up.unsettled = unsettled
+        .into_iter()
+        .map(|mut row| {
+            if row.send.max_attempts == i64::MAX {
+                row.send.max_attempts = context.settings.max_attempts;
+            }
+            row
+        })
+        .collect();
+    let unfetched =
+        until_read("unfetched resources", || context.store.unfetched(context.account, context.session)).await;
     if let Some(conversations) = conversations {
         match learn_conversations(context, &conversations).await {
             Ok(open) => taken_up.open = open,
@@ -90,6 +81,34 @@ pub(super) async fn take_up(context: &DeliveryContext, conversations: Option<Url
         }
     }
     taken_up
+}
+
+/// Reads what an earlier life left, as often as it takes: a row that nobody settles would stay `sending` for the whole
+/// life, and hold up all that is for the same people. Nothing if the database refuses the very question, which it would
+/// again, or if this life is over.
+async fn until_read<T, F>(what: &str, read: impl Fn() -> F) -> Vec<T>
+where
+    F: Future<Output = Result<Vec<T>, StoreError>>,
+{
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        match read().await {
+            Ok(rows) => return rows,
+            Err(error @ (StoreError::Closing | StoreError::Fenced(_) | StoreError::Refused { .. })) => {
+                tracing::error!(error = %crate::error_chain(&error), "{what} can't be read");
+                return Vec::new();
+            }
+            Err(error) => {
+                if backoff.failures() == 0 {
+                    tracing::warn!(
+                        error = %crate::error_chain(&error),
+                        "{what} can't be read now; the account is online when they are"
+                    );
+                }
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
 }
 
 /// What is open in an application that goes on, after the server lost track of it or said that it holds something we do
@@ -220,4 +239,35 @@ async fn read_conversation(client: &UcwaClient, href: &str) -> Result<Read, Ucwa
         (None, None) => None,
     };
     Ok(Read { resource, view, people })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::identifiers::AccountId;
+
+    /// How often was asked until the answer was taken, and the answer; the first two questions find no database.
+    async fn asked(answer: impl Fn() -> Result<Vec<i32>, StoreError>) -> (u32, Vec<i32>) {
+        let times = Cell::new(0);
+        let rows = until_read("rows", || {
+            times.set(times.get() + 1);
+            let result = if times.get() <= 2 {
+                Err(StoreError::Unavailable { operation: "reading", source: sqlx::Error::PoolTimedOut })
+            } else {
+                answer()
+            };
+            std::future::ready(result)
+        })
+        .await;
+        (times.get(), rows)
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_life_left_is_read_as_often_as_it_takes() {
+        assert_eq!(asked(|| Ok(vec![7])).await, (3, vec![7]));
+        assert_eq!(asked(|| Err(StoreError::Closing)).await, (3, vec![]), "the program ends");
+        assert_eq!(asked(|| Err(StoreError::Fenced(AccountId(1)))).await, (3, vec![]), "another node's");
+    }
 }

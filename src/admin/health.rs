@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::AdminState;
 use crate::{
     metrics::{set_accounts, set_outbox_rows},
-    store::{AccountState, OutboxState},
+    store::{AccountState, OutboxState, Store},
 };
 
 /// How long the database may take before it counts as unreachable.
@@ -41,6 +41,7 @@ struct Readiness {
 
 #[derive(Debug, Serialize)]
 struct Database {
+    /// It can be read. It may still take nothing, as `problem` then says.
     reachable: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
@@ -53,14 +54,10 @@ struct Reason {
     detail: Option<String>,
 }
 
-/// Ready (200) while the database answers; 503 with the reason otherwise. Accounts in trouble are told with their
+/// Ready (200) while the database answers and takes what is written; 503 with the reason otherwise. Accounts in trouble are told with their
 /// reasons but do not make the server unready: it works on them by itself.
 pub(super) async fn readyz(State(state): State<AdminState>, headers: HeaderMap) -> Response {
-    let problem = match timeout(DATABASE_WITHIN, state.store.ping()).await {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(crate::error_chain(&error)),
-        Err(_) => Some(format!("no answer within {} s", DATABASE_WITHIN.as_secs())),
-    };
+    let (reachable, problem) = look_at_database(state.store.as_ref()).await;
     let states = state.states.all();
     let mut accounts = BTreeMap::new();
     for published in states.values() {
@@ -77,15 +74,33 @@ pub(super) async fn readyz(State(state): State<AdminState>, headers: HeaderMap) 
             detail: published.detail.clone(),
         })
         .collect();
-    let reachable = problem.is_none();
+    let ready = problem.is_none();
     let readiness = Readiness {
-        ready: reachable,
+        ready,
         database: Database { reachable, problem: problem.filter(|_| may_see) },
         accounts,
         reasons,
     };
-    let code = if reachable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(readiness)).into_response()
+}
+
+/// Whether the database can be read, and what is wrong with it.
+async fn look_at_database(store: &dyn Store) -> (bool, Option<String>) {
+    let look = async {
+        store.ping().await.map_err(|error| (false, crate::error_chain(&error)))?;
+        // What accounts have to store says more than an attempt that needs no room on the disk.
+        store.problem().map_or(Ok(()), |problem| Err((true, problem)))?;
+        store.takes_writes().await.map_err(|error| (true, crate::error_chain(&error)))
+    };
+    match timeout(DATABASE_WITHIN, look).await {
+        Ok(Ok(())) => (true, None),
+        Ok(Err((reachable, problem))) => (reachable, Some(problem)),
+        Err(_) => {
+            let unknown = || format!("no answer within {} s", DATABASE_WITHIN.as_secs());
+            (false, Some(store.problem().unwrap_or_else(unknown)))
+        }
+    }
 }
 
 /// Prometheus' text format. Gauges are taken at this moment; without a database, those of the outbox are left out.

@@ -74,8 +74,34 @@ pub struct Content<'a> {
 impl Content<'_> {
     /// The canonical form that `content_hash` digests.
     pub fn canonical(&self) -> String {
-        let mut canonical = String::with_capacity(256 + self.body.len() + self.body_html.map_or(0, str::len));
-        let mut field = |value: Option<&str>| match value {
+        canonical([
+            Some(self.account),
+            Some(&self.conversation.to_string()),
+            Some(self.direction.as_str()),
+            self.sender_uri,
+            self.sender_name,
+            Some(self.content_type),
+            Some(self.body),
+            self.body_html,
+            Some(&format!("{:.3}", self.sent_at)),
+            self.operation_id,
+            self.outbox.map(|id| id.to_string()).as_deref(),
+            self.correlation,
+        ])
+    }
+
+    /// `content_hash`.
+    pub fn hash(&self) -> String {
+        digest(&self.canonical())
+    }
+}
+
+/// The canonical form of fields 2 to 13 of the table above.
+pub fn canonical(fields: [Option<&str>; 12]) -> String {
+    let length: usize = fields.iter().flatten().map(|text| text.len() + 8).sum();
+    let mut canonical = String::with_capacity(length + 32);
+    for field in std::iter::once(Some(VERSION)).chain(fields) {
+        match field {
             None => canonical.push_str("-;"),
             Some(text) => {
                 canonical.push_str(&text.len().to_string());
@@ -83,32 +109,19 @@ impl Content<'_> {
                 canonical.push_str(text);
                 canonical.push(';');
             }
-        };
-        field(Some(VERSION));
-        field(Some(self.account));
-        field(Some(&self.conversation.to_string()));
-        field(Some(self.direction.as_str()));
-        field(self.sender_uri);
-        field(self.sender_name);
-        field(Some(self.content_type));
-        field(Some(self.body));
-        field(self.body_html);
-        field(Some(&format!("{:.3}", self.sent_at)));
-        field(self.operation_id);
-        field(self.outbox.map(|id| id.to_string()).as_deref());
-        field(self.correlation);
-        canonical
+        }
     }
+    canonical
+}
 
-    /// `content_hash`.
-    pub fn hash(&self) -> String {
-        hex::encode(Sha256::digest(self.canonical()))
-    }
+/// SHA-256 in lower-case hexadecimal.
+pub fn digest(text: &str) -> String {
+    hex::encode(Sha256::digest(text))
 }
 
 /// `chain_hash` of the message with number `seq` and `content_hash`, after `previous`.
 pub fn link(previous: &str, seq: i64, content_hash: &str) -> String {
-    hex::encode(Sha256::digest(format!("{previous}\n{seq}\n{content_hash}")))
+    digest(&format!("{previous}\n{seq}\n{content_hash}"))
 }
 
 #[cfg(test)]

@@ -438,6 +438,9 @@ pub enum SendOutcome {
     Uncertain {
         /// A sentence for `last_error`.
         error: String,
+        /// Where `outbox.uncertain` is `retry`: it is sent again then, and marked as a possible duplicate, unless this was
+        /// its last attempt.
+        again_at: Option<Timestamp>,
     },
     /// The answer was lost, and an event channel that missed nothing told of no such operation. That is no proof if it
     /// told of a message that no operation is known for.

@@ -65,6 +65,8 @@ pub struct Keys {
     pub outbox: BTreeSet<OutboxId>,
     /// Accounts whose rows in state `sending` matter.
     pub sending: BTreeSet<AccountId>,
+    /// Accounts whose rows matter of which nobody could tell whether the server took them.
+    pub in_doubt: BTreeSet<AccountId>,
     /// Threads that conversation logs speak of: all conversations of each with their participants, and its messages; and
     /// times in which an event may have spoken of a send.
     pub logged: BTreeSet<LoggedKey>,
@@ -122,6 +124,12 @@ impl Mentioned<'_> {
         self.keys.invitations.insert(key);
     }
 
+    /// An invitation with the conversation that goes by its address, in which its text is archived if no other is known.
+    fn call(&mut self, href: &str) {
+        self.invitation(href);
+        self.conversation(href);
+    }
+
     fn message(&mut self, href: &str) {
         let key = self.key(href);
         self.keys.messages.insert(key);
@@ -151,7 +159,7 @@ impl Mentioned<'_> {
                 }
                 match fact.fetch.resource {
                     FetchedResource::Message => self.message(&fact.fetch.href),
-                    FetchedResource::Invitation(_) => self.invitation(&fact.fetch.href),
+                    FetchedResource::Invitation(_) => self.call(&fact.fetch.href),
                     FetchedResource::Conversation => self.conversation(&fact.fetch.href),
                     FetchedResource::Participant => self.participant(&fact.fetch.href),
                 }
@@ -168,7 +176,7 @@ impl Mentioned<'_> {
                     }
                     SendOutcome::InvitationAccepted { invitation_href } => {
                         if let Some(href) = invitation_href {
-                            self.invitation(href);
+                            self.call(href);
                         }
                     }
                     SendOutcome::Refused { conversation_href, .. } => {
@@ -205,6 +213,7 @@ impl Mentioned<'_> {
                         to: last.checked_add(LATE_INVITATION).unwrap_or(last),
                     });
                     self.keys.sending.insert(self.commit.account);
+                    self.keys.in_doubt.insert(self.commit.account);
                 }
             }
             Fact::Quarantined(_) => {}
@@ -212,7 +221,10 @@ impl Mentioned<'_> {
     }
 
     fn invitation_fact(&mut self, fact: &InvitationFact) {
-        self.invitation(&fact.href);
+        match fact.conversation_href {
+            Some(_) => self.invitation(&fact.href),
+            None => self.call(&fact.href),
+        }
         self.operation(fact.operation_id.as_ref());
         self.person(fact.from.as_ref());
         if let Some(href) = &fact.derived_conversation_href {

@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 
 use crate::{
-    archive::fact::{Direction, EventSender, InvitationAction, InvitationKind},
+    archive::fact::{
+        Direction, EventSender, FailureReason, InvitationAction, InvitationKind, OperationStatus,
+    },
     identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId, SipUri},
     store::OutboxState,
 };
@@ -296,6 +298,32 @@ impl MessageRow {
     pub fn is_chained(&self) -> bool {
         self.chain_seq.is_some()
     }
+
+    /// An event only linked it, and it has not been read, or can't be: whose it is and what it says is not known.
+    pub fn is_unread(&self) -> bool {
+        let says_nothing = self.body.is_empty() && self.body_html.is_none() && self.sender_uri.is_none();
+        self.awaiting == Some(Awaiting::Fetch) || says_nothing
+    }
+}
+
+impl InvitationRow {
+    /// How it ended, if it has: `completed` brings a status, and what is kept of that is the state with the codes.
+    pub fn end(&self) -> Option<(OperationStatus, Option<FailureReason>)> {
+        self.finished_at?;
+        let state = self.state.as_deref().unwrap_or_default();
+        if state.eq_ignore_ascii_case("Connected") {
+            return Some((OperationStatus::Success, None));
+        }
+        let failed = state.eq_ignore_ascii_case("Failed") || self.code.is_some() || self.subcode.is_some();
+        failed.then(|| {
+            let reason = FailureReason {
+                code: self.code.clone(),
+                subcode: self.subcode.clone(),
+                message: self.reason.clone(),
+            };
+            (OperationStatus::Failure, Some(reason))
+        })
+    }
 }
 
 /// `outbox`, as far as the archive's rules read and change it.
@@ -335,6 +363,8 @@ pub struct OutboxSend {
     pub last_subcode: Option<String>,
     /// `last_error`.
     pub last_error: Option<String>,
+    /// `possible_duplicate`: sent again though the server may have taken it before.
+    pub possible_duplicate: bool,
     /// `claimed_at`.
     pub claimed_at: Option<Timestamp>,
     /// `sent_at`.

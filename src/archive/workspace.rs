@@ -76,6 +76,8 @@ pub struct Changes<'a> {
     pub participants: Vec<&'a ParticipantRow>,
     /// New and changed rows.
     pub messages: Vec<&'a MessageRow>,
+    /// Those of them whose text is new or another one.
+    pub texts: Vec<&'a MessageRow>,
     /// Rows that turned out to be another one said twice; never chained ones.
     pub deleted_messages: &'a [MessageId],
     /// New and changed rows.
@@ -311,6 +313,21 @@ impl<R: Row> Table<R> {
             .iter()
             .filter(|tracked| !tracked.deleted && is(&tracked.current))
             .filter(|tracked| tracked.original.as_ref().is_none_or(|original| !is(original)))
+            .map(|tracked| &tracked.current)
+            .collect();
+        rows.sort_by_key(|row| row.id());
+        rows
+    }
+
+    /// Rows in which a part is otherwise than in the database, or that the database does not have yet.
+    fn differing_in<P: PartialEq + ?Sized>(&self, part: impl Fn(&R) -> &P) -> Vec<&R> {
+        let mut rows: Vec<&R> = self
+            .rows
+            .iter()
+            .filter(|tracked| !tracked.deleted)
+            .filter(|tracked| {
+                tracked.original.as_ref().is_none_or(|original| part(original) != part(&tracked.current))
+            })
             .map(|tracked| &tracked.current)
             .collect();
         rows.sort_by_key(|row| row.id());
@@ -657,7 +674,7 @@ impl Workspace {
                 Fact::Message(fact) => self.apply_message(&mut applying, fact),
                 Fact::Unfetchable(fact) => self.apply_unfetchable(&mut applying, fact),
                 Fact::Send(fact) => self.apply_send(&mut applying, fact),
-                Fact::Logged(fact) => self.apply_logged(&applying, fact),
+                Fact::Logged(fact) => self.apply_logged(&mut applying, fact),
                 Fact::Quarantined(fact) => {
                     let occurrence = quarantined.entry(&fact.payload).or_insert(0);
                     self.apply_quarantined(&applying, fact, commit.cursor.as_deref(), *occurrence);
@@ -689,6 +706,7 @@ impl Workspace {
             conversations: self.conversations.changed(),
             participants: self.participants.changed(),
             messages: self.messages.changed(),
+            texts: self.messages.differing_in(|message| message.body.as_str()),
             deleted_messages: &self.deleted_messages,
             invitations: self.invitations.changed(),
             outbox: self.outbox.changed(),

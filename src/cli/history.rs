@@ -1,7 +1,16 @@
-//! `history`: reads the archive, and follows it. Each read is noted in `access_log`.
+//! `history` and `search`: read the archive, and follow it. Each read is noted in `access_log`.
+//!
+//! Both take the same query and the same options. A page is the newest messages that fit, by the time they were sent and,
+//! of the same time, by id; `--after` goes on with older ones from the first message of the page before, whatever has come
+//! since. Who follows gets new ones in the order in which they are archived, by id.
 
-use std::time::Duration;
+use std::{
+    fmt::Write,
+    io::{self, IsTerminal},
+    time::Duration,
+};
 
+use anyhow::Context;
 use clap::Args;
 use jiff::Timestamp;
 use tokio::time::sleep;
@@ -10,14 +19,15 @@ use super::{
     actor,
     failure::UsageError,
     open::{IfMissing, with_store},
-    output::{self, Format, Table, on_one_line, time},
-    when,
+    output::{self, Highlight, RowFormat, Table, on_one_line, time},
 };
 use crate::{
     archive::fact::Direction,
     config::Config,
+    export::csv,
     identifiers::{MessageId, SipUri},
-    store::{HistoryFilter, HistoryRow, Store},
+    query::{self, Condition, Person, Query, when},
+    store::{HistoryRow, Page, Store},
 };
 
 /// How often the archive is looked at while it is followed: one read by primary key each time.
@@ -28,6 +38,36 @@ const PAGE: i64 = 1000;
 /// `history`.
 #[derive(Debug, Args)]
 pub struct HistoryOptions {
+    /// Only what fits: words, "phrases", -word, from:, with:, account:, after:, before:, has:html
+    #[arg(value_name = "QUERY")]
+    query: Vec<String>,
+    #[command(flatten)]
+    filters: FilterOptions,
+    #[command(flatten)]
+    listing: ListingOptions,
+}
+
+/// `search`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "All terms have to fit. A text is found where a word begins with it; case and accents do not count.\n\
+                        Examples:\n  \
+                        ucwa-relay search invoice from:bob after:2026-03-01\n  \
+                        ucwa-relay search '\"quarterly budget\" -draft has:html'"
+)]
+pub struct SearchOptions {
+    /// What to look for: words, "phrases", -word, from:, with:, account:, after:, before:, has:html
+    #[arg(value_name = "QUERY", required = true)]
+    query: Vec<String>,
+    #[command(flatten)]
+    filters: FilterOptions,
+    #[command(flatten)]
+    listing: ListingOptions,
+}
+
+/// Filters that are options; each has its term in the query language, too.
+#[derive(Debug, Args)]
+pub(super) struct FilterOptions {
     /// Only of this account
     #[arg(long, value_name = "URI")]
     account: Option<SipUri>,
@@ -40,78 +80,130 @@ pub struct HistoryOptions {
     /// Sent before this time
     #[arg(long, value_name = "TIME", value_parser = when::parse)]
     until: Option<Timestamp>,
-    /// Only the newest ones
+}
+
+/// What of it to show, and how.
+#[derive(Debug, Args)]
+struct ListingOptions {
+    /// At most so many, the newest ones
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(0..))]
     limit: i64,
+    /// The next page: messages older than the one with this id, the first of the page before
+    #[arg(long, value_name = "ID", conflicts_with = "follow")]
+    after: Option<i64>,
     /// Go on with each new message until interrupted
     #[arg(long, conflicts_with = "until")]
     follow: bool,
-    /// How to print: table or json, which with --follow is one object a line
-    #[arg(long, value_enum, default_value_t = Format::Table, hide_possible_values = true)]
-    format: Format,
+    /// How to print: table, jsonl (one object a line), json (an array; with --follow as jsonl) or csv
+    #[arg(long, value_enum, default_value_t = RowFormat::Table, hide_possible_values = true)]
+    format: RowFormat,
 }
 
-impl HistoryOptions {
-    fn filter(&self) -> HistoryFilter {
-        HistoryFilter {
-            account: self.account.clone(),
-            with: self.with.clone(),
-            since: self.since,
-            until: self.until,
-            after: None,
-            limit: self.limit,
+impl FilterOptions {
+    /// Everything that is asked for: the words and the options.
+    pub(super) fn query(&self, words: &[String]) -> anyhow::Result<Query> {
+        if let (Some(since), Some(until)) = (self.since, self.until)
+            && since >= until
+        {
+            return Err(
+                UsageError("--since is not before --until; no message can be in between".into()).into()
+            );
+        }
+        let person = |uri: &SipUri| vec![Person::Address(uri.clone())];
+        Ok(query::parse(&words.join(" "), Timestamp::now())
+            .map_err(|error| UsageError(error.to_string()))?
+            .and_if(self.account.as_ref().map(|uri| Condition::Account(person(uri))))
+            .and_if(self.with.as_ref().map(|uri| Condition::With(person(uri))))
+            .and_if(self.since.map(Condition::After))
+            .and_if(self.until.map(Condition::Before)))
+    }
+}
+
+/// Fails for an account that has never been there: an empty result would look like an empty archive.
+pub(super) async fn ensure_accounts(store: &dyn Store, query: &Query) -> anyhow::Result<()> {
+    if query.accounts().next().is_none() {
+        return Ok(());
+    }
+    let known = store.archived_accounts().await?;
+    for person in query.accounts() {
+        if !known.iter().any(|account| person.is_account(&account.uri)) {
+            let name = match person {
+                Person::Address(uri) => uri.as_str(),
+                Person::Name(name) => name,
+            };
+            anyhow::bail!("there is no account {name}; `ucwa-relay account list` shows them");
         }
     }
-
-    /// For `access_log`.
-    fn in_words(&self) -> String {
-        let mut words = Vec::new();
-        let mut add =
-            |name: &str, value: Option<String>| words.extend(value.map(|value| format!("{name}={value}")));
-        add("with", self.with.as_ref().map(ToString::to_string));
-        add("since", self.since.map(|at| at.to_string()));
-        add("until", self.until.map(|at| at.to_string()));
-        add("follow", self.follow.then(|| "true".into()));
-        add("limit", Some(self.limit.to_string()));
-        words.join(" ")
-    }
+    Ok(())
 }
 
 /// Prints what the archive has.
 pub(super) async fn history(config: &Config, options: HistoryOptions) -> anyhow::Result<()> {
-    if let (Some(since), Some(until)) = (options.since, options.until)
-        && since >= until
-    {
-        return Err(UsageError("--since is not before --until; no message can be in between".into()).into());
+    let query = options.filters.query(&options.query)?;
+    read(config, "history", &query, &options.listing).await
+}
+
+/// Prints what was looked for.
+pub(super) async fn search(config: &Config, options: SearchOptions) -> anyhow::Result<()> {
+    let query = options.filters.query(&options.query)?;
+    if query.terms.is_empty() {
+        return Err(
+            UsageError("there is nothing to look for; write a word, or see `search --help`".into()).into()
+        );
     }
+    read(config, "search", &query, &options.listing).await
+}
+
+async fn read(config: &Config, action: &str, query: &Query, listing: &ListingOptions) -> anyhow::Result<()> {
     with_store(config, IfMissing::Refuse, async |store| {
-        if let Some(account) = &options.account {
-            archived(store, account).await?;
-        }
-        store.record_access(&actor::name(), "history", options.account.as_ref(), &options.in_words()).await?;
-        if options.follow { follow(store, &options).await } else { print(store, &options).await }
+        ensure_accounts(store, query).await?;
+        let noted = listing.in_words(query);
+        store.record_access(&actor::name(), action, query.only_account(), &noted).await?;
+        if listing.follow { follow(store, query, listing).await } else { print(store, query, listing).await }
     })
     .await
 }
 
-/// Refuses an account that nothing is known of. One that was removed has an archive still.
-async fn archived(store: &dyn Store, account: &SipUri) -> anyhow::Result<()> {
-    if store.account(account).await?.is_some() {
-        return Ok(());
+impl ListingOptions {
+    /// For `access_log`.
+    fn in_words(&self, query: &Query) -> String {
+        let mut words = query.to_string();
+        for (name, value) in [
+            ("follow", self.follow.then(|| "true".to_owned())),
+            ("after", self.after.map(|id| id.to_string())),
+            ("limit", Some(self.limit.to_string())),
+        ] {
+            if let Some(value) = value {
+                if !words.is_empty() {
+                    words.push(' ');
+                }
+                let _infallible = write!(words, "--{name}={value}");
+            }
+        }
+        words
     }
-    let filter = HistoryFilter { account: Some(account.clone()), limit: 1, ..HistoryFilter::default() };
-    anyhow::ensure!(
-        !store.history(&filter).await?.is_empty(),
-        "there is no account {account}, and nothing is archived of it; `ucwa-relay account list` shows all"
-    );
-    Ok(())
+
+    async fn page(&self, store: &dyn Store) -> anyhow::Result<Page> {
+        let Some(id) = self.after else { return Ok(Page::Newest) };
+        let place = store.place(MessageId(id)).await?;
+        place.map(Page::Before).with_context(|| {
+            format!("there is no message {id}; --after takes the id of the first message of the page before")
+        })
+    }
 }
 
-async fn print(store: &dyn Store, options: &HistoryOptions) -> anyhow::Result<()> {
-    let rows = store.history(&options.filter()).await?;
-    if options.format == Format::Json {
-        return output::json_array(&rows);
+async fn print(store: &dyn Store, query: &Query, listing: &ListingOptions) -> anyhow::Result<()> {
+    let rows = store.messages(query, listing.page(store).await?, listing.limit).await?;
+    match listing.format {
+        RowFormat::Json => return output::json_array(&rows),
+        RowFormat::Jsonl => return rows.iter().try_for_each(output::json_line),
+        RowFormat::Csv => return output::bytes(&csv::document(csv::HISTORY, rows.iter().map(csv::history))?),
+        RowFormat::Table => (),
     }
+    // A page that is full has older ones before it, as far as can be seen.
+    let older =
+        rows.first().filter(|_| i64::try_from(rows.len()) == Ok(listing.limit)).map(|row| row.message_id);
+    let highlight = Highlight::on_terminal(query);
     let mut table = Table::new(["id", "sent at", "account", "", "with", "body", "status"]);
     for row in rows {
         table.row([
@@ -120,48 +212,59 @@ async fn print(store: &dyn Store, options: &HistoryOptions) -> anyhow::Result<()
             row.account.clone(),
             arrow(row.direction).into(),
             other_party(&row),
-            row.body,
+            highlight.mark(&row.body),
             row.status,
         ]);
     }
-    table.print("no such messages in the archive")
+    table.print_highlighted("no such messages in the archive", &highlight)?;
+    if let Some(older) = older
+        && io::stdout().is_terminal()
+    {
+        eprintln!("older ones: --after {older}");
+    }
+    Ok(())
 }
 
-async fn follow(store: &dyn Store, options: &HistoryOptions) -> anyhow::Result<()> {
-    // With a limit of 0 nothing old is printed, but the place to go on from has to be known.
-    let newest = store.history(&HistoryFilter { limit: 1, ..HistoryFilter::default() }).await?;
-    let mut last = newest.last().map_or(MessageId(0), |row| row.message_id);
-    if options.limit > 0 {
-        for row in store.history(&options.filter()).await? {
+async fn follow(store: &dyn Store, query: &Query, listing: &ListingOptions) -> anyhow::Result<()> {
+    let mut last = store.newest_message().await?.unwrap_or(MessageId(0));
+    let highlight = Highlight::on_terminal(query);
+    if listing.format == RowFormat::Csv {
+        output::bytes(&csv::document(csv::HISTORY, std::iter::empty())?)?;
+    }
+    if listing.limit > 0 {
+        for row in store.messages(query, Page::Newest, listing.limit).await? {
             last = last.max(row.message_id);
-            print_line(&row, options.format)?;
+            print_line(&row, listing.format, &highlight)?;
         }
     }
     loop {
-        let filter = HistoryFilter { after: Some(last), limit: PAGE, ..options.filter() };
-        let rows = store.history(&filter).await?;
+        let newest = store.newest_message().await?;
+        let rows = store.messages(query, Page::After(last), PAGE).await?;
         for row in &rows {
             last = last.max(row.message_id);
-            print_line(row, options.format)?;
+            print_line(row, listing.format, &highlight)?;
         }
-        if rows.is_empty() {
+        if i64::try_from(rows.len()) != Ok(PAGE) {
+            // What does not fit is not looked at again.
+            last = newest.map_or(last, |newest| last.max(newest));
             sleep(LOOK_AGAIN).await;
         }
     }
 }
 
-fn print_line(row: &HistoryRow, format: Format) -> anyhow::Result<()> {
-    if format == Format::Json {
-        return output::json_line(row);
+fn print_line(row: &HistoryRow, format: RowFormat, highlight: &Highlight) -> anyhow::Result<()> {
+    match format {
+        RowFormat::Json | RowFormat::Jsonl => output::json_line(row),
+        RowFormat::Csv => output::bytes(&csv::record(&csv::history(row))?),
+        RowFormat::Table => output::line(&highlight.show(&format!(
+            "{}  {} {} {}  {}",
+            time(row.sent_at),
+            row.account,
+            arrow(row.direction),
+            on_one_line(&other_party(row)),
+            on_one_line(&highlight.mark(&row.body))
+        ))),
     }
-    output::line(&format!(
-        "{}  {} {} {}  {}",
-        time(row.sent_at),
-        row.account,
-        arrow(row.direction),
-        other_party(row),
-        on_one_line(&row.body)
-    ))
 }
 
 fn arrow(direction: Direction) -> &'static str {

@@ -9,22 +9,25 @@
 
 mod account;
 mod actor;
+mod bench;
 mod coverage;
 mod decode;
+mod export;
 mod failure;
 mod history;
 mod init;
 mod logging;
 mod open;
 mod outbox;
+mod outbox_shape;
 mod output;
 mod password;
 mod quarantine;
 mod send;
 mod serve;
-mod when;
+mod verify;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -86,6 +89,14 @@ pub enum Command {
     Outbox(outbox::OutboxCommand),
     /// Read the archive
     History(history::HistoryOptions),
+    /// Look for text in the archive
+    Search(history::SearchOptions),
+    /// Hand messages over as mail, JSON Lines, CSV or HTML, with a manifest
+    Export(export::ExportOptions),
+    /// Check that the archive, or an export, is as it was written
+    Verify(verify::VerifyOptions),
+    /// Sign the heads of all chains, to be kept elsewhere
+    Seal(verify::SealOptions),
     /// When accounts were followed, and when not
     Coverage(coverage::CoverageOptions),
     /// Payloads that were not understood: list, show, read again
@@ -93,6 +104,8 @@ pub enum Command {
     Quarantine(quarantine::QuarantineCommand),
     /// Print what the relay understands of an event-channel response, one JSON object per event
     Decode(decode::DecodeOptions),
+    /// Measure what this machine can do: relay against the simulated server, each figure beside its goal
+    Bench(bench::BenchOptions),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -102,12 +115,32 @@ pub enum Command {
 
 /// The whole program: parses the arguments of this process, does what they say, reports, and gives the exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(with_minus_words(std::env::args_os()));
     let log_format = cli.log_format;
     match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error, log_format),
     }
+}
+
+/// Commands that take a query.
+const ASKING: [&str; 3] = ["history", "search", "export"];
+
+/// In a query `-word` is no option: behind a command that takes a query its minus becomes a minus sign, which the query
+/// language knows, too. The only options with one minus are those for help.
+fn with_minus_words(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut is_query = false;
+    arguments
+        .map(|argument| {
+            let Some(text) = argument.to_str() else {
+                return argument;
+            };
+            let word = text.strip_prefix('-').filter(|word| !word.starts_with('-') && !word.is_empty());
+            let word = word.filter(|_| is_query && text != "-h" && text != "-V");
+            is_query |= ASKING.contains(&text);
+            word.map_or(argument.clone(), |word| format!("\u{2212}{word}").into())
+        })
+        .collect()
 }
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
@@ -118,6 +151,10 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(options) => {
             logging::start(&logging::filter_without_configuration(), log_format)?;
             return serve::demo(&options);
+        }
+        Command::Bench(options) => {
+            logging::start(&logging::filter_without_configuration(), log_format)?;
+            return bench::bench(options);
         }
         Command::Simulate(options) => {
             logging::start(&logging::filter_without_configuration(), log_format)?;
@@ -142,11 +179,16 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Command::Send(options) => send::send(&config, options).await,
             Command::Outbox(command) => outbox::outbox(&config, command).await,
             Command::History(options) => history::history(&config, options).await,
+            Command::Search(options) => history::search(&config, options).await,
+            Command::Export(options) => export::export(&config, options).await,
+            Command::Verify(options) => verify::verify(&config, options).await,
+            Command::Seal(options) => verify::seal(&config, options).await,
             Command::Coverage(options) => coverage::coverage(&config, options).await,
             Command::Quarantine(command) => quarantine::quarantine(&config, command).await,
             Command::Run
             | Command::Demo(_)
             | Command::Simulate(_)
+            | Command::Bench(_)
             | Command::Init(_)
             | Command::Decode(_)
             | Command::Completions { .. } => unreachable!("was dealt with before the configuration was read"),
@@ -167,10 +209,22 @@ fn completions(shell: Shell) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_word_with_a_minus_is_part_of_a_query_and_no_option() {
+        let read = |line: &str| with_minus_words(line.split(' ').map(OsString::from)).join(OsStr::new(" "));
+        assert_eq!(
+            read("relay search -hello a-b --limit 3 -h - --"),
+            "relay search \u{2212}hello a-b --limit 3 -h - --"
+        );
+        assert_eq!(read("relay account list -x"), "relay account list -x");
     }
 }

@@ -2,16 +2,20 @@
 
 use anyhow::{anyhow, bail};
 use clap::{Args, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
     actor,
+    failure::UsageError,
     open::{IfMissing, with_store},
+    outbox_shape::{ShapeOptions, shape},
     output::{self, Format, Table, optional_time, time},
 };
 use crate::{
     config::Config,
     identifiers::{OutboxId, SipUri},
+    outbox::pruning,
     store::{OutboxAttempt, OutboxFilter, OutboxRow, OutboxState, Store},
 };
 
@@ -20,7 +24,7 @@ use crate::{
 pub enum OutboxCommand {
     /// Rows of the queue, newest first
     List(ListOptions),
-    /// All about one row, with its attempts
+    /// All about one row, and its story in order
     Show {
         /// Row
         #[arg(value_name = "ID", value_parser = outbox_id)]
@@ -37,6 +41,14 @@ pub enum OutboxCommand {
     Hold(Rows),
     /// Let held rows go on
     Release(Rows),
+    /// Remove finished rows; what was said stays in the archive
+    Purge {
+        /// Only what was finished so many days ago; without it: as the configuration keeps them
+        #[arg(long, value_name = "DAYS")]
+        days: Option<u32>,
+    },
+    /// How many rows wait, by age and destination
+    Shape(ShapeOptions),
 }
 
 /// `outbox list`.
@@ -68,7 +80,7 @@ fn outbox_id(text: &str) -> Result<OutboxId, std::num::ParseIntError> {
     text.parse().map(OutboxId)
 }
 
-fn state_parser() -> impl TypedValueParser<Value = OutboxState> {
+pub(super) fn state_parser() -> impl TypedValueParser<Value = OutboxState> {
     PossibleValuesParser::new(OutboxState::ALL.map(OutboxState::as_str)).map(|word| {
         let known = OutboxState::ALL.into_iter().find(|state| state.as_str() == word);
         known.expect("clap lets only the words of these states through")
@@ -145,6 +157,8 @@ pub(super) async fn outbox(config: &Config, command: OutboxCommand) -> anyhow::R
         OutboxCommand::Retry(rows) => change(store, &rows.ids, Change::Retry).await,
         OutboxCommand::Hold(rows) => change(store, &rows.ids, Change::Hold).await,
         OutboxCommand::Release(rows) => change(store, &rows.ids, Change::Release).await,
+        OutboxCommand::Purge { days } => purge(store, days, config.outbox.keep_finished_days).await,
+        OutboxCommand::Shape(options) => shape(store, options).await,
     })
     .await
 }
@@ -184,6 +198,22 @@ async fn list(store: &dyn Store, options: ListOptions) -> anyhow::Result<()> {
     table.print("no such rows in the outbox")
 }
 
+async fn purge(store: &dyn Store, days: Option<u32>, kept: u32) -> anyhow::Result<()> {
+    let days = match (days, kept) {
+        (Some(days), _) => days,
+        (None, 0) => {
+            return Err(UsageError(
+                "outbox.keep_finished_days keeps finished rows for ever; say with --days which to remove"
+                    .into(),
+            )
+            .into());
+        }
+        (None, kept) => kept,
+    };
+    let removed = pruning::prune(store, pruning::kept_since(Timestamp::now(), days)).await?;
+    output::line(&format!("{removed} rows that were finished more than {days} days ago are removed"))
+}
+
 fn recipients(given: Option<String>, conversation: Option<crate::identifiers::ConversationId>) -> String {
     given
         .filter(|recipients| !recipients.is_empty())
@@ -205,6 +235,7 @@ async fn show(store: &dyn Store, id: OutboxId, format: Format) -> anyhow::Result
     if format == Format::Json {
         return output::json_line(&Story { row, attempt_log: attempts });
     }
+    let chapters = story(&row, &attempts);
     let mut table = Table::new(["property", "value"]);
     for (name, value) in [
         ("id", row.id.to_string()),
@@ -234,29 +265,79 @@ async fn show(store: &dyn Store, id: OutboxId, format: Format) -> anyhow::Result
         ("message", row.message_id.map(|id| id.to_string()).unwrap_or_default()),
         ("last code", [row.last_code, row.last_subcode].into_iter().flatten().collect::<Vec<_>>().join(" ")),
         ("last error", row.last_error.unwrap_or_default()),
+        (
+            "duplicate",
+            if row.possible_duplicate {
+                "possible: it was sent again though the server may have taken it before".to_owned()
+            } else {
+                String::new()
+            },
+        ),
     ] {
         table.property(name, value);
     }
     table.print("")?;
-    if attempts.is_empty() {
-        return Ok(());
-    }
     output::line("")?;
-    let mut table =
-        Table::new(["attempt", "node", "started", "finished", "outcome", "http", "code", "detail"]);
-    for attempt in attempts {
-        table.row([
-            attempt.attempt.to_string(),
-            attempt.node.unwrap_or_default(),
-            time(attempt.started_at),
-            optional_time(attempt.finished_at),
-            attempt.outcome.unwrap_or_default(),
-            attempt.http_status.map(|status| status.to_string()).unwrap_or_default(),
-            [attempt.code, attempt.subcode].into_iter().flatten().collect::<Vec<_>>().join(" "),
-            attempt.detail.unwrap_or_default(),
-        ]);
+    let mut table = Table::new(["at", "what happened", "code", "detail"]);
+    for chapter in chapters {
+        table.row([time(chapter.at), chapter.what, chapter.code, chapter.detail]);
     }
     table.print("")
+}
+
+/// Something that happened to a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Chapter {
+    at: Timestamp,
+    what: String,
+    code: String,
+    detail: String,
+}
+
+impl Chapter {
+    fn new(at: Timestamp, what: impl Into<String>) -> Self {
+        Self { at, what: what.into(), code: String::new(), detail: String::new() }
+    }
+}
+
+/// What happened to a row and what will, in order.
+fn story(row: &OutboxRow, attempts: &[OutboxAttempt]) -> Vec<Chapter> {
+    let mut chapters = vec![Chapter::new(row.created_at, "put into the queue")];
+    for attempt in attempts {
+        let number = attempt.attempt;
+        let node = attempt.node.as_deref().map(|node| format!(" by {node}")).unwrap_or_default();
+        chapters.push(Chapter::new(attempt.started_at, format!("attempt {number} begun{node}")));
+        let (Some(at), Some(outcome)) = (attempt.finished_at, &attempt.outcome) else { continue };
+        let what = match outcome.as_str() {
+            "queued" => format!("attempt {number} came to nothing; the row waits for the next"),
+            "sent" => format!("attempt {number}: the server accepted it"),
+            "delivered" => format!("attempt {number}: the server reported its delivery"),
+            "failed" => format!("attempt {number} failed"),
+            "uncertain" => format!("attempt {number}: nobody can tell whether the server took it"),
+            other => format!("attempt {number}: {other}"),
+        };
+        let status = attempt.http_status.map(|status| status.to_string());
+        let code = [status.as_ref(), attempt.code.as_ref(), attempt.subcode.as_ref()];
+        chapters.push(Chapter {
+            code: code.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" "),
+            detail: attempt.detail.clone().unwrap_or_default(),
+            ..Chapter::new(at, what)
+        });
+    }
+    if let Some(at) = row.finished_at {
+        let code = [row.last_code.as_deref(), row.last_subcode.as_deref()];
+        chapters.push(Chapter {
+            code: code.into_iter().flatten().collect::<Vec<_>>().join(" "),
+            detail: row.last_error.clone().unwrap_or_default(),
+            ..Chapter::new(at, format!("the row is {}", row.state.as_str()))
+        });
+    }
+    if let Some(at) = row.next_attempt_at.filter(|_| row.state == OutboxState::Queued) {
+        chapters.push(Chapter::new(at, "next attempt, at the earliest"));
+    }
+    // Of what happened at the same moment, what was written down first came first.
+    chapters.sort_by_key(|chapter| chapter.at);
+    chapters
 }
 
 async fn existing(store: &dyn Store, id: OutboxId) -> anyhow::Result<(OutboxRow, Vec<OutboxAttempt>)> {
@@ -299,6 +380,75 @@ async fn change_one(store: &dyn Store, id: OutboxId, change: Change) -> anyhow::
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_story_is_told_in_order() {
+        let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let attempt = |attempt, started: i64, finished: Option<i64>, outcome: Option<&str>| OutboxAttempt {
+            attempt,
+            node: Some("one".to_owned()),
+            started_at: at(started),
+            finished_at: finished.map(at),
+            outcome: outcome.map(str::to_owned),
+            http_status: outcome.and(Some(503)),
+            code: None,
+            subcode: None,
+            detail: outcome.map(|_| "the server is busy".to_owned()),
+        };
+        let row = OutboxRow {
+            id: OutboxId(7),
+            account: "alice@contoso.com".to_owned(),
+            recipients: None,
+            body: "x".to_owned(),
+            content_type: "text/plain".to_owned(),
+            subject: None,
+            importance: "Normal".to_owned(),
+            conversation_id: None,
+            thread_id: None,
+            priority: 100,
+            send_after: None,
+            expires_at: None,
+            max_attempts: None,
+            idempotency_key: None,
+            correlation: None,
+            state: OutboxState::Queued,
+            attempts: 1,
+            next_attempt_at: Some(at(30)),
+            operation_id: None,
+            message_id: None,
+            last_code: None,
+            last_subcode: None,
+            last_error: None,
+            possible_duplicate: false,
+            created_at: at(0),
+            sent_at: None,
+            finished_at: None,
+        };
+        let told = |row: &OutboxRow, attempts: &[OutboxAttempt]| {
+            story(row, attempts).into_iter().map(|chapter| chapter.what).collect::<Vec<_>>()
+        };
+        let first = attempt(1, 1, Some(2), Some("queued"));
+        assert_eq!(
+            told(&row, std::slice::from_ref(&first)),
+            [
+                "put into the queue",
+                "attempt 1 begun by one",
+                "attempt 1 came to nothing; the row waits for the next",
+                "next attempt, at the earliest",
+            ]
+        );
+        assert_eq!(story(&row, std::slice::from_ref(&first))[2].code, "503");
+        let over = OutboxRow {
+            state: OutboxState::Delivered,
+            next_attempt_at: None,
+            finished_at: Some(at(41)),
+            ..row
+        };
+        assert_eq!(
+            told(&over, &[first, attempt(2, 40, Some(41), Some("delivered"))])[3..],
+            ["attempt 2 begun by one", "attempt 2: the server reported its delivery", "the row is delivered",]
+        );
+    }
 
     /// What the contract lets users change, and nothing else.
     #[test]

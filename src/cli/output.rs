@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::failure::OutputClosed;
+use crate::query::{Query, fold};
 
 /// `--format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -16,6 +17,19 @@ pub enum Format {
     Table,
     /// For programs
     Json,
+}
+
+/// `--format` of commands that print messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum RowFormat {
+    /// For people; into a pipe: one line a row, columns divided by tabs
+    Table,
+    /// One JSON object a line
+    Jsonl,
+    /// A JSON array
+    Json,
+    /// RFC 4180, safe to open in a spreadsheet
+    Csv,
 }
 
 /// No more ink than it takes to tell the heading from the rows.
@@ -72,6 +86,11 @@ impl Table {
 
     /// Writes the table; on a terminal, `nothing` if there are no rows.
     pub(super) fn print(self, nothing: &str) -> anyhow::Result<()> {
+        self.print_highlighted(nothing, &Highlight::default())
+    }
+
+    /// As [`Table::print`], of cells that [`Highlight::mark`] has marked.
+    pub(super) fn print_highlighted(self, nothing: &str, highlight: &Highlight) -> anyhow::Result<()> {
         if !io::stdout().is_terminal() {
             return bytes(self.with_tabs().as_bytes());
         }
@@ -84,7 +103,7 @@ impl Table {
         for row in self.rows {
             table.add_row(row.into_iter().map(|cell| harmless(&cell)));
         }
-        line(&table.to_string())
+        line(&highlight.show(&table.to_string()))
     }
 
     fn with_tabs(&self) -> String {
@@ -95,6 +114,86 @@ impl Table {
             text.push('\n');
         }
         text
+    }
+}
+
+/// Shows on a terminal where the texts of a query were found.
+///
+/// Places are marked by two characters without width while a table is laid out, so that columns stay aligned, and
+/// become colour in the finished text. What others wrote cannot bring such marks along.
+#[derive(Debug, Default)]
+pub(super) struct Highlight {
+    texts: Vec<String>,
+}
+
+impl Highlight {
+    const START: char = '\u{2062}';
+    const END: char = '\u{2063}';
+    const BOLD_YELLOW: &str = "\u{1b}[1;33m";
+    const PLAIN: &str = "\u{1b}[0m";
+
+    /// For the texts of `query`, if stdout is a terminal whose user does not mind colour (`NO_COLOR`).
+    pub(super) fn on_terminal(query: &Query) -> Self {
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        if unwanted || !io::stdout().is_terminal() {
+            return Self::default();
+        }
+        Self::of(query)
+    }
+
+    fn of(query: &Query) -> Self {
+        Self { texts: query.texts().map(ToOwned::to_owned).collect() }
+    }
+
+    /// The text with marks around what was found.
+    pub(super) fn mark(&self, text: &str) -> String {
+        if self.texts.is_empty() {
+            return text.to_owned();
+        }
+        let text = text.replace([Self::START, Self::END], "");
+        let mut places: Vec<_> = self.texts.iter().flat_map(|wanted| fold::find(&text, wanted)).collect();
+        places.sort_by_key(|place| (place.start, std::cmp::Reverse(place.end)));
+        let (mut marked, mut done) = (String::with_capacity(text.len() + 16), 0);
+        for place in places {
+            if place.start < done {
+                continue;
+            }
+            marked.push_str(&text[done..place.start]);
+            marked.push(Self::START);
+            marked.push_str(&text[place.clone()]);
+            marked.push(Self::END);
+            done = place.end;
+        }
+        marked + &text[done..]
+    }
+
+    /// The finished text with colour for marks. Colour ends with its line: what follows on the next one may be
+    /// another column.
+    pub(super) fn show(&self, text: &str) -> String {
+        if self.texts.is_empty() {
+            return text.to_owned();
+        }
+        let lines: Vec<String> = text
+            .split('\n')
+            .map(|line| {
+                let mut shown = String::with_capacity(line.len());
+                let mut coloured = false;
+                for c in line.chars() {
+                    match c {
+                        Self::START => shown.push_str(Self::BOLD_YELLOW),
+                        Self::END if coloured => shown.push_str(Self::PLAIN),
+                        Self::END => (),
+                        _ => shown.push(c),
+                    }
+                    coloured = (coloured || c == Self::START) && c != Self::END;
+                }
+                if coloured {
+                    shown.push_str(Self::PLAIN);
+                }
+                shown
+            })
+            .collect();
+        lines.join("\n")
     }
 }
 
@@ -127,6 +226,19 @@ mod tests {
         let mut table = Table::new(["id", "body"]);
         table.row(["1".into(), "two\r\nlines\tand \u{1b}[31mred".into()]);
         assert_eq!(table.with_tabs(), "id\tbody\n1\ttwo lines and \u{fffd}[31mred\n");
+    }
+
+    #[test]
+    fn what_was_found_is_coloured_and_nothing_else() {
+        let query = crate::query::parse("cafe \"at four\" -tea", Timestamp::now()).unwrap();
+        let highlight = Highlight::of(&query);
+        let marked = highlight.mark("Café\u{2062} at four: tea, CAFÉ");
+        assert_eq!(
+            highlight.show(&marked),
+            "\u{1b}[1;33mCafé\u{1b}[0m \u{1b}[1;33mat four\u{1b}[0m: tea, \u{1b}[1;33mCAFÉ\u{1b}[0m"
+        );
+        assert_eq!(highlight.show("\u{2062}at\nfour\u{2063}"), "\u{1b}[1;33mat\u{1b}[0m\nfour");
+        assert_eq!(Highlight::default().mark("Café"), "Café");
     }
 
     #[test]

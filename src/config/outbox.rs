@@ -12,6 +12,9 @@ use super::{
 /// Shorter than this, an event that is only on its way would count as missing, and its row would be sent twice.
 const SHORTEST_SETTLING: Duration = Duration::from_secs(5);
 
+/// A hundred years; for ever is 0.
+const LONGEST_KEPT_DAYS: u32 = 36_500;
+
 /// Section `outbox`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -32,6 +35,8 @@ pub struct OutboxSection {
     pub uncertain: UncertainPolicy,
     /// Longest body that is accepted.
     pub max_body_bytes: usize,
+    /// Days after which finished rows are removed; 0 is never.
+    pub keep_finished_days: u32,
     /// How long the event stream is waited for to tell the outcome of a request whose answer was lost.
     #[serde(deserialize_with = "values::duration")]
     pub settle_after: Duration,
@@ -57,6 +62,7 @@ impl Default for OutboxSection {
             per_account_rate: NonZeroU32::new(50).expect("50 is not 0"),
             uncertain: UncertainPolicy::Hold,
             max_body_bytes: 32 * 1024,
+            keep_finished_days: 30,
             settle_after: Duration::from_mins(1),
         }
     }
@@ -98,6 +104,11 @@ impl OutboxSection {
             (1..=1024 * 1024).contains(&self.max_body_bytes),
             "outbox.max_body_bytes",
             "is out of range; it lies between 1 and 1048576",
+        );
+        findings.check(
+            self.keep_finished_days <= LONGEST_KEPT_DAYS,
+            "outbox.keep_finished_days",
+            "is out of range; it lies between 0 and 36500",
         );
         check_range(
             findings,

@@ -4,7 +4,7 @@
 //! leave one after the other (G6). A row that cannot is refused with a code for programs and a sentence for people; it
 //! never holds up another row.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -12,6 +12,20 @@ use crate::{
     archive::text::to_milliseconds,
     identifiers::{AccountId, ConversationId, SipUri},
 };
+
+/// New rows looked at in one transaction, which the accounts share; more follow in the next, so that nobody waits long
+/// for it.
+pub(crate) const ADMITTED_AT_ONCE: i64 = 200;
+
+/// Whether some account used up its share of [`ADMITTED_AT_ONCE`], told from the accounts of the rows that were found.
+pub(crate) fn more_may_wait<'a>(accounts: impl Iterator<Item = &'a str>) -> bool {
+    let mut found: BTreeMap<&str, usize> = BTreeMap::new();
+    for account in accounts {
+        *found.entry(account).or_default() += 1;
+    }
+    let share = usize::try_from(ADMITTED_AT_ONCE).unwrap_or(usize::MAX) / found.len().max(1);
+    found.values().any(|count| *count >= share)
+}
 
 /// Longest subject and thread id that a server takes, in UTF-16 units (protocol 18.4).
 const MAX_UNITS: usize = 250;

@@ -38,7 +38,11 @@ impl Dispatcher {
                     claimed
                 }
                 Err(error) => {
-                    tracing::warn!(error = %crate::error_chain(&error), "the queue can't be read; trying again");
+                    if error.is_told_by_store() {
+                        tracing::debug!(error = %crate::error_chain(&error), "the queue can't be read now");
+                    } else {
+                        tracing::warn!(error = %crate::error_chain(&error), "the queue can't be read; trying again");
+                    }
                     tokio::select! {
                         () = stop.cancelled() => return,
                         () = tokio::time::sleep(backoff.next_delay()) => continue,

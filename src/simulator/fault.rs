@@ -621,18 +621,29 @@ impl Faults {
         self.active.load(SeqCst) > 0
     }
 
-    /// Whether the fault strikes now; the striking is counted.
+    /// Whether the fault strikes now; it has one less to go, and the striking is yet to be counted.
     fn strikes(server: &Server, state: &mut FaultState) -> bool {
         if state.spent() || state.fault.share.is_some_and(|share| !server.dice.chance(share)) {
             return false;
         }
-        state.struck += 1;
         state.remaining = state.remaining.map(|remaining| remaining - 1);
         true
     }
 
-    /// The faults that strike a request in this moment: delays, and the first that leaves room for no other.
-    fn claim(server: &Server, subject: &Subject, moment: Moment) -> Vec<FaultKind> {
+    /// Counts that a fault has struck. Whoever waits for that relies on what it did: an application that it ends has
+    /// ended by then.
+    fn count(&self, id: u64, kind: &FaultKind) {
+        let mut list = self.list();
+        let List { active, spent, struck, .. } = &mut *list;
+        if let Some(state) = spent.iter_mut().chain(active).find(|state| state.id == id) {
+            state.struck += 1;
+        }
+        *struck.entry(kind.name()).or_default() += 1;
+    }
+
+    /// The faults that strike a request in this moment, with their numbers: delays, and the first that leaves room for
+    /// no other. Each is to be counted when it has done what it does.
+    fn claim(server: &Server, subject: &Subject, moment: Moment) -> Vec<(u64, FaultKind)> {
         let faults = &server.faults;
         let mut list = faults.list();
         let mut kinds = Vec::new();
@@ -643,20 +654,17 @@ impl Faults {
                 && meant.covers(subject.operation)
                 && (account.is_none() || *account == subject.account);
             if concerned && Self::strikes(server, state) {
-                kinds.push(state.fault.kind.clone());
+                kinds.push((state.id, state.fault.kind.clone()));
                 if state.fault.kind.is_final() {
                     break;
                 }
             }
         }
-        for kind in &kinds {
-            *list.struck.entry(kind.name()).or_default() += 1;
-        }
         faults.sort_out(&mut list);
         kinds
     }
 
-    /// Whether a fault that the event channel or an operation asks for strikes now.
+    /// Whether a fault that the event channel or an operation asks for strikes now; it is counted at once.
     pub(crate) fn claim_within(
         server: &Server,
         account: &Account,
@@ -675,15 +683,15 @@ impl Faults {
                 && (kind.concerns_events_only() || *meant == Operation::Any || *meant == operation)
                 && named.as_ref().is_none_or(|uri| *uri == account.uri);
             if concerned && Self::strikes(server, state) {
-                found = Some(state.fault.kind.clone());
+                found = Some((state.id, state.fault.kind.clone()));
                 break;
             }
         }
-        if let Some(kind) = &found {
-            *list.struck.entry(kind.name()).or_default() += 1;
-        }
         faults.sort_out(&mut list);
-        found
+        drop(list);
+        let (id, kind) = found?;
+        faults.count(id, &kind);
+        Some(kind)
     }
 }
 
@@ -739,7 +747,8 @@ async fn struck(server: &Arc<Server>, exchange: &Exchange, subject: &Subject) ->
     let mut answered = answered;
     let mut last = None;
     if server.faults.any() {
-        for kind in Faults::claim(server, subject, Moment::After) {
+        for (id, kind) in Faults::claim(server, subject, Moment::After) {
+            server.faults.count(id, &kind);
             match kind {
                 FaultKind::DelayAfter { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
                 FaultKind::NoLink => answered = without_onward_link(answered).await,
@@ -762,46 +771,51 @@ async fn before(
     if !server.faults.any() {
         return None;
     }
+    for (id, kind) in Faults::claim(server, subject, Moment::Before) {
+        if let FaultKind::Delay { ms } = kind {
+            server.faults.count(id, &kind);
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            continue;
+        }
+        let struck = strike(server, exchange, &kind);
+        server.faults.count(id, &kind);
+        if struck.is_some() {
+            return struck;
+        }
+    }
+    None
+}
+
+/// Does what a fault does instead of the request, at once; `None` if the request is carried out all the same.
+fn strike(server: &Arc<Server>, exchange: &Exchange, kind: &FaultKind) -> Option<Result<Reply, io::Error>> {
     let gone = |subcode: &'static str| {
         Failure::new(StatusCode::GONE, subcode, "The application is no longer available.")
     };
-    for kind in Faults::claim(server, subject, Moment::Before) {
-        return Some(Ok(match kind {
-            FaultKind::Delay { ms } => {
-                tokio::time::sleep(Duration::from_millis(ms)).await;
-                continue;
+    Some(Ok(match kind {
+        FaultKind::ExpiredToken => {
+            server.tokens.forget(&exchange.headers);
+            sign_in::challenge(server, exchange)
+        }
+        FaultKind::Status(refusal) => refuse(server, exchange, refusal),
+        FaultKind::PgetReplaced => exchange.refusal(&event_channel::replaced()),
+        FaultKind::ApplicationNotFound { keep } => {
+            lose(server, exchange, Failure::application_not_found(), *keep)
+        }
+        FaultKind::InactiveApplicationExpired { keep } => {
+            lose(server, exchange, gone("InactiveApplicationExpired"), *keep)
+        }
+        FaultKind::TooManyApplications { keep } => lose(server, exchange, gone("TooManyApplications"), *keep),
+        FaultKind::Redirect { location, status } => {
+            let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+            let mut answer = reply(status.unwrap_or(StatusCode::FOUND), "text/html", String::new());
+            if let Ok(location) = HeaderValue::from_str(location) {
+                answer.headers_mut().insert(header::LOCATION, location);
             }
-            FaultKind::ExpiredToken => {
-                server.tokens.forget(&exchange.headers);
-                sign_in::challenge(server, exchange)
-            }
-            FaultKind::Status(refusal) => refuse(server, exchange, &refusal),
-            FaultKind::PgetReplaced => exchange.refusal(&event_channel::replaced()),
-            FaultKind::ApplicationNotFound { keep } => {
-                lose(server, exchange, Failure::application_not_found(), keep)
-            }
-            FaultKind::InactiveApplicationExpired { keep } => {
-                lose(server, exchange, gone("InactiveApplicationExpired"), keep)
-            }
-            FaultKind::TooManyApplications { keep } => {
-                lose(server, exchange, gone("TooManyApplications"), keep)
-            }
-            FaultKind::Redirect { location, status } => {
-                let status = status.and_then(|status| StatusCode::from_u16(status).ok());
-                let mut answer = reply(status.unwrap_or(StatusCode::FOUND), "text/html", String::new());
-                if let Ok(location) = HeaderValue::from_str(&location) {
-                    answer.headers_mut().insert(header::LOCATION, location);
-                }
-                answer
-            }
-            FaultKind::Resync => match application_of(server, exchange) {
-                Some(application) => event_channel::resync(&application, exchange),
-                None => continue,
-            },
-            _ => return Some(Err(cut())),
-        }));
-    }
-    None
+            answer
+        }
+        FaultKind::Resync => event_channel::resync(&*application_of(server, exchange)?, exchange),
+        _ => return Some(Err(cut())),
+    }))
 }
 
 fn refuse(server: &Server, exchange: &Exchange, refusal: &Refusal) -> Reply {

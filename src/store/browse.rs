@@ -10,9 +10,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{
-    AccountOverview, AccountState, HistoryRow, OutboxState, StoreError, columns::Columns, rows::direction,
-};
+use super::{AccountOverview, AccountState, OutboxState, StoreError, columns::Columns, rows::direction};
 use crate::{
     archive::fact::Direction,
     identifiers::{ConversationId, MessageId, OutboxId, SipUri},
@@ -140,19 +138,6 @@ pub struct ParticipantStay {
     pub left_at: Option<Timestamp>,
 }
 
-/// Which messages have these words.
-#[derive(Debug, Clone, Default)]
-pub struct SearchFilter {
-    /// All of them, whatever case and accents. SQLite finds them anywhere in a word, PostgreSQL at its beginning.
-    pub words: Vec<String>,
-    /// Only of this account.
-    pub account: Option<SipUri>,
-    /// Only those archived before this one.
-    pub before: Option<MessageId>,
-    /// At most so many, newest first.
-    pub limit: i64,
-}
-
 /// How many messages were sent in a minute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MinuteCount {
@@ -249,12 +234,8 @@ pub trait BrowseStore: Send + Sync {
         conversation: ConversationId,
         limit: i64,
     ) -> Result<Vec<ParticipantStay>, StoreError>;
-    /// Messages with words in them, newest first.
-    async fn search(&self, filter: &SearchFilter) -> Result<Vec<HistoryRow>, StoreError>;
     /// The first message with this id or a larger one, and when it was archived.
     async fn message_from(&self, id: MessageId) -> Result<Option<(MessageId, Timestamp)>, StoreError>;
-    /// The newest message's id; 0 before the first.
-    async fn newest_message(&self) -> Result<MessageId, StoreError>;
     /// Messages by minute, of those with an id larger than `after` and up to `to`.
     async fn minute_counts(&self, after: MessageId, to: MessageId) -> Result<Vec<MinuteCount>, StoreError>;
 }

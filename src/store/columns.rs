@@ -25,6 +25,9 @@ pub(super) trait Columns {
     /// A time as a user wrote it, for people.
     fn shown_time(&self, column: &str) -> Result<Option<String>, sqlx::Error>;
 
+    /// A time that is hashed: as [`Columns::shown_time`], but nothing of it is left out.
+    fn exact_time(&self, column: &str) -> Result<Option<String>, sqlx::Error>;
+
     /// A number.
     fn integer(&self, column: &str) -> Result<i64, sqlx::Error> {
         self.optional_integer(column)?.ok_or_else(|| is_null(column))

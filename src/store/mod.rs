@@ -1,7 +1,8 @@
 //! The database, behind traits in the domain's words.
 //!
 //! Nothing outside this folder knows SQL or a dialect; nothing inside it knows HTTP, XML or actors. A dialect is one
-//! folder (`sqlite/`, `postgres/`) that implements the traits of this file, of `browse`, of `coverage` and of `quarantine`; [`connect`] picks it by the URL.
+//! folder (`sqlite/`, `postgres/`) that implements the traits of this file, of `browse`, `coverage`, `quarantine`, `reading`
+//! and `leases`; [`connect`] picks it by the URL.
 //!
 //! Everything a running server writes goes through one writer that joins what many accounts bring within a few
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
@@ -10,12 +11,15 @@
 mod browse;
 mod columns;
 mod coverage;
+mod health;
 mod known_accounts;
 mod leases;
 mod migrations;
 mod postgres;
 mod quarantine;
+mod reading;
 mod rows;
+mod selection;
 mod sqlite;
 mod trouble;
 mod writer;
@@ -32,16 +36,21 @@ use crate::{
         workspace::RuleSettings,
     },
     identifiers::{AccountId, ConversationId, MessageId, OperationId, OutboxId, SessionId, SipUri},
+    query::{Condition, Person, Query},
 };
 
 pub use self::{
     browse::{
         AccountsFilter, BrowseStore, ConversationSummary, ConversationsFilter, FailedSend, MinuteCount,
-        OpenGap, ParticipantStay, SearchFilter, TranscriptMessage, TranscriptPage, TroubledAccount,
+        OpenGap, ParticipantStay, TranscriptMessage, TranscriptPage, TroubledAccount,
     },
     coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap, Stretch},
     leases::{Cluster, ClusterStore, LeaseStore, Leases},
     quarantine::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload},
+    reading::{
+        ArchivedAccount, ArchivedMessage, ChainRange, ChainedMessage, ConversationDetails, DayCount,
+        ExportOrder, Head, Page, Place, ReadingStore, Stay,
+    },
 };
 
 /// What a store could not do, by what the caller can do about it.
@@ -115,6 +124,19 @@ pub enum StoreError {
     Closing,
 }
 
+impl StoreError {
+    /// A server's log has it already: its store says once that the database takes nothing, and everybody who writes gets
+    /// this error until it does. Trouble with single rows concerns only those who need them.
+    pub fn is_told_by_store(&self) -> bool {
+        match self {
+            Self::Unavailable { source, .. } | Self::Locked { source, .. } => {
+                !trouble::is_of_single_rows(source)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// All that a dialect implements.
 pub trait Store:
     AccountStore
@@ -124,6 +146,7 @@ pub trait Store:
     + QuarantineStore
     + OutboxStore
     + HistoryStore
+    + ReadingStore
     + LeaseStore
 {
 }
@@ -135,6 +158,7 @@ impl<T> Store for T where
         + QuarantineStore
         + OutboxStore
         + HistoryStore
+        + ReadingStore
         + LeaseStore
 {
 }
@@ -674,7 +698,14 @@ pub struct UnsettledSend {
     pub send: ClaimedSend,
     /// When it was claimed.
     pub claimed_at: Timestamp,
+    /// An event that came since may have been of it and can't be read any more: it was passed over, the server may have
+    /// forgotten it, or it only linked an invitation that nobody could read. Silence proves nothing then.
+    pub events_missed: bool,
 }
+
+/// The reason of the one kind of gap in which the server forgets nothing that it has to tell of our own requests: it
+/// waits for the next GET.
+pub const NOT_FOLLOWED: &str = "the relay was not following the event channel";
 
 /// What a user puts into the queue.
 #[derive(Debug, Clone, Default)]
@@ -745,6 +776,8 @@ pub struct OutboxRow {
     pub last_subcode: Option<String>,
     /// A sentence.
     pub last_error: Option<String>,
+    /// It was sent again though the server may have taken it before.
+    pub possible_duplicate: bool,
     /// When it was inserted.
     #[serde(serialize_with = "crate::archive::text::serialize_time")]
     pub created_at: Timestamp,
@@ -794,6 +827,19 @@ pub struct OutboxFilter {
     pub limit: i64,
 }
 
+/// Rows of one destination, of one age, for [`OutboxStore::outbox_shape`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShapeCell {
+    /// The sending account; as its user spelled it, if nobody has looked at the rows yet.
+    pub account: String,
+    /// Whom they go to: an address, several joined by `;`, or `conversation:ID`.
+    pub destination: String,
+    /// How many of the given times they are older than.
+    pub age: usize,
+    /// How many they are.
+    pub count: i64,
+}
+
 /// How claims and retries behave; the configuration's section `outbox`.
 #[derive(Debug, Clone)]
 pub struct ClaimSettings {
@@ -839,6 +885,16 @@ pub trait OutboxStore: Send + Sync {
     async fn set_outbox_state(&self, id: OutboxId, state: OutboxState) -> Result<bool, StoreError>;
     /// Rows by state, for the overview.
     async fn outbox_counts(&self) -> Result<BTreeMap<String, i64>, StoreError>;
+    /// Rows in these states by account, destination and age: `times` divides the ages, youngest first.
+    async fn outbox_shape(
+        &self,
+        states: &[OutboxState],
+        times: &[Timestamp],
+    ) -> Result<Vec<ShapeCell>, StoreError>;
+    /// Removes rows that were `sent`, `delivered`, `failed`, `expired` or `cancelled` before `before`, with their attempts;
+    /// the oldest, and at most `limit`, so that nothing else waits long. What was said stays in the archive. Returns how
+    /// many.
+    async fn purge_outbox(&self, before: Timestamp, limit: i64) -> Result<u64, StoreError>;
 }
 
 // ---------------------------------------------------------------------------------------------- history
@@ -856,8 +912,25 @@ pub struct HistoryFilter {
     pub until: Option<Timestamp>,
     /// Only rows with a larger id, oldest first (for following).
     pub after: Option<MessageId>,
-    /// At most so many; without `after` the newest ones, in ascending order.
+    /// At most so many; without `after` those that were sent last, in the order in which they were sent.
     pub limit: i64,
+}
+
+impl HistoryFilter {
+    /// The same in the language that people use.
+    pub fn query(&self) -> Query {
+        let person = |uri: &SipUri| vec![Person::Address(uri.clone())];
+        Query::default()
+            .and_if(self.account.as_ref().map(|uri| Condition::Account(person(uri))))
+            .and_if(self.with.as_ref().map(|uri| Condition::With(person(uri))))
+            .and_if(self.since.map(Condition::After))
+            .and_if(self.until.map(Condition::Before))
+    }
+
+    /// Which page of it.
+    pub fn page(&self) -> Page {
+        self.after.map_or(Page::Newest, Page::After)
+    }
 }
 
 /// A row of `message_history`.
@@ -892,11 +965,9 @@ pub struct HistoryRow {
     pub source: String,
 }
 
-/// Reading the archive.
+/// Who read the archive, and how the store is and ends.
 #[async_trait]
 pub trait HistoryStore: Send + Sync {
-    /// Messages in ascending order of id.
-    async fn history(&self, filter: &HistoryFilter) -> Result<Vec<HistoryRow>, StoreError>;
     /// Notes in `access_log` that somebody read message content.
     async fn record_access(
         &self,
@@ -907,6 +978,10 @@ pub trait HistoryStore: Send + Sync {
     ) -> Result<(), StoreError>;
     /// The database answers.
     async fn ping(&self) -> Result<(), StoreError>;
+    /// The database takes what is written: writes down that this server lives, which a tool has nothing to say of.
+    async fn takes_writes(&self) -> Result<(), StoreError>;
+    /// Why what a server had to write could not be stored last; `None` if it could.
+    fn problem(&self) -> Option<String>;
     /// Returns if the store can write no more although nobody closed it: a fault of this program that only a new start
     /// mends. Never returns otherwise.
     async fn broken(&self);

@@ -16,7 +16,7 @@ use crate::{
 use super::{
     Account, AccountOverview, AccountState, Auth, Backfill, ClaimedSend, FollowedSession, Gap, HistoryRow,
     InvitationPolicy, KnownConversation, OpenConversation, OutboxAttempt, OutboxRow, OutboxState,
-    QuarantineEntry, QuarantinedPayload, SecretSource, Session, UnsettledSend,
+    QuarantineEntry, QuarantinedPayload, SecretSource, Session, ShapeCell, UnsettledSend,
     columns::{Columns, undecodable},
     writer::UnplacedCall,
 };
@@ -348,6 +348,7 @@ pub(super) fn outbox_send(row: &impl Columns) -> Result<OutboxSend, sqlx::Error>
         last_code: row.lossy_text("last_code")?,
         last_subcode: row.lossy_text("last_subcode")?,
         last_error: row.lossy_text("last_error")?,
+        possible_duplicate: row.flag("possible_duplicate")?,
         claimed_at: row.optional_user_time("claimed_at")?,
         sent_at: row.optional_user_time("sent_at")?,
         finished_at: row.optional_user_time("finished_at")?,
@@ -380,7 +381,8 @@ pub(super) fn claimed_send(
 /// As [`claimed_send`], for what is on its way already: it is read as well as it can be.
 pub(super) fn unsettled_send(row: &impl Columns) -> Result<UnsettledSend, sqlx::Error> {
     let send = send(row, i64::MAX, |column| row.lossy_text(column))?;
-    Ok(UnsettledSend { claimed_at: row.optional_user_time("claimed_at")?.unwrap_or(send.created_at), send })
+    let claimed_at = row.optional_user_time("claimed_at")?.unwrap_or(send.created_at);
+    Ok(UnsettledSend { claimed_at, events_missed: row.flag("events_missed")?, send })
 }
 
 fn send(
@@ -437,9 +439,19 @@ pub(super) fn outbox_row(row: &impl Columns) -> Result<OutboxRow, sqlx::Error> {
         last_code: row.lossy_text("last_code")?,
         last_subcode: row.lossy_text("last_subcode")?,
         last_error: row.lossy_text("last_error")?,
+        possible_duplicate: row.flag("possible_duplicate")?,
         created_at: row.user_time("created_at")?,
         sent_at: row.optional_user_time("sent_at")?,
         finished_at: row.optional_user_time("finished_at")?,
+    })
+}
+
+pub(super) fn shape_cell(row: &impl Columns) -> Result<ShapeCell, sqlx::Error> {
+    Ok(ShapeCell {
+        account: row.some_lossy_text("account")?,
+        destination: row.some_lossy_text("destination")?,
+        age: usize::try_from(row.integer("age")?).unwrap_or(0),
+        count: row.integer("count")?,
     })
 }
 

@@ -34,7 +34,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::trouble::{failed, is_of_single_rows};
+use super::{
+    health::Health,
+    trouble::{failed, is_of_single_rows},
+};
 use crate::{
     archive::{
         Changes, Keys, PATIENCE, Workspace,
@@ -86,6 +89,9 @@ pub(super) trait Dialect: Send + Sync + 'static {
     /// Said within a transaction once a part of it has waited in vain for a row: the others do not wait as long, since
     /// everybody waits with them.
     const HURRY: Option<&'static str>;
+    /// Makes the database forget how it goes about the statements that are kept prepared. It decided that when the tables
+    /// were smaller, perhaps empty.
+    const FORGET_PLANS: Option<&'static str>;
     /// No transaction takes longer, unless the database is out of reach and nobody says so.
     const TRANSACTION_LIMIT: Duration;
 
@@ -217,6 +223,17 @@ const BATCH: usize = 512;
 /// How often is looked for changes by other processes.
 const WATCH_EVERY: Duration = Duration::from_millis(20);
 
+/// Trouble that passes quickly is told by the database within this time.
+const PASSES_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long may be looked for the reason why there is no connection.
+const ASKS_WHY_FOR: Duration = Duration::from_secs(3);
+
+/// Plans are forgotten when as much was written as before they were made, this much at first, and now and then as long as
+/// anything is written.
+const PLANS_LAST_FOR_ROWS: usize = 256;
+const PLANS_LAST_FOR: Duration = Duration::from_secs(60);
+
 /// How often overdue messages are settled.
 const SETTLE_EVERY: Duration = Duration::from_secs(15);
 
@@ -302,6 +319,7 @@ pub(super) struct Writer<D: Dialect> {
     broken: CancellationToken,
     /// Somebody waits for the writer's end: it does not wait for the database any more.
     closing: CancellationToken,
+    health: Arc<Health>,
 }
 
 impl<D: Dialect> Writer<D> {
@@ -317,6 +335,7 @@ impl<D: Dialect> Writer<D> {
         let (requests, queue) = mpsc::channel(QUEUE);
         let due = Arc::new(Notify::new());
         let closing = CancellationToken::new();
+        let health = Arc::<Health>::default();
         let task = WriterTask {
             dialect,
             pool,
@@ -325,8 +344,10 @@ impl<D: Dialect> Writer<D> {
             rules,
             due: Arc::clone(&due),
             closing: closing.clone(),
+            health: Arc::clone(&health),
             transactions: 0,
             last_batch: 0,
+            plans: Plans::made_now(),
         };
         let broken = CancellationToken::new();
         let tell = broken.clone();
@@ -337,7 +358,7 @@ impl<D: Dialect> Writer<D> {
                 tell.cancel();
             }
         });
-        Self { requests, due, broken, closing }
+        Self { requests, due, broken, closing, health }
     }
 
     /// Stores facts.
@@ -386,6 +407,11 @@ impl<D: Dialect> Writer<D> {
         self.broken.cancelled().await;
     }
 
+    /// What keeps the database from taking what is written, in words.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.health.problem()
+    }
+
     /// Rows of the queue may be due.
     pub(super) fn wake(&self) {
         self.due.notify_one();
@@ -409,10 +435,38 @@ struct WriterTask<D: Dialect> {
     rules: RuleSettings,
     due: Arc<Notify>,
     closing: CancellationToken,
+    health: Arc<Health>,
     /// Transactions begun so far: the number of the latest.
     transactions: i64,
     /// Size of the last batch: company is waited for only where there was some.
     last_batch: usize,
+    plans: Plans,
+}
+
+/// When the database's plans are out of date.
+#[derive(Debug)]
+struct Plans {
+    made_at: Instant,
+    /// Rows and requests since the start, and how many they were when the plans were made.
+    written: usize,
+    written_before: usize,
+}
+
+impl Plans {
+    fn made_now() -> Self {
+        Self { made_at: Instant::now(), written: 0, written_before: 0 }
+    }
+
+    /// Whether it is time for new ones, which is taken as done then.
+    fn are_outdated(&mut self, now: Instant) -> bool {
+        let since = self.written - self.written_before;
+        let outdated = since >= self.written_before.max(PLANS_LAST_FOR_ROWS)
+            || (since > 0 && now.duration_since(self.made_at) >= PLANS_LAST_FOR);
+        if outdated {
+            (self.made_at, self.written_before) = (now, self.written);
+        }
+        outdated
+    }
 }
 
 /// What became of the requests of a batch, before the commit.
@@ -440,6 +494,19 @@ enum Ended {
     Undone(StoreError),
     /// The `COMMIT` was not answered well; with what is to be told if it is durable all the same.
     Unknown(sqlx::Error, Done),
+}
+
+/// A part of a batch was refused.
+struct Spoilt {
+    /// It had waited in vain for a row.
+    by_waiting: bool,
+}
+
+/// Whether the parts of a batch are kept apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Together,
+    Apart,
 }
 
 impl<D: Dialect> WriterTask<D> {
@@ -520,6 +587,8 @@ impl<D: Dialect> WriterTask<D> {
         let began = Instant::now();
         match self.with_patience(&mut batch).await {
             Ok(done) => {
+                self.health.took(!done.commits.is_empty());
+                self.plans.written = self.plans.written.saturating_add(done.rows + done.jobs.len());
                 if !done.commits.is_empty() {
                     metrics::time_commit(began.elapsed(), done.rows);
                 }
@@ -535,7 +604,7 @@ impl<D: Dialect> WriterTask<D> {
                 }
             }
             Err(error) => {
-                tracing::warn!(error = %error_text(&error), "the database did not take a transaction");
+                self.health.refused(error_text(&error));
                 for (_, reply) in batch.commits {
                     let _ = reply.send(Err(same_trouble(&error)));
                 }
@@ -549,9 +618,11 @@ impl<D: Dialect> WriterTask<D> {
     /// Does a batch, again if trouble passes quickly. An error means that nothing of it was stored.
     async fn with_patience(&mut self, batch: &mut Batch<D>) -> Result<Done, StoreError> {
         for pause in D::RETRY_AFTER {
+            let began = Instant::now();
             match self.transaction(batch).await {
-                Err(error) if !self.closing.is_cancelled() => {
-                    tracing::info!(error = %error_text(&error), "a transaction failed; it is done again");
+                // What took long to fail does not pass quickly.
+                Err(error) if !self.closing.is_cancelled() && began.elapsed() < PASSES_WITHIN => {
+                    tracing::debug!(error = %error_text(&error), "a transaction failed; it is done again");
                     sleep(*pause).await;
                 }
                 done => return done,
@@ -565,8 +636,15 @@ impl<D: Dialect> WriterTask<D> {
         let failed = failed("committing");
         self.transactions += 1;
         let number = self.transactions;
-        let mut connection = self.pool.acquire().await.map_err(&failed)?;
-        let done = self.on_connection(&mut connection, number, batch).await;
+        let mut connection = match self.pool.acquire().await {
+            Ok(connection) => connection,
+            Err(error) => return Err(failed(why_unreachable(&self.pool, error).await)),
+        };
+        let forget_plans = D::FORGET_PLANS.filter(|_| self.plans.are_outdated(Instant::now()));
+        let done = match self.together(&mut connection, number, forget_plans, batch).await {
+            Ok(done) => done,
+            Err(spoilt) => self.apart(&mut connection, number, batch, &spoilt).await,
+        };
         if matches!(done, Ended::Stored(_)) {
             drop(connection);
         } else {
@@ -590,7 +668,8 @@ impl<D: Dialect> WriterTask<D> {
                 Ok(stored) => return stored,
                 Err(problem) => problem,
             };
-            tracing::warn!(error = %problem, "whether the last transaction is durable can't be asked yet; trying again");
+            let problem = why_unreachable(&self.pool, problem).await;
+            self.health.refused(problem.to_string());
             tokio::select! {
                 // Callers are told to try again; whatever they send again has the same keys.
                 () = self.closing.cancelled() => return false,
@@ -599,18 +678,71 @@ impl<D: Dialect> WriterTask<D> {
         }
     }
 
-    async fn on_connection(
+    /// Does a batch as one part, since hardly ever is a part of one refused: keeping them apart costs, and on SQLite every
+    /// page that is changed would be copied first.
+    async fn together(
+        &self,
+        connection: &mut PoolConnection<D::Database>,
+        number: i64,
+        forget_plans: Option<&'static str>,
+        batch: &mut Batch<D>,
+    ) -> Result<Ended, Spoilt> {
+        let run = async {
+            if let Some(forget_plans) = forget_plans {
+                D::execute(connection, forget_plans).await.map_err(failed("committing"))?;
+            }
+            let mut transaction =
+                self.dialect.begin(connection, number).await.map_err(failed("committing"))?;
+            let done = self.all_parts(&mut transaction, batch).await;
+            Ok((transaction, done))
+        };
+        let (transaction, error) = match timeout(D::TRANSACTION_LIMIT, run).await {
+            Err(_) => return Ok(Ended::Undone(failed("committing")(too_long::<D>()))),
+            Ok(Err(error)) => return Ok(Ended::Undone(error)),
+            Ok(Ok((transaction, Ok(done)))) => return Ok(committed::<D>(transaction, done).await),
+            Ok(Ok((transaction, Err(error)))) => (transaction, error),
+        };
+        let Some(spoilt) = of_one_part(&error) else { return Ok(Ended::Undone(error)) };
+        match in_time::<D, _>(transaction.rollback()).await {
+            Ok(()) => Err(spoilt),
+            Err(error) => Ok(Ended::Undone(failed("committing")(error))),
+        }
+    }
+
+    /// Does every part of a batch; the first error is that of the whole.
+    async fn all_parts(
+        &self,
+        transaction: &mut Transaction<'_, D::Database>,
+        batch: &mut Batch<D>,
+    ) -> Result<Done, StoreError> {
+        let mut done = Done::default();
+        let commits: Vec<&ArchiveCommit> = batch.commits.iter().map(|(commit, _)| commit).collect();
+        self.archive(transaction, &commits, &mut done, Keep::Together).await?;
+        for job in &mut batch.jobs {
+            contained("a request", job.run(transaction)).await?;
+            done.wakes |= job.wakes();
+            done.jobs.push(Ok(()));
+        }
+        Ok(done)
+    }
+
+    /// Does a batch so that whoever's part is refused spoils nobody else's.
+    async fn apart(
         &self,
         connection: &mut PoolConnection<D::Database>,
         number: i64,
         batch: &mut Batch<D>,
+        spoilt: &Spoilt,
     ) -> Ended {
-        let parts = async {
+        let run = async {
             let mut transaction =
                 self.dialect.begin(connection, number).await.map_err(failed("committing"))?;
+            if let (true, Some(hurry)) = (spoilt.by_waiting, D::HURRY) {
+                D::execute(&mut transaction, hurry).await.map_err(failed("committing"))?;
+            }
             let mut done = Done::default();
             let commits: Vec<&ArchiveCommit> = batch.commits.iter().map(|(commit, _)| commit).collect();
-            self.archive(&mut transaction, &commits, &mut done).await?;
+            self.archive(&mut transaction, &commits, &mut done, Keep::Apart).await?;
             for job in &mut batch.jobs {
                 savepoint::<D>(&mut transaction).await?;
                 let outcome = contained("a request", job.run(&mut transaction)).await;
@@ -620,13 +752,10 @@ impl<D: Dialect> WriterTask<D> {
             }
             Ok((transaction, done))
         };
-        match timeout(D::TRANSACTION_LIMIT, parts).await {
+        match timeout(D::TRANSACTION_LIMIT, run).await {
             Err(_) => Ended::Undone(failed("committing")(too_long::<D>())),
             Ok(Err(error)) => Ended::Undone(error),
-            Ok(Ok((transaction, done))) => match in_time::<D, _>(transaction.commit()).await {
-                Ok(()) => Ended::Stored(done),
-                Err(error) => Ended::Unknown(error, done),
-            },
+            Ok(Ok((transaction, done))) => committed::<D>(transaction, done).await,
         }
     }
 
@@ -635,6 +764,7 @@ impl<D: Dialect> WriterTask<D> {
         transaction: &mut Transaction<'_, D::Database>,
         commits: &[&ArchiveCommit],
         done: &mut Done,
+        keep: Keep,
     ) -> Result<(), StoreError> {
         let presented = commits.iter().map(|commit| (commit.account, commit.epoch)).collect();
         let refused = D::refused(&self.dialect.fence(), transaction, &presented)
@@ -643,7 +773,7 @@ impl<D: Dialect> WriterTask<D> {
         let is_refused = |commit: &ArchiveCommit| refused.contains(&(commit.account, commit.epoch));
         let admitted: Vec<&ArchiveCommit> =
             commits.iter().copied().filter(|commit| !is_refused(commit)).collect();
-        self.archive_admitted(transaction, &admitted, done).await?;
+        self.archive_admitted(transaction, &admitted, done, keep).await?;
         let mut outcomes = std::mem::take(&mut done.commits).into_iter();
         for commit in commits {
             done.commits.extend(if is_refused(commit) {
@@ -660,12 +790,16 @@ impl<D: Dialect> WriterTask<D> {
         transaction: &mut Transaction<'_, D::Database>,
         commits: &[&ArchiveCommit],
         done: &mut Done,
+        keep: Keep,
     ) -> Result<(), StoreError> {
         if commits.is_empty() {
             return Ok(());
         }
         if let Some(take_turn) = D::TAKE_TURN {
             D::execute(transaction, take_turn).await.map_err(failed("storing facts"))?;
+        }
+        if keep == Keep::Together {
+            return contained("storing facts", self.archive_together(transaction, commits, done)).await;
         }
         savepoint::<D>(transaction).await?;
         let together = contained("storing facts", self.archive_together(transaction, commits, done)).await;
@@ -713,12 +847,14 @@ impl<D: Dialect> WriterTask<D> {
     async fn settle(&mut self) {
         let settling = Settling::<D> { rules: self.rules, fence: self.dialect.fence() };
         let mut batch = Batch::<D> { commits: Vec::new(), jobs: vec![Box::new(settling)] };
-        let settled = match self.with_patience(&mut batch).await {
-            Ok(mut done) => done.jobs.pop().unwrap_or(Ok(())),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = settled {
-            tracing::warn!(error = %error_text(&error), "could not settle overdue messages");
+        match self.with_patience(&mut batch).await {
+            Ok(mut done) => {
+                self.health.took(false);
+                if let Some(Err(error)) = done.jobs.pop() {
+                    tracing::warn!(error = %error_text(&error), "could not settle overdue messages");
+                }
+            }
+            Err(error) => self.health.refused(error_text(&error)),
         }
     }
 }
@@ -796,6 +932,24 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("without a word")
 }
 
+/// Whether an error is that of one part of a batch; none if it is trouble of the database itself.
+fn of_one_part(error: &StoreError) -> Option<Spoilt> {
+    match error {
+        StoreError::Unavailable { source, .. } if is_of_single_rows(source) => {
+            Some(Spoilt { by_waiting: true })
+        }
+        StoreError::Unavailable { .. } | StoreError::Locked { .. } => None,
+        _ => Some(Spoilt { by_waiting: false }),
+    }
+}
+
+async fn committed<D: Dialect>(transaction: Transaction<'_, D::Database>, done: Done) -> Ended {
+    match in_time::<D, _>(transaction.commit()).await {
+        Ok(()) => Ended::Stored(done),
+        Err(error) => Ended::Unknown(error, done),
+    }
+}
+
 async fn savepoint<D: Dialect>(connection: &mut Connection<D>) -> Result<(), StoreError> {
     D::execute(connection, "SAVEPOINT part").await.map_err(failed("committing"))
 }
@@ -805,19 +959,11 @@ async fn release<D: Dialect, T>(
     connection: &mut Connection<D>,
     outcome: &Result<T, StoreError>,
 ) -> Result<(), StoreError> {
-    match outcome {
-        Ok(_) => {}
-        Err(StoreError::Unavailable { source, .. }) if is_of_single_rows(source) => {
-            D::execute(connection, "ROLLBACK TO SAVEPOINT part").await.map_err(failed("committing"))?;
-            if let Some(hurry) = D::HURRY {
-                D::execute(connection, hurry).await.map_err(failed("committing"))?;
-            }
-        }
-        Err(error @ (StoreError::Unavailable { .. } | StoreError::Locked { .. })) => {
-            return Err(same_trouble(error));
-        }
-        Err(_) => {
-            D::execute(connection, "ROLLBACK TO SAVEPOINT part").await.map_err(failed("committing"))?;
+    if let Err(error) = outcome {
+        let Some(spoilt) = of_one_part(error) else { return Err(same_trouble(error)) };
+        D::execute(connection, "ROLLBACK TO SAVEPOINT part").await.map_err(failed("committing"))?;
+        if let (true, Some(hurry)) = (spoilt.by_waiting, D::HURRY) {
+            D::execute(connection, hurry).await.map_err(failed("committing"))?;
         }
     }
     D::execute(connection, "RELEASE SAVEPOINT part").await.map_err(failed("committing"))
@@ -839,6 +985,23 @@ async fn discard<DB: Database>(connection: PoolConnection<DB>) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "closing a connection after trouble"),
         Err(_) => tracing::debug!("a connection was left open after trouble"),
+    }
+}
+
+/// A pool that got no connection in time keeps the reason to itself: one more attempt tells it.
+async fn why_unreachable<DB: Database>(pool: &Pool<DB>, error: sqlx::Error) -> sqlx::Error {
+    if !matches!(error, sqlx::Error::PoolTimedOut) {
+        return error;
+    }
+    match timeout(ASKS_WHY_FOR, DB::Connection::connect_with(&pool.connect_options())).await {
+        Ok(Err(reason)) => reason,
+        Ok(Ok(connection)) => {
+            if let Err(error) = connection.close().await {
+                tracing::debug!(%error, "closing a connection that was only tried");
+            }
+            error
+        }
+        Err(_) => error,
     }
 }
 
@@ -908,6 +1071,22 @@ mod tests {
         let refused = writer.run("a job", false, |_| Box::pin(async { Ok(()) })).await;
         assert!(matches!(refused, Err(StoreError::Closing)));
         writer.close().await;
+    }
+
+    #[test]
+    fn plans_are_made_anew_as_tables_grow_and_now_and_then() {
+        let mut plans = Plans::made_now();
+        let now = plans.made_at;
+        let mut renewed_at = Vec::new();
+        for written in 1..=2000 {
+            plans.written = written;
+            if plans.are_outdated(now) {
+                renewed_at.push(written);
+            }
+        }
+        assert_eq!(renewed_at, [256, 512, 1024]);
+        assert!(plans.are_outdated(now + PLANS_LAST_FOR));
+        assert!(!plans.are_outdated(now + 3 * PLANS_LAST_FOR), "nothing was written since");
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ use super::{
     application::{Application, NewApplication},
     data_uri,
     error::UcwaError,
-    http::{Call, HttpClients, PollLease, Reply},
+    http::{Call, HttpClients, Parked, PollLease, Reply},
     model::{EventBatch, Reason, Resource},
     token::OriginTokens,
     trust::{Trust, resolve_within},
@@ -334,7 +334,8 @@ impl UcwaClient {
     ///
     /// `href` is the committed cursor, unchanged: its `ack` acknowledges everything before. `parameters` go into its
     /// query on the first GET, after `resume` and on a new application; the server remembers them. Every 200 is an
-    /// answer, also one whose body can't be read.
+    /// answer, also one whose body can't be read. `on_connection` is told `true` once the GET is on a connection with its
+    /// token, so that the server's silence means something, and `false` when it was answered or failed.
     ///
     /// # Errors
     /// [`UcwaError::Timeout`] after `timeout` and the margin of [`super::HttpSettings`]; [`UcwaError::Status`] 404
@@ -343,6 +344,7 @@ impl UcwaClient {
         &self,
         href: &Url,
         parameters: Option<&EventParameters>,
+        on_connection: &(dyn Fn(bool) + Sync),
     ) -> Result<PollAnswer, UcwaError> {
         let mut url = href.clone();
         if let Some(parameters) = parameters {
@@ -358,7 +360,8 @@ impl UcwaClient {
             set_query(&mut url, &pairs);
         }
         let held = Duration::from_secs(self.inner.poll_timeout_s.load(Ordering::Relaxed));
-        let call = Call { parked: Some((&self.inner.poll_lease, held)), ..Call::get("events", url) };
+        let parked = Parked { lease: &self.inner.poll_lease, held, on_connection };
+        let call = Call { parked: Some(parked), ..Call::get("events", url) };
         let reply = self.authorized(&call).await?;
         if !(200..300).contains(&reply.status) {
             return Err(reply.refusal());

@@ -18,12 +18,17 @@ const MAX_BYTES: usize = 1024 * 1024;
 
 /// The text that a person would read. Never fails: what can't be rendered has its tags taken out.
 pub fn plain_from_html(html: &str) -> String {
-    if html.len() > MAX_BYTES || nesting(html) > MAX_DEPTH {
+    if !is_of_bearable_size(html) {
         return strip_tags(html);
     }
     rendered_by(html, |html| {
         config::with_decorator(PlainText).allow_width_overflow().string_from_read(html.as_bytes(), WIDTH).ok()
     })
+}
+
+/// Whether a parser may be let loose on it.
+pub(crate) fn is_of_bearable_size(html: &str) -> bool {
+    html.len() <= MAX_BYTES && nesting(html) <= MAX_DEPTH
 }
 
 /// Also a panic of the renderer, on what a stranger wrote, costs no more than the layout.

@@ -8,6 +8,7 @@
 use std::{
     error::Error,
     fmt, io,
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -27,6 +28,7 @@ use url::Url;
 use super::{
     challenge::{self, Challenges},
     connect_once::ConnectOnce,
+    connecting::Connecting,
     error::{TOKEN_INVALID, UcwaError, WEB_TICKET_INVALID, parse_retry_after},
     model::Resource,
     trust::host_of,
@@ -42,6 +44,9 @@ pub(super) const UCWA_XML: &str = "application/vnd.microsoft.com.ucwa+xml";
 const ACCEPT_UCWA: &str = "application/vnd.microsoft.com.ucwa+xml, application/xml;q=0.9";
 /// Parked GETs per client. Servers allow about 100 streams on an HTTP/2 connection.
 const POLLS_PER_CLIENT: usize = 50;
+/// Connections of the commands' client that are kept while nothing goes over them, for its idle time: as many as there
+/// may be sends at once, or a burst would make connections all the time.
+const IDLE_CONNECTIONS: usize = 512;
 /// Largest event-channel response that is read, in bytes.
 const EVENTS_LIMIT: usize = 16 << 20;
 /// Largest other answer that is read, in bytes.
@@ -74,12 +79,19 @@ pub struct HttpClients {
 struct Shared {
     settings: HttpSettings,
     authorities: Vec<reqwest::Certificate>,
-    commands: Client,
+    commands: CountedClient,
     polls: Mutex<Vec<Arc<PollClient>>>,
 }
 
-struct PollClient {
+/// A client that knows whether it is making a connection.
+#[derive(Clone)]
+struct CountedClient {
     client: Client,
+    connecting: Connecting,
+}
+
+struct PollClient {
+    counted: CountedClient,
     accounts: AtomicUsize,
 }
 
@@ -110,7 +122,7 @@ impl HttpClients {
                 }
             },
         };
-        let commands = build(settings, &authorities, Connections::Many)?;
+        let commands = build_counted(settings, &authorities)?;
         let shared =
             Shared { settings: settings.clone(), authorities, commands, polls: Mutex::new(Vec::new()) };
         Ok(Self { shared: Arc::new(shared) })
@@ -124,9 +136,9 @@ impl HttpClients {
         let poll = free.unwrap_or_else(|| {
             // Building succeeded once with the same settings. If the system's certificates are gone since, sharing
             // a client is better than no event channel.
-            let client = build(&self.shared.settings, &self.shared.authorities, Connections::Many)
+            let counted = build_counted(&self.shared.settings, &self.shared.authorities)
                 .unwrap_or_else(|_| self.shared.commands.clone());
-            let poll = Arc::new(PollClient { client, accounts: AtomicUsize::new(0) });
+            let poll = Arc::new(PollClient { counted, accounts: AtomicUsize::new(0) });
             polls.push(Arc::clone(&poll));
             poll
         });
@@ -139,7 +151,7 @@ impl HttpClients {
     /// # Errors
     /// [`UcwaError::Setup`], as for [`Self::new`].
     pub(super) fn one_connection(&self) -> Result<OneConnection, UcwaError> {
-        let client = build(&self.shared.settings, &self.shared.authorities, Connections::One)?;
+        let client = build(&self.shared.settings, &self.shared.authorities, &Connections::One)?;
         Ok(OneConnection { client, timeout: self.shared.settings.request_timeout })
     }
 
@@ -156,11 +168,15 @@ impl HttpClients {
     }
 
     async fn exchange(&self, call: &Call<'_>, bearer: Option<&HeaderValue>) -> Result<Reply, UcwaError> {
-        let (client, timeout) = match call.parked {
-            Some((lease, timeout)) => (&lease.poll.client, timeout + self.shared.settings.poll_margin),
-            None => (&self.shared.commands, self.shared.settings.request_timeout),
+        let settings = &self.shared.settings;
+        let Some(Parked { lease, held, on_connection }) = &call.parked else {
+            return exchange(&self.shared.commands.client, settings.request_timeout, call, bearer).await;
         };
-        exchange(client, timeout, call, bearer).await
+        let CountedClient { client, connecting } = &lease.poll.counted;
+        let exchanging = pin!(exchange(client, *held + settings.poll_margin, call, bearer));
+        let answer = connecting.while_on_connection(exchanging, || on_connection(true)).await;
+        on_connection(false);
+        answer
     }
 }
 
@@ -271,16 +287,24 @@ fn setup(problem: &str) -> UcwaError {
 }
 
 /// How many connections a client opens.
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Connections {
-    Many,
+    Many(Connecting),
     One,
+}
+
+fn build_counted(
+    settings: &HttpSettings,
+    authorities: &[reqwest::Certificate],
+) -> Result<CountedClient, UcwaError> {
+    let connecting = Connecting::default();
+    let client = build(settings, authorities, &Connections::Many(connecting.clone()))?;
+    Ok(CountedClient { client, connecting })
 }
 
 fn build(
     settings: &HttpSettings,
     authorities: &[reqwest::Certificate],
-    connections: Connections,
+    connections: &Connections,
 ) -> Result<Client, UcwaError> {
     let builder = || {
         let builder = Client::builder()
@@ -291,7 +315,7 @@ fn build(
             .connect_timeout(settings.connect_timeout)
             // IIS closes idle connections after two minutes; a POST must not meet one that is just closing.
             .pool_idle_timeout(Duration::from_secs(30))
-            .pool_max_idle_per_host(POLLS_PER_CLIENT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(30))
             .http2_keep_alive_interval(Duration::from_secs(30))
@@ -299,7 +323,7 @@ fn build(
             // Challenges were seen with folded lines.
             .http1_allow_obsolete_multiline_headers_in_responses(true);
         let builder = match connections {
-            Connections::Many => builder,
+            Connections::Many(connecting) => builder.connector_layer(connecting.clone()),
             Connections::One => builder.http1_only().connector_layer(ConnectOnce::default()),
         };
         if settings.allow_http { builder.no_proxy() } else { builder }
@@ -339,8 +363,18 @@ pub(super) struct Call<'a> {
     pub accept: &'static str,
     /// Media type and text.
     pub body: Option<(String, String)>,
-    /// A parked GET: its client, and how long the server may hold it.
-    pub parked: Option<(&'a PollLease, Duration)>,
+    /// For a parked GET.
+    pub parked: Option<Parked<'a>>,
+}
+
+/// How a parked GET is made.
+pub(super) struct Parked<'a> {
+    /// Its client.
+    pub lease: &'a PollLease,
+    /// How long the server may hold it.
+    pub held: Duration,
+    /// Told `true` once it is on a connection, `false` when it was answered or failed.
+    pub on_connection: &'a (dyn Fn(bool) + Sync),
 }
 
 impl Call<'_> {

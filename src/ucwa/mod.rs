@@ -14,6 +14,7 @@ mod challenge;
 pub mod character;
 mod client;
 mod connect_once;
+mod connecting;
 pub mod data_uri;
 pub mod decode;
 mod discovery;

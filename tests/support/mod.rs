@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod archive;
 pub(crate) mod browser;
 pub(crate) mod postgres;
 pub(crate) mod scene;
@@ -123,6 +124,11 @@ impl Process {
         self.stderr.lock().expect("nobody panics with it").clone()
     }
 
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it still runs.
     pub(crate) fn runs(&mut self) -> bool {
         self.child.try_wait().expect("the process can be asked").is_none()
@@ -235,6 +241,8 @@ pub(crate) struct Relay {
     pub server: Option<Process>,
     /// The database, if it is not a file in the folder.
     postgres: Option<PostgresDatabase>,
+    /// A file that may not grow is an error for the server, and not its end.
+    pub survives_full_files: bool,
 }
 
 impl Relay {
@@ -250,16 +258,26 @@ impl Relay {
 
     /// As [`Relay::configure`], with a database of this kind.
     pub(crate) async fn configure_on(kind: Kind, simulator: &Simulate, more: &str) -> Self {
+        Self::configure_on_for(kind, &simulator.discovery_url, more).await
+    }
+
+    /// As [`Relay::configure_on`], for a simulator wherever it runs.
+    pub(crate) async fn configure_on_for(kind: Kind, discovery_url: &str, more: &str) -> Self {
         let postgres = match kind {
             Kind::Sqlite => None,
             Kind::Postgres => Some(PostgresDatabase::new().await),
         };
-        Self::write(&simulator.discovery_url, postgres, more)
+        Self::write(discovery_url, postgres, more)
+    }
+
+    /// As [`Relay::configure`], with this database.
+    pub(crate) fn configure_in(database: PostgresDatabase, simulator: &Simulate, more: &str) -> Self {
+        Self::write(&simulator.discovery_url, Some(database), more)
     }
 
     fn write(discovery_url: &str, postgres: Option<PostgresDatabase>, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let relay = Self { folder, server: None, postgres };
+        let relay = Self { folder, server: None, postgres, survives_full_files: false };
         // Many servers run at once on the machine that tests.
         let admin = if more.contains("[admin]") { "" } else { "[admin]\nlisten = \"127.0.0.1:0\"\n" };
         let text = format!(
@@ -325,6 +343,12 @@ impl Relay {
     /// Starts `run`.
     pub(crate) fn start(&mut self) {
         let mut command = self.command(&["run"]);
+        if self.survives_full_files {
+            // The shell's child inherits that it ignores the signal, as a service manager may have it.
+            command = Command::new("sh");
+            command.args(["-c", "trap '' XFSZ; exec \"$0\" run", BINARY]);
+            command.current_dir(self.folder.path()).env("NO_COLOR", "1");
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).env("RUST_BACKTRACE", "1");
         self.server = Some(Process::start(command));
     }

@@ -39,6 +39,14 @@ impl PostgresDatabase {
         Self { url: url.into(), admin: admin.to_owned(), name }
     }
 
+    /// The same database for this user, who needs no password.
+    pub(crate) fn of_user(mut self, name: &str) -> Self {
+        let mut url: url::Url = self.url.parse().expect("a URL");
+        url.set_username(name).expect("the URL has a host");
+        self.url = url.into();
+        self
+    }
+
     /// For `database.url`.
     pub(crate) fn url(&self) -> &str {
         &self.url
@@ -165,13 +173,23 @@ pub(crate) struct OwnServer {
 impl OwnServer {
     /// Starts one.
     pub(crate) fn start() -> Self {
+        Self::start_in(&std::env::temp_dir(), &[])
+    }
+
+    /// Starts one that keeps its data in this folder, with options of its own.
+    pub(crate) fn start_in(folder: &Path, options: &[&str]) -> Self {
         let installation = Installation::find();
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = tempfile::tempdir_in(folder).expect("a temporary folder");
         installation.own(folder.path());
         let data = folder.path().join("data");
         installation.init(&data);
-        let port = installation.start(&data, &[]);
+        let port = installation.start(&data, options);
         Self { installation, folder, port }
+    }
+
+    /// Where it writes its log.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.data().join("log")
     }
 
     /// Of the maintenance database.

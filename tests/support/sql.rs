@@ -68,6 +68,16 @@ impl Sql {
         .map_err(|error| error.to_string())
     }
 
+    /// Does several statements, divided by semicolons.
+    pub(crate) async fn run_all(&mut self, sql: &str) -> Result<(), String> {
+        let script = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
+        match self {
+            Self::Sqlite(connection) => script.execute(connection.as_mut()).await.map(drop),
+            Self::Postgres(connection) => script.execute(connection.as_mut()).await.map(drop),
+        }
+        .map_err(|error| error.to_string())
+    }
+
     /// Rows as `a|b|c`, NULL as nothing.
     pub(crate) async fn rows(&mut self, sql: &str) -> Vec<String> {
         let connection = match self {
@@ -92,14 +102,43 @@ impl Sql {
     }
 
     /// How many rows `SELECT count(*) FROM sql` counts.
+    /// SQLite's index knows the words of what the relay wrote. This adds texts that a test wrote, as they stand: that will do
+    /// for words with spaces between them.
+    pub(crate) async fn index_texts(&mut self) {
+        if matches!(self, Self::Sqlite(_)) {
+            self.run(
+                "INSERT INTO messages_fts (rowid, body)
+                 SELECT id, body FROM messages WHERE id NOT IN (SELECT id FROM messages_fts_docsize)",
+            )
+            .await
+            .expect("there is an index");
+        }
+    }
+
     pub(crate) async fn count(&mut self, sql: &str) -> i64 {
         self.rows(&format!("SELECT count(*) FROM {sql}")).await[0].parse().expect("a number")
     }
 }
 
-/// Makes each of these functions, which take a [`Kind`], a test on either database.
+/// Makes each of these functions, which take a [`Kind`], a test on either database; with a flavour of the runtime they
+/// are asynchronous.
 #[macro_export]
 macro_rules! on_both_databases {
+    ($($test:ident),* $(,)?) => {
+        mod on_sqlite {
+            $(#[test]
+            fn $test() {
+                super::$test(super::Kind::Sqlite);
+            })*
+        }
+
+        mod on_postgres {
+            $(#[test]
+            fn $test() {
+                super::$test(super::Kind::Postgres);
+            })*
+        }
+    };
     ($flavor:literal: $($test:ident),* $(,)?) => {
         mod on_sqlite {
             $(#[tokio::test(flavor = $flavor)]

@@ -2,10 +2,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ops::Range,
     sync::LazyLock,
 };
 
 use ammonia::Builder;
+
+use crate::query::{Query, fold};
 
 /// Letters shown around the first place that was found.
 const AROUND: usize = 160;
@@ -69,61 +72,35 @@ pub(super) struct Piece {
     pub(super) found: bool,
 }
 
-/// The words that somebody typed; what stands in quotes is one.
-pub(super) fn words(typed: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    for (number, part) in typed.split('"').enumerate() {
-        if number % 2 == 1 {
-            words.push(part.trim().to_owned());
-        } else {
-            words.extend(part.split_whitespace().map(str::to_owned));
-        }
-    }
-    words.retain(|word| !word.is_empty());
-    words
-}
-
-/// One letter in lower case, so that both texts keep their places.
-fn lower(c: char) -> char {
-    let mut lower = c.to_lowercase();
-    match (lower.next(), lower.next()) {
-        (Some(lower), None) => lower,
-        _ => c,
-    }
-}
-
-/// A text around the first of the words in it, each of them marked.
-pub(super) fn highlighted(text: &str, words: &[String]) -> Vec<Piece> {
-    let letters: Vec<char> = text.chars().collect();
-    let folded: Vec<char> = letters.iter().copied().map(lower).collect();
-    let mut found = vec![false; letters.len()];
-    let mut first = None;
-    for word in words {
-        let word: Vec<char> = word.chars().map(lower).collect();
-        if word.is_empty() || word.len() > folded.len() {
-            continue;
-        }
-        for at in 0..=folded.len() - word.len() {
-            if folded[at..].starts_with(&word) {
-                found[at..at + word.len()].fill(true);
-                first = Some(first.map_or(at, |first: usize| first.min(at)));
-            }
-        }
-    }
-    let begin = first.unwrap_or(0).saturating_sub(AROUND);
-    let end = letters.len().min(first.unwrap_or(0) + 2 * AROUND);
+/// A text around the first place in it that fits, each of them marked.
+pub(super) fn highlighted(text: &str, query: &Query) -> Vec<Piece> {
+    let mut found: Vec<Range<usize>> = query.texts().flat_map(|needle| fold::find(text, needle)).collect();
+    found.sort_unstable_by_key(|range| range.start);
+    let first = found.first().map_or(0, |range| range.start);
+    let begin = text[..first].char_indices().rev().nth(AROUND - 1).map_or(0, |(at, _)| at);
+    let end = text[first..].char_indices().nth(2 * AROUND).map_or(text.len(), |(at, _)| first + at);
     let mut pieces: Vec<Piece> = Vec::new();
-    for at in begin..end {
-        match pieces.last_mut() {
-            Some(piece) if piece.found == found[at] => piece.text.push(letters[at]),
-            _ => pieces.push(Piece { text: letters[at].to_string(), found: found[at] }),
+    let mut put = |range: Range<usize>, found: bool| {
+        if let Some(text) = text.get(range).filter(|text| !text.is_empty()) {
+            pieces.push(Piece { text: text.to_owned(), found });
+        }
+    };
+    let mut at = begin;
+    for range in found {
+        // Words may overlap, as two beginnings of one word do.
+        let range = range.start.max(at)..range.end.min(end);
+        if range.start < range.end {
+            put(at..range.start, false);
+            at = range.end;
+            put(range, true);
         }
     }
+    put(at..end, false);
     let dots = || Piece { text: "…".to_owned(), found: false };
     if begin > 0 {
         pieces.insert(0, dots());
     }
-    if end < letters.len() {
+    if end < text.len() {
         pieces.push(dots());
     }
     pieces
@@ -131,7 +108,10 @@ pub(super) fn highlighted(text: &str, words: &[String]) -> Vec<Piece> {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
+    use crate::query;
 
     #[test]
     fn of_html_only_the_layout_stays() {
@@ -155,7 +135,7 @@ mod tests {
     }
 
     fn shown(text: &str, typed: &str) -> String {
-        highlighted(text, &words(typed))
+        highlighted(text, &query::parse(typed, Timestamp::now()).unwrap())
             .into_iter()
             .map(|piece| if piece.found { format!("[{}]", piece.text) } else { piece.text })
             .collect()
@@ -167,16 +147,19 @@ mod tests {
         assert_eq!(shown("one two three", "\"two three\""), "one [two three]");
         assert_eq!(shown("明日の会議は十時", "会議"), "明日の[会議]は十時");
         assert_eq!(shown("İstanbul ß", "ß"), "İstanbul [ß]");
-        assert_eq!(shown("aaa", "aa"), "[aaa]");
+        assert_eq!(shown("Café CAFE", "cafe"), "[Café] [CAFE]");
+        assert_eq!(shown("budget", "budg bud"), "[budg]et");
+        assert_eq!(shown("budget", "bud budg"), "[bud][g]et");
+        assert_eq!(shown("tea for two", "tea -coffee from:bob"), "[tea] for two");
         assert_eq!(shown("short", "longer than the text"), "short");
         assert_eq!(shown("", "x"), "");
     }
 
     #[test]
     fn a_long_text_is_shown_around_the_first_place() {
-        let text = format!("{}needle{}", "a".repeat(1000), "b".repeat(1000));
+        let text = format!("{} needle{}", "ä".repeat(1000), "b".repeat(1000));
         let shown = shown(&text, "needle");
-        assert!(shown.starts_with("…a") && shown.ends_with("b…") && shown.contains("[needle]"));
+        assert!(shown.starts_with("…ä") && shown.ends_with("b…") && shown.contains("[needle]"));
         assert!(shown.chars().count() < 500);
     }
 }

@@ -54,7 +54,7 @@ impl Pulse {
     /// Counts what has come since the last call and, at first, what there was; a call does no more than [`BITES`] bites.
     /// What was counted stays if the database fails half way.
     pub(super) async fn follow(&mut self, store: &dyn Store, now: Timestamp) -> Result<(), StoreError> {
-        let newest = store.newest_message().await?;
+        let newest = store.newest_message().await?.unwrap_or(MessageId(0));
         let mut counted = if let Some(counted) = self.counted {
             counted
         } else {

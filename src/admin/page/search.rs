@@ -1,7 +1,8 @@
-//! `/search`: messages with words in them. Each search is noted in `access_log`.
+//! `/search`: messages that fit a [query](crate::query). Each search is noted in `access_log`.
 
 use askama::Template;
 use axum::{Extension, extract::State, response::Response};
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::{
@@ -12,13 +13,14 @@ use crate::{
     admin::viewer::Viewer,
     archive::fact::Direction,
     identifiers::{ConversationId, MessageId},
-    store::{HistoryRow, SearchFilter},
+    query::{self, Condition, Person, Query},
+    store::{HistoryRow, Page},
 };
 
 /// Messages of a page.
 const PAGE: usize = 50;
-/// Words of one search.
-const MOST_WORDS: usize = 20;
+/// Terms of one search.
+const MOST_TERMS: usize = 20;
 
 /// What is asked.
 #[derive(Debug, Deserialize)]
@@ -40,7 +42,7 @@ struct Found {
 }
 
 impl Found {
-    fn new(row: HistoryRow, words: &[String]) -> Self {
+    fn new(row: HistoryRow, query: &Query) -> Self {
         let outgoing = row.direction == Direction::Outgoing;
         let other = if outgoing { row.recipients } else { row.sender_name.or(row.sender) };
         Self {
@@ -51,7 +53,7 @@ impl Found {
             account: row.account.trim_start_matches("sip:").to_owned(),
             subject: row.subject.filter(|subject| !subject.trim().is_empty()),
             at: When::new(row.sent_at),
-            pieces: markup::highlighted(&row.body, words),
+            pieces: markup::highlighted(&row.body, query),
         }
     }
 }
@@ -63,6 +65,7 @@ struct SearchPage {
     q: String,
     account: String,
     asked: bool,
+    problem: Option<String>,
     found: Vec<Found>,
     newest: Option<String>,
     older: Option<String>,
@@ -76,18 +79,30 @@ pub(in crate::admin) async fn page(
 ) -> Result<Response, PageError> {
     let q = filled(asked.q).unwrap_or_default();
     let account = address(asked.account)?;
-    let words = markup::words(&q);
-    if words.len() > MOST_WORDS {
-        return Err(PageError::BadRequest(format!("A search takes at most {MOST_WORDS} words.")));
+    let (query, problem) = match query::parse(&q, Timestamp::now()) {
+        Ok(query) => (query, None),
+        Err(error) => (Query::default(), Some(error.to_string())),
+    };
+    if query.terms.len() > MOST_TERMS {
+        return Err(PageError::BadRequest(format!(
+            "A search takes at most {MOST_TERMS} words and conditions."
+        )));
     }
     let before = asked.before.map(MessageId);
     let mut found = Vec::new();
-    if !words.is_empty() {
+    if !query.terms.is_empty() {
         let paging = before.map_or_else(String::new, |id| format!(" before={id}"));
         state.note(&viewer, "search", account.as_ref(), &format!("q={q}{paging}")).await?;
-        let filter =
-            SearchFilter { words: words.clone(), account: account.clone(), before, limit: limit(PAGE) };
-        found = state.ask(state.store.search(&filter)).await?;
+        let page = match before {
+            Some(id) => Page::Before(state.ask(state.store.place(id)).await?.ok_or_else(|| {
+                PageError::NotFound(format!("There is no message {id}, which the page before ended with."))
+            })?),
+            None => Page::Newest,
+        };
+        let of_account = account.clone().map(|account| Condition::Account(vec![Person::Address(account)]));
+        let narrowed = query.clone().and_if(of_account);
+        found = state.ask(state.store.messages(&narrowed, page, limit(PAGE))).await?;
+        found.reverse();
     }
     let more = cut(&mut found, PAGE);
     let account = account.map(|account| account.to_string());
@@ -100,8 +115,9 @@ pub(in crate::admin) async fn page(
         shell: Shell::new("Search", "/search", &viewer),
         older,
         newest: before.map(|_| here(None)),
-        asked: !words.is_empty(),
-        found: found.into_iter().map(|row| Found::new(row, &words)).collect(),
+        asked: !query.terms.is_empty(),
+        problem,
+        found: found.into_iter().map(|row| Found::new(row, &query)).collect(),
         account: account.clone().unwrap_or_default(),
         q: q.clone(),
     })

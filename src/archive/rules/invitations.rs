@@ -9,14 +9,14 @@ use crate::{
     archive::{
         Workspace,
         fact::{
-            Direction, FetchedResource, InvitationAction, InvitationAnswered, InvitationFact, InvitationKind,
-            OperationStatus, Phase,
+            Direction, FailureReason, FetchedResource, InvitationAction, InvitationAnswered, InvitationFact,
+            InvitationKind, OperationStatus, Phase,
         },
         retry::{Healing, classify_invitation_failure},
         row::{Awaiting, InvitationRow, MessageSource, MessageStatus},
         workspace::Applying,
     },
-    identifiers::ConversationId,
+    identifiers::{ConversationId, OperationId},
 };
 
 impl Workspace {
@@ -104,7 +104,7 @@ impl Workspace {
             (Some(href), None) => self.mention_conversation(applying, href),
             (Some(href), Some(id)) => match self.conversations.by_id(id) {
                 // It had to stand alone so far, for its text's sake.
-                Some(orphan) if self.conversations.get(orphan).href.is_none() => {
+                Some(orphan) if self.is_stand_in(place, orphan) => {
                     self.adopt_orphan(applying, place, orphan, href)
                 }
                 Some(conversation) => conversation,
@@ -155,6 +155,13 @@ impl Workspace {
         self.conversations.get_mut(left).continued_in = Some(id);
     }
 
+    /// Whether a conversation was only made so that the invitation's text has a place: without an address, or going by
+    /// the invitation's own.
+    fn is_stand_in(&self, place: usize, conversation: usize) -> bool {
+        let href = self.conversations.get(conversation).href.as_ref();
+        href.is_none() || href == self.invitations.get(place).href.as_ref()
+    }
+
     fn adopt_orphan(&mut self, applying: &Applying, place: usize, orphan: usize, href: &str) -> usize {
         let Some(known) = self.conversations.by_resource(applying.session, href) else {
             self.conversations.get_mut(orphan).href = Some(href.to_owned());
@@ -165,8 +172,13 @@ impl Workspace {
         if let Some(message) = self.invitations.get(place).message.and_then(|id| self.messages.by_id(id))
             && !self.messages.get(message).is_chained()
         {
-            self.messages.get_mut(message).conversation = to;
+            let row = self.messages.get_mut(message);
+            row.conversation = to;
+            let send = row.outbox.and_then(|id| self.outbox.by_id(id));
             self.messages.moved(message, from);
+            if let Some(send) = send {
+                self.outbox.get_mut(send).conversation = Some(to);
+            }
         }
         self.conversations.get_mut(orphan).ended_at.get_or_insert(applying.at);
         known
@@ -274,27 +286,86 @@ impl Workspace {
         let Some(send) = self.send_of(applying.account, &operation) else {
             return;
         };
-        let message =
-            conversation.and_then(|conversation| self.invitation_said(applying, place, conversation));
-        match (fact.phase, fact.status) {
-            (Phase::Completed, Some(status)) => {
-                if let Some(message) = message {
-                    self.report_delivery(message, status, fact.reason.as_ref());
-                    if status == OperationStatus::Success {
-                        self.release(message);
-                    }
-                }
-                let heals = status == OperationStatus::Failure
-                    && fact
-                        .reason
-                        .as_ref()
-                        .is_none_or(|reason| classify_invitation_failure(reason) == Healing::Temporary);
-                if !(heals && self.try_again_later(applying, send, &operation, fact.reason.as_ref())) {
-                    self.send_completed(applying, send, &operation, status, fact.reason.as_ref(), None);
-                }
-            }
-            _ => self.send_accepted(applying, send, &operation, true),
+        if let Some(conversation) = conversation {
+            self.invitation_said(applying, place, conversation);
         }
+        let end = match (fact.phase, fact.status) {
+            (Phase::Completed, Some(status)) => Some((status, fact.reason.clone())),
+            // It may have come before anybody knew whose invitation it is of, since an event may only link it.
+            _ => self.invitations.get(place).end(),
+        };
+        // Where its text was said only the resource knows, which is asked for; or nobody does, and then this is told.
+        let unplaced = conversation.is_none() && self.invitations.get(place).awaiting_fetch;
+        match end {
+            Some((OperationStatus::Success, _)) if unplaced => {
+                self.send_accepted(applying, send, &operation, true);
+            }
+            Some((status, reason)) => {
+                self.invitation_ended(applying, place, send, &operation, status, reason.as_ref());
+            }
+            None => self.send_accepted(applying, send, &operation, true),
+        }
+    }
+
+    /// Tells the outbox row of an invitation how it ended, if that and whose it is are known.
+    pub(super) fn tell_end(&mut self, applying: &mut Applying, place: usize) {
+        let row = self.invitations.get(place);
+        let Some(operation) = row.operation_id.clone() else { return };
+        let Some(send) = self.send_of(applying.account, &operation) else { return };
+        if let Some((status, reason)) = self.invitations.get(place).end() {
+            self.invitation_ended(applying, place, send, &operation, status, reason.as_ref());
+        }
+    }
+
+    /// Tells an outbox row how its invitation ended.
+    fn invitation_ended(
+        &mut self,
+        applying: &mut Applying,
+        place: usize,
+        send: usize,
+        operation: &OperationId,
+        status: OperationStatus,
+        reason: Option<&FailureReason>,
+    ) {
+        if status == OperationStatus::Success {
+            self.place_accepted(applying, place);
+        }
+        if let Some(message) = self.invitations.get(place).message.and_then(|id| self.messages.by_id(id)) {
+            self.report_delivery(message, status, reason);
+            if status == OperationStatus::Success {
+                self.release(message);
+            }
+        }
+        let heals = status == OperationStatus::Failure
+            && reason.is_none_or(|reason| classify_invitation_failure(reason) == Healing::Temporary);
+        if !(heals && self.try_again_later(applying, send, operation, reason)) {
+            self.send_completed(applying, send, operation, status, reason, None);
+        }
+    }
+
+    /// The text of a call that was accepted belongs into the archive, though nobody could tell which conversation the call
+    /// opened: it gets one of its own, which goes by the address of the call.
+    fn place_accepted(&mut self, applying: &Applying, place: usize) {
+        let row = self.invitations.get(place);
+        let Some(href) = row.href.clone().filter(|_| row.conversation.is_none() && row.message.is_none())
+        else {
+            return;
+        };
+        let conversation = self.mention_conversation(applying, &href);
+        let conversation = self.conversations.get(conversation).id;
+        self.invitations.get_mut(place).conversation = Some(conversation);
+        self.invitation_said(applying, place, conversation);
+    }
+
+    /// Ties a call to its text, which was archived in a conversation that goes by the address of the call, and tells how
+    /// the call ended if that is known.
+    pub(super) fn placed_by_its_address(&mut self, applying: &mut Applying, href: &str, message: usize) {
+        let Some(place) = self.invitations.by_resource(applying.session, href) else { return };
+        let message = self.messages.get(message);
+        let row = self.invitations.get_mut(place);
+        row.conversation.get_or_insert(message.conversation);
+        row.message.get_or_insert(message.id);
+        self.tell_end(applying, place);
     }
 
     /// The message that our own invitation carries, made if its outbox row is known.

@@ -13,12 +13,14 @@ use super::{fill, messages::Text, settle::PATIENCE};
 use crate::{
     archive::{
         Workspace,
-        fact::{Direction, LoggedConversation, LoggedMessage, MessageFact, Person, Quarantined},
+        fact::{
+            Direction, LoggedConversation, LoggedMessage, MessageFact, OperationStatus, Person, Quarantined,
+        },
         row::{Awaiting, MessageRow, MessageSource, MessageStatus, ParticipantRow},
         text::{is_plausible, to_milliseconds},
         workspace::{Applying, PlainFromHtml},
     },
-    identifiers::ConversationId,
+    identifiers::{ConversationId, OperationId},
     store::OutboxState,
 };
 
@@ -31,6 +33,9 @@ const SAME_TIME: SignedDuration = SignedDuration::from_secs(5);
 /// How much later than it was said the text of an invitation may reach us: an application that nobody follows lives
 /// about so long and then tells what it kept.
 pub(crate) const LATE_INVITATION: SignedDuration = SignedDuration::from_mins(45);
+
+/// How long an attempt may take from its claim until the server has the text: its turn, ringing, settling.
+const LONGEST_ATTEMPT: SignedDuration = SignedDuration::from_mins(10);
 
 /// One message of a log, ready for the columns.
 struct Said {
@@ -94,13 +99,27 @@ impl Said {
     }
 }
 
+/// Whether an attempt that was claimed at one time, or given up at another, may have said something at a third.
+fn was_attempted_then(claimed: Option<Timestamp>, given_up: Option<Timestamp>, said: Timestamp) -> bool {
+    let after = |earlier: Timestamp, later: Timestamp| {
+        let between = later.duration_since(earlier);
+        between >= -PATIENCE && between <= LONGEST_ATTEMPT
+    };
+    // A program that was down meanwhile gave up long after; a user who queues the row again takes the claim away.
+    match (claimed, given_up) {
+        (Some(claimed), _) => after(claimed, said),
+        (None, Some(given_up)) => after(said, given_up),
+        (None, None) => false,
+    }
+}
+
 /// A log keeps text another way than events tell it: white space does not count.
 fn comparable(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 impl Workspace {
-    pub(in crate::archive) fn apply_logged(&mut self, applying: &Applying, fact: &LoggedConversation) {
+    pub(in crate::archive) fn apply_logged(&mut self, applying: &mut Applying, fact: &LoggedConversation) {
         for (occurrence, unreadable) in (0..).zip(&fact.unreadable) {
             // The address stands for a cursor: each reading of the log brings the same again.
             self.apply_quarantined(applying, unreadable, Some(&fact.href), occurrence);
@@ -148,7 +167,13 @@ impl Workspace {
             if described.insert(id) {
                 self.people_of_log(applying, conversation, &fact.people);
             }
-            let place = self.new_message(applying, id, said.direction, &said.text);
+            let in_doubt = self.send_in_doubt(applying, fact, &said);
+            let place = match &in_doubt {
+                Some((send, operation)) => {
+                    self.said(applying, *send, operation, id, MessageSource::ConversationLog)
+                }
+                None => self.new_message(applying, id, said.direction, &said.text),
+            };
             let row = self.messages.get_mut(place);
             row.sent_at = said.sent_at;
             row.sender_uri = said.sender_uri;
@@ -156,7 +181,42 @@ impl Workspace {
             row.source = MessageSource::ConversationLog;
             row.status = MessageStatus::Delivered;
             self.release(place);
+            if let Some((send, operation)) = in_doubt {
+                self.send_completed(applying, send, &operation, OperationStatus::Success, None, None);
+            }
         }
+    }
+
+    /// The row of the queue that a logged message of ours must be, of those of which nobody could tell whether the server
+    /// took them: with the same text, for people who are in the log, and attempted shortly before. With the attempt.
+    fn send_in_doubt(
+        &self,
+        applying: &Applying,
+        fact: &LoggedConversation,
+        said: &Said,
+    ) -> Option<(usize, OperationId)> {
+        if said.direction != Direction::Outgoing {
+            return None;
+        }
+        let is_there = |uri: &str| fact.people.iter().any(|person| person.uri.as_deref() == Some(uri));
+        let same_thread = |id: ConversationId| {
+            let known = self.conversations.by_id(id).map(|place| self.conversations.get(place));
+            known.is_some_and(|known| known.thread_id.is_some() && known.thread_id == fact.thread_id)
+        };
+        self.attempts.iter().find_map(|attempt| {
+            let place = self.outbox.by_id(attempt.outbox)?;
+            let send = self.outbox.get(place);
+            let fits = attempt.outcome.as_deref() == Some(OutboxState::Uncertain.as_str())
+                && send.account == applying.account
+                && matches!(send.state, OutboxState::Uncertain | OutboxState::Queued)
+                && was_attempted_then(send.claimed_at, attempt.finished_at, said.sent_at)
+                && match send.given_conversation {
+                    Some(id) => same_thread(id),
+                    None => !send.destination.is_empty() && send.destination.split(';').all(is_there),
+                }
+                && comparable(&Text::of_send(send, self.plain_from_html).body) == said.key;
+            fits.then(|| (place, attempt.operation_id.clone()))
+        })
     }
 
     /// The account's loaded messages that may stand in a log of this thread.

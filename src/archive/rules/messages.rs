@@ -297,6 +297,7 @@ impl Workspace {
             if let Some(placeholder) = known.filter(|&other| other != place)
                 && !self.messages.get(placeholder).is_chained()
             {
+                self.take_report(place, placeholder);
                 self.delete_message(placeholder);
             }
             applying.fetched(FetchedResource::Message, &fact.href);
@@ -481,15 +482,15 @@ impl Workspace {
         {
             if let Some(unclaimed) = event.filter(|&other| other != place)
                 && self.messages.get(unclaimed).outbox.is_none()
-                && !self.messages.get(unclaimed).is_chained()
             {
-                let (sent_at, status) =
-                    (self.messages.get(unclaimed).sent_at, self.messages.get(unclaimed).status);
-                self.delete_message(unclaimed);
-                let row = self.messages.get_mut(place);
-                row.status = status;
-                if !row.is_chained() {
-                    row.sent_at = sent_at;
+                self.take_report(place, unclaimed);
+                if !self.messages.get(unclaimed).is_chained() {
+                    let sent_at = self.messages.get(unclaimed).sent_at;
+                    self.delete_message(unclaimed);
+                    let row = self.messages.get_mut(place);
+                    if !row.is_chained() {
+                        row.sent_at = sent_at;
+                    }
                 }
             }
             if self.messages.by_resource(applying.session, href).is_none() {
@@ -498,6 +499,18 @@ impl Workspace {
             }
         }
         place
+    }
+
+    /// What was reported of a message while only its link was known is of the row that it turned out to be.
+    fn take_report(&mut self, place: usize, placeholder: usize) {
+        let reported = self.messages.get(placeholder).clone();
+        let row = self.messages.get_mut(place);
+        if reported.status != MessageStatus::Pending && row.status == MessageStatus::Pending {
+            row.status = reported.status;
+            row.code = reported.code;
+            row.subcode = reported.subcode;
+            row.reason = reported.reason;
+        }
     }
 
     /// Our HTML went out as its plain rendition, because the conversation takes nothing else.
@@ -597,7 +610,11 @@ impl Workspace {
                     failed.as_deref(),
                 );
             }
-            None => self.send_accepted(applying, send, &operation, true),
+            None if self.messages.get(place).status == MessageStatus::Pending => {
+                self.send_accepted(applying, send, &operation, true);
+            }
+            // Read before the report that has come meanwhile.
+            None => self.complete_if_reported(applying, send, &operation, place),
         }
     }
 

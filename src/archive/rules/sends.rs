@@ -73,13 +73,14 @@ impl Workspace {
                 }
                 self.send_accepted(applying, send, operation, false);
                 self.note_not_reached(send, message, not_reached);
+                self.placed_by_its_address(applying, conversation_href, message);
                 self.complete_if_reported(applying, send, operation, message);
             }
             SendOutcome::InvitationAccepted { invitation_href } => {
+                self.send_accepted(applying, send, operation, false);
                 if let Some(href) = invitation_href {
                     self.invitation_accepted(applying, send, operation, href);
                 }
-                self.send_accepted(applying, send, operation, false);
             }
             SendOutcome::RetryAt { at, reason, http_status, error } => {
                 let outcome =
@@ -132,23 +133,47 @@ impl Workspace {
                 };
                 self.apply_send(applying, &fact);
             }
-            SendOutcome::Uncertain { error } => {
-                let outcome = Outcome { detail: Some(error), ..Outcome::default() };
-                self.close_attempt(applying, operation, OutboxState::Uncertain, outcome);
-                if self.is_current(send, operation) && self.outbox.get(send).state == OutboxState::Sending {
-                    let row = self.outbox.get_mut(send);
-                    row.state = OutboxState::Uncertain;
-                    row.finished_at = Some(applying.at);
-                    row.last_code = None;
-                    row.last_subcode = None;
-                    row.last_error = Some(error.clone());
-                }
+            SendOutcome::Uncertain { error, again_at } => {
+                self.send_uncertain(applying, send, operation, error, *again_at);
             }
         }
     }
 
-    /// Whether the event channel told of a message from us that nobody claimed, and that a request made at `since` may
-    /// have said.
+    /// Nobody can tell whether the server took an attempt.
+    fn send_uncertain(
+        &mut self,
+        applying: &Applying,
+        send: usize,
+        operation: &OperationId,
+        error: &str,
+        again_at: Option<Timestamp>,
+    ) {
+        let outcome = Outcome { detail: Some(error), ..Outcome::default() };
+        self.close_attempt(applying, operation, OutboxState::Uncertain, outcome);
+        if !self.is_current(send, operation) || self.outbox.get(send).state != OutboxState::Sending {
+            return;
+        }
+        let limit = self.settings.max_attempts;
+        let row = self.outbox.get_mut(send);
+        row.last_code = None;
+        row.last_subcode = None;
+        match again_at {
+            Some(at) if row.attempts < row.max_attempts.unwrap_or(limit) => {
+                row.state = OutboxState::Queued;
+                row.next_attempt_at = Some(to_milliseconds(at));
+                row.possible_duplicate = true;
+                row.last_error = Some(format!("{error}; sent again, so the recipient may get it twice"));
+            }
+            _ => {
+                row.state = OutboxState::Uncertain;
+                row.finished_at = Some(applying.at);
+                row.last_error = Some(error.to_owned());
+            }
+        }
+    }
+
+    /// Whether the event channel told of a message that nobody claimed, and that a request made at `since` may have
+    /// said: one from us, or one that was only linked and can't be read, so that nobody knows whose it is.
     fn may_have_been_heard(&self, applying: &Applying, since: Timestamp, said_in: &SaidIn) -> bool {
         self.messages.iter().any(|message| {
             let Some(conversation) = self.conversations.by_id(message.conversation) else { return false };
@@ -160,7 +185,7 @@ impl Workspace {
             };
             fits && message.account == applying.account
                 && message.session == Some(applying.session)
-                && message.direction == Direction::Outgoing
+                && (message.direction == Direction::Outgoing || message.is_unread())
                 && message.source == MessageSource::Event
                 && message.href.is_some()
                 && message.outbox.is_none()
@@ -180,8 +205,8 @@ impl Workspace {
         self.outbox.get_mut(send).last_error = Some(format!("not reached: {}", words.join(", ")));
     }
 
-    /// The delivery report may have come before the answer.
-    fn complete_if_reported(
+    /// The delivery report may have come before the answer, or before anybody knew whose message it was of.
+    pub(super) fn complete_if_reported(
         &mut self,
         applying: &mut Applying,
         send: usize,
@@ -222,6 +247,10 @@ impl Workspace {
         }
         if let Some(conversation) = row.conversation {
             self.invitation_said(applying, place, conversation);
+        }
+        // What is still to be read names the conversation too, and ends it then.
+        if !self.invitations.get(place).awaiting_fetch {
+            self.tell_end(applying, place);
         }
     }
 

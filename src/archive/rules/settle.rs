@@ -161,6 +161,7 @@ impl Workspace {
                     if invitation.awaiting_fetch {
                         invitation.awaiting_fetch = false;
                         invitation.reason.get_or_insert_with(|| storable(&fact.why).into_owned());
+                        self.tell_end(applying, place);
                     }
                 }
             }

@@ -208,6 +208,7 @@ impl Ledger {
                 last_code: None,
                 last_subcode: None,
                 last_error: None,
+                possible_duplicate: false,
                 claimed_at: None,
                 sent_at: None,
                 finished_at: None,
@@ -1063,13 +1064,76 @@ fn an_event_that_nobody_can_place_waits_for_its_201() {
     }
 }
 
+/// The delivery report of a message, of which the event only linked the resource.
+fn report_link(number: u32) -> Fact {
+    Fact::Message(MessageFact {
+        direction: None,
+        sent_at: None,
+        link_only: true,
+        content: Content::default(),
+        sender: None,
+        ..message_fact(number, "")
+    })
+}
+
+fn unfetchable(number: u32) -> Fact {
+    Fact::Unfetchable(Unfetchable {
+        fetch: fetch(FetchedResource::Message, &format!("{TALK}/messages/{number}")),
+        why: "the conversation has ended (404)".to_owned(),
+    })
+}
+
+#[test]
+fn a_report_that_comes_while_the_resource_is_read_is_kept() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.events(vec![message_link(1)]);
+    ledger.events(vec![report_link(1)]);
+    // Read before the report, stored after it.
+    ledger.answer(Fact::Message(MessageFact {
+        operation_id: Some(operation.clone()),
+        status: None,
+        phase: Phase::Started,
+        ..our_message_fact(1)
+    }));
+    delivered_once(&ledger, &operation);
+}
+
+#[test]
+fn a_report_of_a_message_that_could_not_be_read_is_of_the_answer_with_its_address() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.events(vec![message_link(1), report_link(1)]);
+    ledger.answer(unfetchable(1));
+    ledger.answer(send(5, &operation, accepted(Some(1))));
+    assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+    assert_eq!(ledger.texts(), ["", "Done"]);
+    assert!(ledger.messages.values().all(|row| row.status == MessageStatus::Delivered));
+}
+
+#[test]
+fn a_message_that_cannot_be_read_may_be_of_the_send_whose_answer_was_lost() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    ledger.events(vec![conversation("Connected"), message_link(1), report_link(1)]);
+    let talk = || SaidIn::Conversation(TALK.to_owned());
+    for readable in [true, false] {
+        if !readable {
+            ledger.answer(unfetchable(1));
+        }
+        let mut ledger = ledger.clone();
+        ledger.answer(send(5, &operation, unheard(&ledger, start(), talk())));
+        assert_eq!(ledger.row(5).state, OutboxState::Uncertain, "readable: {readable}");
+    }
+}
+
 /// The answer to a request made at `since` was lost, and no event bears its operation id.
 fn unheard(ledger: &Ledger, since: Timestamp, said_in: SaidIn) -> SendOutcome {
     SendOutcome::Unheard {
         since,
         said_in,
         silent: Box::new(retry(ledger)),
-        doubtful: Box::new(SendOutcome::Uncertain { error: "nobody can tell".to_owned() }),
+        doubtful: Box::new(SendOutcome::Uncertain { error: "nobody can tell".to_owned(), again_at: None }),
     }
 }
 
@@ -1303,6 +1367,132 @@ fn a_linked_invitation_whose_answer_came_first_is_fetched() {
     assert_eq!(ledger.only_message().outbox, Some(OutboxId(5)));
 }
 
+/// An event of our invitation that only links it.
+fn our_invitation_link(operation: &OperationId, phase: Phase, status: Option<OperationStatus>) -> Fact {
+    let Fact::Invitation(known) = our_invitation(operation, phase, status) else { unreachable!() };
+    Fact::Invitation(InvitationFact {
+        direction: None,
+        state: None,
+        operation_id: None,
+        thread_id: None,
+        subject: None,
+        importance: None,
+        to_uri: None,
+        conversation_href: None,
+        link_only: true,
+        ..known
+    })
+}
+
+#[test]
+fn the_end_of_an_invitation_counts_though_whose_it_is_is_known_later() {
+    let resource = |operation: &OperationId, state: &str| {
+        let Fact::Invitation(known) = our_invitation(operation, Phase::Updated, None) else { unreachable!() };
+        Fact::Invitation(InvitationFact { state: Some(state.to_owned()), ..known })
+    };
+    let href = || Some("/invitations/9".to_owned());
+    for (status, row, message) in [
+        (OperationStatus::Success, OutboxState::Delivered, MessageStatus::Delivered),
+        (OperationStatus::Failure, OutboxState::Failed, MessageStatus::Failed),
+    ] {
+        let mut ledger = Ledger::new();
+        let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+        ledger.events(vec![our_invitation_link(&operation, Phase::Started, None)]);
+        ledger.events(vec![our_invitation_link(&operation, Phase::Completed, Some(status))]);
+        let mut by_answer = ledger.clone();
+        // The resource is read: before the end, or after it.
+        for state in ["Connecting", "Connected"] {
+            let mut ledger = ledger.clone();
+            ledger.answer(resource(&operation, state));
+            assert_eq!(ledger.row(5).state, row, "{state}");
+            assert_eq!(ledger.only_message().status, message, "{state}");
+        }
+        // Or the answer to the request names it.
+        by_answer.answer(send(5, &operation, SendOutcome::InvitationAccepted { invitation_href: href() }));
+        let mut unreadable = by_answer.clone();
+        by_answer.answer(resource(&operation, "Connecting"));
+        assert_eq!((by_answer.row(5).state, by_answer.only_message().status), (row, message));
+        unreadable.answer(Fact::Unfetchable(Unfetchable {
+            fetch: fetch(FetchedResource::Invitation(InvitationKind::Messaging), "/invitations/9"),
+            why: "404".to_owned(),
+        }));
+        assert_eq!(unreadable.row(5).state, row);
+    }
+}
+
+#[test]
+fn the_text_of_a_call_that_can_not_be_read_is_archived_when_the_call_was_accepted() {
+    let created = |operation: &OperationId| {
+        let invitation_href = Some("/invitations/9".to_owned());
+        send(5, operation, SendOutcome::InvitationAccepted { invitation_href })
+    };
+    let unreadable = Fact::Unfetchable(Unfetchable {
+        fetch: fetch(FetchedResource::Invitation(InvitationKind::Messaging), "/invitations/9"),
+        why: "404".to_owned(),
+    });
+    for answer_first in [true, false] {
+        let mut ledger = Ledger::new();
+        let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+        if answer_first {
+            ledger.answer(created(&operation));
+        }
+        ledger.events(vec![our_invitation_link(&operation, Phase::Started, None)]);
+        ledger.events(vec![our_invitation_link(
+            &operation,
+            Phase::Completed,
+            Some(OperationStatus::Success),
+        )]);
+        if !answer_first {
+            ledger.answer(created(&operation));
+        }
+        assert_eq!((ledger.row(5).state, ledger.messages.len()), (OutboxState::Sent, 0));
+        ledger.answer(unreadable.clone());
+        assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+        let row = ledger.only_message();
+        assert_eq!((row.body.as_str(), row.status), ("Done", MessageStatus::Delivered));
+        assert_eq!(ledger.row(5).message, Some(row.id));
+        let call = &ledger.invitations[&1];
+        assert_eq!((call.conversation, call.message), (Some(row.conversation), Some(row.id)));
+        assert_eq!(call.to_uri.as_deref(), Some("sip:bob@contoso.com"), "it says to whom, without the queue");
+        assert_eq!(ledger.check_chain(), 1);
+    }
+}
+
+#[test]
+fn a_call_whose_text_stands_alone_says_to_whom_and_finds_its_conversation_later() {
+    let mut ledger = Ledger::new();
+    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
+    let invitation_href = Some("/invitations/9".to_owned());
+    ledger.answer(send(5, &operation, SendOutcome::InvitationAccepted { invitation_href }));
+    // No event came within the patience of the archive.
+    let alone = SendOutcome::MessageAccepted {
+        conversation_href: "/invitations/9".to_owned(),
+        message_href: None,
+        as_plain: false,
+        not_reached: Vec::new(),
+    };
+    ledger.answer(send(5, &operation, alone));
+    let stand_in = ledger.only_message().conversation;
+    assert_eq!(ledger.invitations[&1].conversation, Some(stand_in));
+    // The conversation is told of after all, by itself or by the call.
+    for known in [false, true] {
+        let mut ledger = ledger.clone();
+        if known {
+            ledger.events(vec![conversation("Connected")]);
+        }
+        ledger.events(vec![our_invitation(&operation, Phase::Completed, Some(OperationStatus::Success))]);
+        assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+        let row = ledger.only_message();
+        assert_eq!(row.status, MessageStatus::Delivered);
+        assert_eq!(ledger.row(5).conversation, Some(row.conversation));
+        assert_eq!(ledger.conversations[&row.conversation].href.as_deref(), Some(TALK));
+    }
+    // Or its end is only linked.
+    ledger.events(vec![our_invitation_link(&operation, Phase::Completed, Some(OperationStatus::Success))]);
+    assert_eq!(ledger.row(5).state, OutboxState::Delivered);
+    assert_eq!(ledger.only_message().status, MessageStatus::Delivered);
+}
+
 #[test]
 fn who_was_not_there_is_called_again_later_until_the_last_attempt() {
     let mut ledger = Ledger::new();
@@ -1368,7 +1558,11 @@ fn an_older_attempts_failure_changes_nothing_and_its_success_everything() {
 fn an_uncertain_row_is_settled_by_a_late_event() {
     let mut ledger = Ledger::new();
     let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
-    ledger.answer(send(5, &operation, SendOutcome::Uncertain { error: "no answer".to_owned() }));
+    ledger.answer(send(
+        5,
+        &operation,
+        SendOutcome::Uncertain { error: "no answer".to_owned(), again_at: None },
+    ));
     assert_eq!(ledger.row(5).state, OutboxState::Uncertain);
     let event = MessageFact { operation_id: Some(operation), ..our_message_fact(1) };
     ledger.events(vec![Fact::Message(event)]);

@@ -6,21 +6,13 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{AssertSqlSafe, Postgres, QueryBuilder, Row};
 
-use super::{
-    PostgresStore,
-    accounts::COLUMNS,
-    column::{Time, text},
-};
+use super::{PostgresStore, accounts::COLUMNS, column::Time};
 use crate::{
     identifiers::{ConversationId, MessageId},
     store::{
         AccountOverview, AccountState, AccountsFilter, BrowseStore, ConversationSummary, ConversationsFilter,
-        FailedSend, HistoryRow, MinuteCount, OpenGap, ParticipantStay, SearchFilter, StoreError,
-        TranscriptMessage, TranscriptPage, TroubledAccount,
-        browse::{self, like},
-        columns::Columns,
-        rows,
-        trouble::failed,
+        FailedSend, MinuteCount, OpenGap, ParticipantStay, StoreError, TranscriptMessage, TranscriptPage,
+        TroubledAccount, browse, columns::Columns, rows, trouble::failed,
     },
 };
 
@@ -63,7 +55,7 @@ impl BrowseStore for PostgresStore {
         )))
         .bind(&filter.after)
         .bind(filter.state.map(AccountState::as_str))
-        .bind(filter.text.as_deref().map(like))
+        .bind(filter.text.as_deref().map(browse::like))
         .bind(filter.limit)
         .fetch_all(&self.readers)
         .await
@@ -256,38 +248,6 @@ impl BrowseStore for PostgresStore {
         .collect()
     }
 
-    async fn search(&self, filter: &SearchFilter) -> Result<Vec<HistoryRow>, StoreError> {
-        let failed = failed("searching the archive");
-        if filter.words.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut query = QueryBuilder::<Postgres>::new(
-            "SELECT h.* FROM message_history h WHERE h.message_id IN (SELECT m.id FROM messages m WHERE true",
-        );
-        for word in &filter.words {
-            // A word that has nothing to index, like "!", is no word to the index, so it finds nothing.
-            query
-                .push(
-                    " AND ucwa_relay_search(m.body)
-                          @@ (nullif(phraseto_tsquery('pg_catalog.simple', ucwa_relay_words(",
-                )
-                .push_bind(text(word))
-                .push("))::text, '') || ':*')::tsquery");
-        }
-        if let Some(account) = &filter.account {
-            query
-                .push(" AND m.account_id = (SELECT a.id FROM accounts a WHERE a.sip_uri = ")
-                .push_bind(account.as_str())
-                .push(")");
-        }
-        if let Some(before) = filter.before {
-            query.push(" AND m.id < ").push_bind(before.0);
-        }
-        query.push(" ORDER BY m.id DESC LIMIT ").push_bind(filter.limit).push(") ORDER BY h.message_id DESC");
-        let found = query.build().fetch_all(&self.readers).await.map_err(&failed)?;
-        found.iter().map(|row| rows::history_row(row).map_err(&failed)).collect()
-    }
-
     async fn message_from(&self, id: MessageId) -> Result<Option<(MessageId, Timestamp)>, StoreError> {
         let failed = failed("looking for a message");
         sqlx::query("SELECT id, archived_at FROM messages WHERE id >= $1 ORDER BY id LIMIT 1")
@@ -298,14 +258,6 @@ impl BrowseStore for PostgresStore {
             .map(|row| Ok((MessageId(row.integer("id")?), row.user_time("archived_at")?)))
             .transpose()
             .map_err(failed)
-    }
-
-    async fn newest_message(&self) -> Result<MessageId, StoreError> {
-        sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM messages")
-            .fetch_one(&self.readers)
-            .await
-            .map(MessageId)
-            .map_err(failed("looking for the newest message"))
     }
 
     async fn minute_counts(&self, after: MessageId, to: MessageId) -> Result<Vec<MinuteCount>, StoreError> {

@@ -111,4 +111,10 @@ impl Columns for PgRow {
         }
         Ok(self.optional_time(column)?.map(iso_milliseconds))
     }
+
+    fn exact_time(&self, column: &str) -> Result<Option<String>, sqlx::Error> {
+        Ok(self.optional_time(column)?.map(|time| {
+            if to_milliseconds(time) == time { iso_milliseconds(time) } else { time.to_string() }
+        }))
+    }
 }

@@ -121,7 +121,7 @@ async fn lock_held<'a>(
         "SELECT l.account_id, l.epoch
            FROM unnest($2::bigint[], $3::bigint[]) AS k (account_id, epoch)
            JOIN account_leases l ON l.account_id = k.account_id AND l.epoch = k.epoch
-          WHERE l.node_id = $1
+          WHERE l.node_id = $1 AND l.account_id = ANY ($2)
             FOR KEY SHARE OF l",
     )
     .bind(node)

@@ -1,5 +1,6 @@
 //! What a batch changed, from the archive's workspace into the database: one statement per table, its rows as one array
-//! per column, so that the statements are the same for every batch and stay prepared.
+//! per column, so that the statements are the same for every batch and stay prepared. The keys of an update stand there
+//! twice, the second time as an array to look up: however small the planner takes a table for, it does not read all of it.
 
 use jiff::Timestamp;
 use sqlx::PgConnection;
@@ -110,7 +111,7 @@ async fn last_events(
     sqlx::query(
         "UPDATE account_status x SET last_event_at = k.at
            FROM unnest($1::bigint[], $2::timestamptz[]) AS k (account_id, at)
-          WHERE x.account_id = k.account_id",
+          WHERE x.account_id = k.account_id AND x.account_id = ANY ($1)",
     )
     .bind(column(events, |(account, _)| account.0))
     .bind(column(events, |(_, at)| Time(*at)))
@@ -133,7 +134,7 @@ async fn sessions(connection: &mut PgConnection, rows: &[&SessionRow]) -> Result
             SET event_cursor = k.event_cursor, last_ack_at = k.last_ack_at
            FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::timestamptz[])
                 AS k (account_id, id, event_cursor, last_ack_at)
-          WHERE x.account_id = k.account_id AND x.id = k.id",
+          WHERE x.account_id = k.account_id AND x.id = k.id AND x.id = ANY ($2)",
     )
     .bind(column(rows, |row| row.account.0))
     .bind(column(rows, |row| row.id.0))
@@ -404,13 +405,13 @@ async fn outbox(connection: &mut PgConnection, rows: &[&OutboxSend]) -> Result<(
             SET state = k.state, conversation_id = k.conversation_id, message_id = k.message_id,
                 next_attempt_at = k.next_attempt_at, last_code = k.last_code, last_subcode =
                 k.last_subcode, last_error = k.last_error, sent_at = k.sent_at, finished_at =
-                k.finished_at,
+                k.finished_at, possible_duplicate = k.possible_duplicate,
                 updated_at = date_trunc('milliseconds', clock_timestamp()), revision = x.revision + 1
            FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::text[],
-                $7::text[], $8::text[], $9::timestamptz[], $10::timestamptz[])
+                $7::text[], $8::text[], $9::timestamptz[], $10::timestamptz[], $11::boolean[])
                 AS k (id, state, conversation_id, message_id, next_attempt_at, last_code,
-                      last_subcode, last_error, sent_at, finished_at)
-          WHERE x.id = k.id",
+                      last_subcode, last_error, sent_at, finished_at, possible_duplicate)
+          WHERE x.id = k.id AND x.id = ANY ($1)",
     )
     .bind(column(rows, |row| row.id.0))
     .bind(column(rows, |row| row.state.as_str()))
@@ -422,6 +423,7 @@ async fn outbox(connection: &mut PgConnection, rows: &[&OutboxSend]) -> Result<(
     .bind(column(rows, |row| optional_text(row.last_error.as_deref())))
     .bind(column(rows, |row| optional_time(row.sent_at)))
     .bind(column(rows, |row| optional_time(row.finished_at)))
+    .bind(column(rows, |row| row.possible_duplicate))
     .execute(connection)
     .await
     .map(drop)
@@ -438,7 +440,7 @@ async fn attempts(connection: &mut PgConnection, rows: &[&AttemptRow]) -> Result
            FROM unnest($1::bigint[], $2::timestamptz[], $3::text[], $4::bigint[], $5::text[], $6::text[],
                 $7::text[])
                 AS k (id, finished_at, outcome, http_status, code, subcode, detail)
-          WHERE x.id = k.id",
+          WHERE x.id = k.id AND x.id = ANY ($1)",
     )
     .bind(column(rows, |row| row.id))
     .bind(column(rows, |row| optional_time(row.finished_at)))

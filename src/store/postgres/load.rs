@@ -1,6 +1,8 @@
 //! Rows of a batch, from the database into the archive's workspace: one query per table, whatever the batch's size.
 //!
-//! Keys travel as arrays, so the statements are the same for every batch and stay prepared.
+//! Keys travel as arrays, so the statements are the same for every batch and stay prepared. They are planned when a table
+//! may still be empty and used when it is long; so what belongs to a key is asked for by a subquery of its own
+//! (`LATERAL … OFFSET 0`), which leaves the planner no choice but to look each key up.
 
 use sqlx::{PgConnection, postgres::PgRow};
 
@@ -108,9 +110,10 @@ async fn sessions(
         "SELECT s.id, s.account_id, s.event_cursor, s.last_ack_at, s.ended_at, a.sip_uri,
                 h.seq AS head_seq, h.hash AS head_hash
            FROM unnest($1::bigint[], $2::bigint[]) AS k (account_id, id)
-           JOIN sessions s ON s.account_id = k.account_id AND s.id = k.id
-           JOIN accounts a ON a.id = s.account_id
-           LEFT JOIN chain_heads h ON h.account_id = s.account_id",
+          CROSS JOIN LATERAL (SELECT * FROM sessions s WHERE s.account_id = k.account_id AND s.id = k.id OFFSET 0) s
+          CROSS JOIN LATERAL (SELECT a.sip_uri FROM accounts a WHERE a.id = k.account_id OFFSET 0) a
+           LEFT JOIN LATERAL (SELECT h.seq, h.hash FROM chain_heads h WHERE h.account_id = k.account_id OFFSET 0) h
+             ON TRUE",
     )
     .bind(accounts)
     .bind(sessions)
@@ -133,8 +136,10 @@ async fn conversations(
             connection,
             "SELECT c.*
                FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS k (account_id, session_id, href)
-               JOIN conversations c
-                 ON c.account_id = k.account_id AND c.session_id = k.session_id AND c.href = k.href",
+              CROSS JOIN LATERAL
+                    (SELECT * FROM conversations c
+                      WHERE c.account_id = k.account_id AND c.session_id = k.session_id AND c.href = k.href
+                     OFFSET 0) c",
         )
         .await?;
     for row in found {
@@ -172,8 +177,10 @@ async fn invitations(
             connection,
             "SELECT i.*
                FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS k (account_id, session_id, href)
-               JOIN invitations i
-                 ON i.account_id = k.account_id AND i.session_id = k.session_id AND i.href = k.href",
+              CROSS JOIN LATERAL
+                    (SELECT * FROM invitations i
+                      WHERE i.account_id = k.account_id AND i.session_id = k.session_id AND i.href = k.href
+                     OFFSET 0) i",
         )
         .await?;
     if !keys.operations.is_empty() {
@@ -182,7 +189,10 @@ async fn invitations(
             sqlx::query(
                 "SELECT i.*
                    FROM unnest($1::bigint[], $2::text[]) AS k (account_id, operation_id)
-                   JOIN invitations i ON i.account_id = k.account_id AND i.operation_id = k.operation_id",
+                  CROSS JOIN LATERAL
+                        (SELECT * FROM invitations i
+                          WHERE i.account_id = k.account_id AND i.operation_id = k.operation_id
+                         OFFSET 0) i",
             )
             .bind(accounts)
             .bind(operations)
@@ -213,10 +223,14 @@ async fn participants(
             connection,
             "SELECT p.*
                FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS k (account_id, session_id, href)
-               JOIN conversations c
-                 ON c.account_id = k.account_id AND c.session_id = k.session_id AND c.href = k.href
-               JOIN participants p ON p.account_id = c.account_id AND p.conversation_id = c.id
-              WHERE p.left_at IS NULL",
+              CROSS JOIN LATERAL
+                    (SELECT * FROM conversations c
+                      WHERE c.account_id = k.account_id AND c.session_id = k.session_id AND c.href = k.href
+                     OFFSET 0) c
+              CROSS JOIN LATERAL
+                    (SELECT * FROM participants p
+                      WHERE p.account_id = c.account_id AND p.conversation_id = c.id AND p.left_at IS NULL
+                     OFFSET 0) p",
         )
         .await?;
     for row in found {
@@ -235,8 +249,10 @@ async fn participants_by_href(
             connection,
             "SELECT p.*
                FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS k (account_id, session_id, href)
-               JOIN participants p
-                 ON p.account_id = k.account_id AND p.session_id = k.session_id AND p.href = k.href",
+              CROSS JOIN LATERAL
+                    (SELECT * FROM participants p
+                      WHERE p.account_id = k.account_id AND p.session_id = k.session_id AND p.href = k.href
+                     OFFSET 0) p",
         )
         .await?;
     for row in found {
@@ -273,7 +289,9 @@ async fn logged(
     let mut conversations = sqlx::query(
         "SELECT c.*
            FROM unnest($1::bigint[], $2::text[]) AS k (account_id, thread_id)
-           JOIN conversations c ON c.account_id = k.account_id AND c.thread_id = k.thread_id",
+          CROSS JOIN LATERAL
+                (SELECT * FROM conversations c WHERE c.account_id = k.account_id AND c.thread_id = k.thread_id
+                 OFFSET 0) c",
     )
     .bind(&accounts)
     .bind(&threads)
@@ -282,8 +300,12 @@ async fn logged(
     let participants = sqlx::query(
         "SELECT p.*
            FROM unnest($1::bigint[], $2::text[]) AS k (account_id, thread_id)
-           JOIN conversations c ON c.account_id = k.account_id AND c.thread_id = k.thread_id
-           JOIN participants p ON p.account_id = c.account_id AND p.conversation_id = c.id",
+          CROSS JOIN LATERAL
+                (SELECT * FROM conversations c WHERE c.account_id = k.account_id AND c.thread_id = k.thread_id
+                 OFFSET 0) c
+          CROSS JOIN LATERAL
+                (SELECT * FROM participants p WHERE p.account_id = c.account_id AND p.conversation_id = c.id
+                 OFFSET 0) p",
     )
     .bind(&accounts)
     .bind(&threads)
@@ -297,8 +319,13 @@ async fn logged(
             "SELECT DISTINCT ON (c.id) c.*
                FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::timestamptz[])
                     AS k (account_id, thread_id, from_at, to_at)
-               JOIN messages m ON m.account_id = k.account_id AND m.sent_at BETWEEN k.from_at AND k.to_at
-               JOIN conversations c ON c.account_id = m.account_id AND c.id = m.conversation_id
+              CROSS JOIN LATERAL
+                    (SELECT m.account_id, m.conversation_id FROM messages m
+                      WHERE m.account_id = k.account_id AND m.sent_at BETWEEN k.from_at AND k.to_at
+                     OFFSET 0) m
+              CROSS JOIN LATERAL
+                    (SELECT * FROM conversations c WHERE c.account_id = m.account_id AND c.id = m.conversation_id
+                     OFFSET 0) c
               WHERE c.thread_id IS NULL OR k.thread_id IS NULL",
         )
         .bind(&accounts)
@@ -315,8 +342,13 @@ async fn logged(
         "SELECT m.*
            FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::timestamptz[])
                 AS k (account_id, thread_id, from_at, to_at)
-           JOIN messages m ON m.account_id = k.account_id AND m.sent_at BETWEEN k.from_at AND k.to_at
-           JOIN conversations c ON c.account_id = m.account_id AND c.id = m.conversation_id
+          CROSS JOIN LATERAL
+                (SELECT * FROM messages m
+                  WHERE m.account_id = k.account_id AND m.sent_at BETWEEN k.from_at AND k.to_at
+                 OFFSET 0) m
+          CROSS JOIN LATERAL
+                (SELECT c.thread_id FROM conversations c WHERE c.account_id = m.account_id AND c.id = m.conversation_id
+                 OFFSET 0) c
           WHERE c.thread_id IS NULL OR k.thread_id IS NULL OR c.thread_id = k.thread_id",
     )
     .bind(&accounts)
@@ -367,15 +399,54 @@ async fn outbox(
         let found = sqlx::query(
             "SELECT t.*
                FROM outbox o
-               JOIN outbox_attempts t ON t.operation_id = o.operation_id
+              CROSS JOIN LATERAL
+                    (SELECT * FROM outbox_attempts t WHERE t.operation_id = o.operation_id OFFSET 0) t
               WHERE o.account_id = ANY ($1::bigint[]) AND o.state = 'sending'",
         )
         .bind(&accounts)
-        .fetch_all(connection)
+        .fetch_all(&mut *connection)
         .await?;
         for row in found {
             workspace.load_attempt(rows::attempt(&row)?);
         }
+    }
+    sends_in_doubt(connection, workspace, keys).await
+}
+
+/// Rows of which nobody could tell whether the server took them, with the attempts in question.
+async fn sends_in_doubt(
+    connection: &mut PgConnection,
+    workspace: &mut Workspace,
+    keys: &Keys,
+) -> Result<(), sqlx::Error> {
+    if keys.in_doubt.is_empty() {
+        return Ok(());
+    }
+    let accounts: Vec<i64> = keys.in_doubt.iter().map(|id| id.0).collect();
+    let found = sqlx::query(
+        "SELECT o.* FROM outbox o
+          WHERE o.account_id = ANY ($1::bigint[]) AND (o.state = 'uncertain' OR o.possible_duplicate)
+            AND o.state IN ('uncertain', 'queued') AND o.destination IS NOT NULL
+          ORDER BY o.id FOR UPDATE",
+    )
+    .bind(&accounts)
+    .fetch_all(&mut *connection)
+    .await?;
+    for row in found {
+        workspace.load_outbox(rows::outbox_send(&row)?);
+    }
+    let found = sqlx::query(
+        "SELECT t.*
+           FROM outbox o
+           JOIN outbox_attempts t ON t.outbox_id = o.id
+          WHERE o.account_id = ANY ($1::bigint[]) AND (o.state = 'uncertain' OR o.possible_duplicate)
+            AND o.state IN ('uncertain', 'queued') AND t.outcome = 'uncertain'",
+    )
+    .bind(&accounts)
+    .fetch_all(connection)
+    .await?;
+    for row in found {
+        workspace.load_attempt(rows::attempt(&row)?);
     }
     Ok(())
 }
@@ -433,8 +504,10 @@ async fn messages(
             connection,
             "SELECT m.*
                FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS k (account_id, session_id, href)
-               JOIN messages m
-                 ON m.account_id = k.account_id AND m.session_id = k.session_id AND m.href = k.href",
+              CROSS JOIN LATERAL
+                    (SELECT * FROM messages m
+                      WHERE m.account_id = k.account_id AND m.session_id = k.session_id AND m.href = k.href
+                     OFFSET 0) m",
         )
         .await?;
     // Attempts of rows that are in flight may have said something under an id that no event names.
@@ -445,7 +518,10 @@ async fn messages(
             sqlx::query(
                 "SELECT m.*
                    FROM unnest($1::bigint[], $2::text[]) AS k (account_id, operation_id)
-                   JOIN messages m ON m.account_id = k.account_id AND m.operation_id = k.operation_id",
+                  CROSS JOIN LATERAL
+                        (SELECT * FROM messages m
+                          WHERE m.account_id = k.account_id AND m.operation_id = k.operation_id
+                         OFFSET 0) m",
             )
             .bind(accounts)
             .bind(operations)
@@ -470,10 +546,12 @@ async fn messages(
             sqlx::query(
                 "SELECT m.*
                    FROM unnest($1::bigint[], $2::bigint[]) AS k (account_id, conversation_id)
-                   JOIN messages m
-                     ON m.account_id = k.account_id AND m.conversation_id = k.conversation_id
-                  WHERE (m.awaiting IS NOT NULL OR (m.href IS NULL AND m.source <> 'event'))
-                    AND (m.source <> 'conversation_log' OR m.archived_at >= now() - interval '15 minutes')",
+                  CROSS JOIN LATERAL
+                        (SELECT * FROM messages m
+                          WHERE m.account_id = k.account_id AND m.conversation_id = k.conversation_id
+                            AND (m.awaiting IS NOT NULL OR (m.href IS NULL AND m.source <> 'event'))
+                            AND (m.source <> 'conversation_log' OR m.archived_at >= now() - interval '15 minutes')
+                         OFFSET 0) m",
             )
             .bind(accounts)
             .bind(conversations)

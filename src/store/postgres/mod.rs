@@ -1,7 +1,8 @@
 //! PostgreSQL: one database for any number of programs.
 //!
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
-//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in full beside its method.
+//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in
+//!   full beside its method. [`reading`]: the words for statements that stand once for all databases, in `store::reading`.
 //! - [`schema`], [`full_text`]: the schema, roles and rights. [`mod@column`]: how values stand in columns.
 //! - [`wake_up`]: `LISTEN`, for new rows of the queue and for leases.
 //! - [`leases`], [`fence`]: which node holds which account, and that it alone writes about it.
@@ -24,6 +25,7 @@ mod leases;
 mod load;
 mod outbox;
 mod quarantine;
+mod reading;
 mod schema;
 mod wake_up;
 
@@ -97,6 +99,7 @@ impl Dialect for PostgresDialect {
     const RETRY_AFTER: &'static [Duration] = &[Duration::ZERO, Duration::from_millis(200)];
     const TAKE_TURN: Option<&'static str> = Some("SELECT ucwa_relay_last_ids()");
     const HURRY: Option<&'static str> = Some("SET LOCAL lock_timeout = '10ms'");
+    const FORGET_PLANS: Option<&'static str> = Some("DISCARD PLANS");
     const TRANSACTION_LIMIT: Duration = Duration::from_mins(1);
 
     type Fence = Fence;
@@ -213,11 +216,13 @@ impl PostgresStore {
         // them, and another node for its leases.
         let patience = format!("{}ms", (settings.lease_ttl / 2).min(Duration::from_secs(60)).as_millis());
         // It looks rows up by keys, whatever the statistics of a young table say; it does not wait long for a user's open
-        // transaction, since everybody waits with it; and nobody waits long for a process that hangs.
+        // transaction, since everybody waits with it; and nobody waits long for a process that hangs. A plan that is
+        // forbidden and taken all the same, as for a sequence, counts as so expensive that it would be compiled each time.
         let writing = pool(1).connect_lazy_with(options.clone().options([
             ("enable_seqscan", "off"),
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
+            ("jit", "off"),
             ("lock_timeout", "2s"),
             ("idle_in_transaction_session_timeout", patience.as_str()),
         ]));

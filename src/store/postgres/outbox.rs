@@ -15,30 +15,78 @@ use super::{
 };
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
-    outbox::admission::{Admitted, GivenTime, Lookup, Refusal, Submission, admit},
+    outbox::admission::{
+        ADMITTED_AT_ONCE, Admitted, GivenTime, Lookup, Refusal, Submission, admit, more_may_wait,
+    },
     store::{
-        ClaimSettings, ClaimedSend, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow, OutboxState,
-        OutboxStore, StoreError, UnsettledSend,
+        ClaimSettings, ClaimedSend, NOT_FOLLOWED, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow,
+        OutboxState, OutboxStore, ShapeCell, StoreError, UnsettledSend,
         columns::Columns,
         rows::{self, allowed_before},
         trouble::{failed, is_duplicate},
     },
 };
 
-/// New rows looked at in one transaction; more follow in the next, so that archiving never waits long.
-const ADMITTED_AT_ONCE: i64 = 2000;
+/// New rows, the oldest of each account: accounts share what is looked at, so that a burst of one of them holds up nobody
+/// else's row. Accounts are found by jumping from one to the next in the index, as for [`CLAIM`].
+const NEW_ROWS: &str = "
+    WITH RECURSIVE
+    spellings (account) AS (
+        SELECT (SELECT min(o.account) FROM outbox o WHERE o.state = 'queued' AND o.destination IS NULL)
+        UNION ALL
+        SELECT (SELECT min(o.account) FROM outbox o
+                 WHERE o.state = 'queued' AND o.destination IS NULL AND o.account > w.account)
+          FROM spellings w
+         WHERE w.account IS NOT NULL
+    ),
+    accounts (account) AS MATERIALIZED (
+        SELECT w.account FROM spellings w WHERE w.account IS NOT NULL LIMIT $1
+    ),
+    chosen (id) AS (
+        SELECT r.id
+          FROM accounts a
+         CROSS JOIN LATERAL (SELECT o.id FROM outbox o
+                              WHERE o.state = 'queued' AND o.destination IS NULL AND o.account = a.account
+                              ORDER BY o.id
+                              LIMIT (SELECT $1 / count(*) FROM accounts)) r
+    )
+    SELECT o.id, o.account, o.recipients, o.body, o.content_type, o.subject, o.importance, o.conversation_id,
+           o.thread_id, o.send_after, o.expires_at
+      FROM outbox o
+     WHERE o.id = ANY (ARRAY(SELECT c.id FROM chosen c)) AND coalesce(o.state, '') = 'queued' AND o.destination IS NULL
+     ORDER BY o.id
+       FOR UPDATE OF o SKIP LOCKED";
 
 /// What a claim hands out, for rows `o` with `c` the conversation the user gave, if it is open.
 const CLAIMED: &str = "o.id, o.account_id, o.operation_id, o.recipients, o.given_conversation_id, c.href, o.body,
                        o.content_type, o.subject, o.importance, o.thread_id, o.attempts, o.max_attempts, o.expires_at,
                        o.created_at, o.claimed_at";
 
+/// Whether an event since the claim of a row may be of it and was never read: see [`crate::store::UnsettledSend`].
+const EVENTS_MISSED: &str = "(EXISTS (SELECT 1 FROM gaps g
+                                       WHERE g.account_id = o.account_id AND g.to_at >= o.claimed_at
+                                         AND g.reason <> $2)
+                           OR EXISTS (SELECT 1 FROM event_quarantine q
+                                       WHERE q.account_id = o.account_id AND q.received_at >= o.claimed_at
+                                         AND q.resolved_at IS NULL AND q.cursor IS NOT NULL AND q.sender IS NULL)
+                           OR EXISTS (SELECT 1 FROM invitations i
+                                       WHERE i.account_id = o.account_id AND i.started_at >= o.claimed_at
+                                         AND i.session_id = (SELECT s.id FROM sessions s
+                                                              WHERE s.account_id = o.account_id AND s.ended_at IS NULL)
+                                         AND i.kind = 'messaging' AND i.direction IS DISTINCT FROM 'incoming'
+                                         AND i.operation_id IS NULL AND i.conversation_id IS NULL
+                                         AND i.awaiting IS NULL))";
+
 /// Joins the conversation that the user gave, if it is open in the account's session.
-const GIVEN_CONVERSATION: &str = "LEFT JOIN conversations c
-                                    ON c.id = o.given_conversation_id AND c.account_id = o.account_id
-                                   AND c.ended_at IS NULL
-                                   AND c.session_id = (SELECT s.id FROM sessions s
-                                                        WHERE s.account_id = o.account_id AND s.ended_at IS NULL)";
+const GIVEN_CONVERSATION: &str = "LEFT JOIN LATERAL
+                                         (SELECT c.href FROM conversations c
+                                           WHERE c.id = o.given_conversation_id AND c.account_id = o.account_id
+                                             AND c.ended_at IS NULL
+                                             AND c.session_id = (SELECT s.id FROM sessions s
+                                                                  WHERE s.account_id = o.account_id
+                                                                    AND s.ended_at IS NULL)
+                                          OFFSET 0) c
+                                      ON TRUE";
 
 /// Accounts and conversations that new rows speak of.
 #[derive(Debug, Default)]
@@ -57,24 +105,13 @@ impl Lookup for Known {
     }
 }
 
-/// Looks at rows that no claim has seen, or that a user has changed. Returns whether more are waiting.
+/// Looks at rows that no claim has seen, or that a user has changed. Returns whether more may be waiting.
 async fn admit_new_rows(
     connection: &mut PgConnection,
     now: Timestamp,
     settings: &ClaimSettings,
 ) -> Result<bool, sqlx::Error> {
-    let found = sqlx::query(
-        "SELECT id, account, recipients, body, content_type, subject, importance, conversation_id, thread_id,
-                send_after, expires_at
-           FROM outbox
-          WHERE state = 'queued' AND destination IS NULL
-          ORDER BY id
-          LIMIT $1
-            FOR UPDATE SKIP LOCKED",
-    )
-    .bind(ADMITTED_AT_ONCE)
-    .fetch_all(&mut *connection)
-    .await?;
+    let found = sqlx::query(NEW_ROWS).bind(ADMITTED_AT_ONCE).fetch_all(&mut *connection).await?;
     if found.is_empty() {
         return Ok(false);
     }
@@ -95,7 +132,7 @@ async fn admit_new_rows(
     }
     write_admitted(connection, &admitted).await?;
     write_refused(connection, &refused, now).await?;
-    Ok(i64::try_from(found.len()).is_ok_and(|count| count == ADMITTED_AT_ONCE))
+    Ok(more_may_wait(submissions.iter().map(|(_, submission)| submission.account.as_str())))
 }
 
 async fn write_admitted(
@@ -111,7 +148,7 @@ async fn write_admitted(
                 send_after = k.send_after, expires_at = k.expires_at, revision = o.revision + 1
            FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::timestamptz[], $5::timestamptz[])
                 AS k (id, account_id, destination, send_after, expires_at)
-          WHERE o.id = k.id",
+          WHERE o.id = k.id AND o.id = ANY ($1)",
     )
     .bind(rows.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, row)| row.account.0).collect::<Vec<_>>())
@@ -141,7 +178,7 @@ async fn write_refused(
                 revision = o.revision + 1
            FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::text[])
                 AS k (id, account_id, state, code, sentence)
-          WHERE o.id = k.id",
+          WHERE o.id = k.id AND o.id = ANY ($1)",
     )
     .bind(rows.iter().map(|(id, _, _)| id.0).collect::<Vec<_>>())
     .bind(rows.iter().map(|(_, account, _)| account.map(|id| id.0)).collect::<Vec<_>>())
@@ -232,11 +269,11 @@ async fn expire(connection: &mut PgConnection, now: Timestamp) -> Result<(), sql
                              || to_char(o.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')
                              || coalesce('; ' || o.last_error, ''),
                 finished_at = $1, updated_at = $1, revision = o.revision + 1
-          WHERE o.id IN (SELECT e.id FROM outbox e
-                          WHERE e.state = 'queued' AND e.expires_at IS NOT NULL AND e.destination IS NOT NULL
-                            AND e.expires_at <= $1
-                          ORDER BY e.id
-                            FOR UPDATE SKIP LOCKED)",
+          WHERE o.id = ANY (ARRAY(SELECT e.id FROM outbox e
+                                   WHERE e.state = 'queued' AND e.expires_at IS NOT NULL
+                                     AND e.destination IS NOT NULL AND e.expires_at <= $1
+                                   ORDER BY e.id
+                                     FOR UPDATE SKIP LOCKED))",
     )
     .bind(Time(now))
     .execute(connection)
@@ -249,6 +286,11 @@ async fn expire(connection: &mut PgConnection, now: Timestamp) -> Result<(), sql
 /// Destinations are found by jumping from one to the next in the index, so the cost grows with the number of destinations
 /// and not with the queue. Accounts take turns when there are more rows than `limit`. A destination whose first row is
 /// being changed by its user is passed over.
+///
+/// The statement is planned while the queue is short and kept for when it is long. So nothing of `outbox` is joined, which
+/// would let the planner read all of it: what belongs to a destination comes from a subquery of its own, and rows that are
+/// known by their ids are looked up by an array of them. Whether a row still waits is asked in a way that no other index
+/// can answer.
 const CLAIM: &str = "
     WITH RECURSIVE
     waiting (account_id) AS (
@@ -274,32 +316,28 @@ const CLAIM: &str = "
           FROM destinations d
          WHERE d.destination IS NOT NULL
     ),
-    heads (id) AS (
-        SELECT (SELECT o.id FROM outbox o
-                 WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = d.account_id
-                   AND o.destination = d.destination AND (o.send_after IS NULL OR o.send_after <= $2)
-                 ORDER BY o.priority, o.id
-                 LIMIT 1)
-          FROM destinations d
-         WHERE d.destination IS NOT NULL
-           AND NOT EXISTS (SELECT 1 FROM outbox s
-                            WHERE s.state = 'sending' AND s.account_id = d.account_id
-                              AND s.destination = d.destination)
-    ),
     turns (id, priority, turn) AS (
-        SELECT o.id, o.priority, row_number() OVER (PARTITION BY o.account_id ORDER BY o.priority, o.id)
-          FROM heads h
-          JOIN outbox o ON o.id = h.id
-         WHERE o.next_attempt_at IS NULL OR o.next_attempt_at <= $2
+        SELECT h.id, h.priority, row_number() OVER (PARTITION BY d.account_id ORDER BY h.priority, h.id)
+          FROM destinations d
+         CROSS JOIN LATERAL (SELECT o.id, o.priority, o.next_attempt_at FROM outbox o
+                              WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = d.account_id
+                                AND o.destination = d.destination AND (o.send_after IS NULL OR o.send_after <= $2)
+                              ORDER BY o.priority, o.id
+                              LIMIT 1) h
+         WHERE d.destination IS NOT NULL
+           AND (h.next_attempt_at IS NULL OR h.next_attempt_at <= $2)
+           AND (SELECT s.id FROM outbox s
+                 WHERE s.state = 'sending' AND s.account_id = d.account_id AND s.destination = d.destination
+                 LIMIT 1) IS NULL
     ),
-    due (id, place) AS (
-        SELECT t.id, row_number() OVER (ORDER BY t.turn, t.priority, t.id) FROM turns t
+    due (ids) AS (
+        SELECT ARRAY(SELECT t.id FROM turns t ORDER BY t.turn, t.priority, t.id LIMIT $3)
     ),
-    locked (id, place) AS (
-        SELECT o.id, d.place
-          FROM due d
-          JOIN outbox o ON o.id = d.id
-         WHERE d.place <= $3 AND o.state = 'queued' AND o.destination IS NOT NULL
+    locked (id) AS (
+        SELECT o.id
+          FROM outbox o
+         WHERE o.id = ANY ((SELECT d.ids FROM due d)::bigint[])
+           AND coalesce(o.state, '') = 'queued' AND o.destination IS NOT NULL
            FOR UPDATE OF o SKIP LOCKED
     ),
     claimed AS (
@@ -307,9 +345,8 @@ const CLAIM: &str = "
            SET state = 'sending', attempts = least(o.attempts, 999999999) + 1,
                operation_id = gen_random_uuid()::text, next_attempt_at = NULL, claimed_by = $1, claimed_at = $2,
                updated_at = $2, revision = o.revision + 1
-          FROM locked l
-         WHERE o.id = l.id
-        RETURNING l.place, o.*
+         WHERE o.id = ANY (ARRAY(SELECT l.id FROM locked l))
+        RETURNING array_position((SELECT d.ids FROM due d), o.id) AS place, o.*
     ),
     attempts AS (
         INSERT INTO outbox_attempts (outbox_id, attempt, node, started_at, operation_id)
@@ -389,12 +426,13 @@ impl OutboxStore for PostgresStore {
     async fn unsettled_sends(&self, account: AccountId) -> Result<Vec<UnsettledSend>, StoreError> {
         let failed = failed("reading sends under way");
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT {CLAIMED}
+            "SELECT {CLAIMED}, {EVENTS_MISSED} AS events_missed
                FROM outbox o {GIVEN_CONVERSATION}
               WHERE o.state = 'sending' AND o.account_id = $1
               ORDER BY o.id"
         )))
         .bind(account.0)
+        .bind(NOT_FOLLOWED)
         .fetch_all(&self.readers)
         .await
         .map_err(&failed)?;
@@ -553,5 +591,59 @@ impl OutboxStore for PostgresStore {
             .map(|row| Ok((row.try_get("state")?, row.try_get("count")?)))
             .collect::<Result<_, sqlx::Error>>()
             .map_err(failed)
+    }
+
+    async fn outbox_shape(
+        &self,
+        states: &[OutboxState],
+        times: &[Timestamp],
+    ) -> Result<Vec<ShapeCell>, StoreError> {
+        let failed = failed("looking at the shape of the outbox");
+        let states: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
+        let times: Vec<Time> = times.iter().map(|&time| Time(time)).collect();
+        sqlx::query(
+            "SELECT coalesce((SELECT a.sip_uri FROM accounts a WHERE a.id = o.account_id), o.account) AS account,
+                    coalesce(o.destination, nullif(o.recipients, ''), 'conversation:' || o.conversation_id, '')
+                        AS destination,
+                    (SELECT count(*) FROM unnest($2::timestamptz[]) k WHERE k >= o.created_at) AS age,
+                    count(*) AS count
+               FROM outbox o
+              WHERE o.state = ANY ($1::text[])
+              GROUP BY 1, 2, 3",
+        )
+        .bind(states)
+        .bind(times)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?
+        .iter()
+        .map(rows::shape_cell)
+        .collect::<Result<_, sqlx::Error>>()
+        .map_err(failed)
+    }
+
+    async fn purge_outbox(&self, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
+        self.writer
+            .run("pruning the outbox", false, move |connection| {
+                Box::pin(async move {
+                    // Several servers may prune at once; a row that its user is changing stays for the next time.
+                    sqlx::query(
+                        "DELETE FROM outbox
+                          WHERE id = ANY (ARRAY(SELECT f.id FROM outbox f
+                                                 WHERE f.state IN ('sent', 'delivered', 'failed', 'expired', 'cancelled')
+                                                   AND coalesce(f.finished_at, f.sent_at) < $1
+                                                 ORDER BY coalesce(f.finished_at, f.sent_at)
+                                                 LIMIT $2
+                                                   FOR UPDATE SKIP LOCKED))",
+                    )
+                    .bind(Time(before))
+                    .bind(limit)
+                    .execute(connection)
+                    .await
+                    .map(|done| done.rows_affected())
+                    .map_err(failed("pruning the outbox"))
+                })
+            })
+            .await
     }
 }

@@ -19,8 +19,8 @@ const CREATE_ROLES: [(&str, &str); 2] = [
     ("ucwa_relay_sender", "CREATE ROLE ucwa_relay_sender NOLOGIN"),
 ];
 
-/// What the roles may do. Sealed passwords are nobody's; of the queue a sender sees what it inserted, and nobody else
-/// sees less for it. Row-level security does not bind the tables' owner, as whom the service usually runs.
+/// What the roles may do. Sealed passwords are nobody's; of the queue a sender sees and changes what it inserted (to which
+/// states, a trigger says), and nobody else sees less for it. Row-level security does not bind the tables' owner, as whom the service usually runs.
 const RIGHTS: &str = "
     REVOKE ALL ON ALL TABLES IN SCHEMA public FROM ucwa_relay_reader, ucwa_relay_sender;
     GRANT USAGE ON SCHEMA public TO ucwa_relay_reader, ucwa_relay_sender;
@@ -33,6 +33,9 @@ const RIGHTS: &str = "
        ON accounts TO ucwa_relay_reader;
     GRANT INSERT (account, recipients, body, content_type, subject, importance, conversation_id, thread_id, priority,
                   send_after, expires_at, max_attempts, idempotency_key, correlation, state)
+       ON outbox TO ucwa_relay_sender;
+    GRANT UPDATE (account, recipients, body, content_type, subject, importance, conversation_id, thread_id, priority,
+                  send_after, expires_at, max_attempts, correlation, state)
        ON outbox TO ucwa_relay_sender;
     GRANT SELECT ON outbox TO ucwa_relay_sender;
     ALTER TABLE outbox ENABLE ROW LEVEL SECURITY;

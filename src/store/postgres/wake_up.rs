@@ -92,7 +92,7 @@ pub(super) async fn listen(
     closed: CancellationToken,
 ) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
-    let mut notices = Some(first);
+    let (mut notices, mut told) = (Some(first), false);
     loop {
         let connected = async {
             if let Some(first) = notices.take() {
@@ -106,6 +106,7 @@ pub(super) async fn listen(
             match connected.await {
                 Ok(mut connection) => {
                     backoff.reset();
+                    told = false;
                     connection.follow(&wakes).await
                 }
                 Err(error) => error,
@@ -115,7 +116,11 @@ pub(super) async fn listen(
             () = closed.cancelled() => return,
             error = lost => error,
         };
-        tracing::warn!(%error, "notices of new rows don't arrive; the queue is polled until they do again");
+        if std::mem::replace(&mut told, true) {
+            tracing::debug!(%error, "notices of new rows still don't arrive");
+        } else {
+            tracing::warn!(%error, "notices of new rows don't arrive; the queue is polled until they do again");
+        }
         tokio::select! {
             () = closed.cancelled() => return,
             () = sleep(backoff.next_delay()) => {}

@@ -96,6 +96,8 @@ async fn abandon_sends(
             SET state = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN 'queued' ELSE 'uncertain' END,
                 next_attempt_at = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN ?6 END,
                 finished_at = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5) THEN NULL ELSE ?2 END,
+                possible_duplicate = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5)
+                                          THEN 1 ELSE possible_duplicate END,
                 last_code = NULL, last_subcode = NULL,
                 last_error = CASE WHEN ?4 AND attempts < coalesce(max_attempts, ?5)
                                   THEN ?3 || '; sent again, so the recipient may get it twice' ELSE ?3 END,

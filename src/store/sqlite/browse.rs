@@ -11,17 +11,10 @@ use crate::{
     identifiers::{ConversationId, MessageId},
     store::{
         AccountOverview, AccountState, AccountsFilter, BrowseStore, ConversationSummary, ConversationsFilter,
-        FailedSend, HistoryRow, MinuteCount, OpenGap, ParticipantStay, SearchFilter, StoreError,
-        TranscriptMessage, TranscriptPage, TroubledAccount,
-        browse::{self, like},
-        columns::Columns,
-        rows,
-        trouble::failed,
+        FailedSend, MinuteCount, OpenGap, ParticipantStay, StoreError, TranscriptMessage, TranscriptPage,
+        TroubledAccount, browse, columns::Columns, rows, trouble::failed,
     },
 };
-
-/// The trigram index answers for this many letters and more.
-const INDEXED_LETTERS: usize = 3;
 
 #[async_trait]
 impl BrowseStore for SqliteStore {
@@ -62,7 +55,7 @@ impl BrowseStore for SqliteStore {
         )))
         .bind(&filter.after)
         .bind(filter.state.map(AccountState::as_str))
-        .bind(filter.text.as_deref().map(like))
+        .bind(filter.text.as_deref().map(browse::like))
         .bind(filter.limit)
         .fetch_all(&self.readers)
         .await
@@ -255,55 +248,6 @@ impl BrowseStore for SqliteStore {
         .collect()
     }
 
-    async fn search(&self, filter: &SearchFilter) -> Result<Vec<HistoryRow>, StoreError> {
-        let failed = failed("searching the archive");
-        if filter.words.is_empty() {
-            return Ok(Vec::new());
-        }
-        let has_index: bool =
-            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'messages_fts')")
-                .fetch_one(&self.readers)
-                .await
-                .map_err(&failed)?;
-        let (indexed, looked_at): (Vec<&String>, Vec<&String>) =
-            filter.words.iter().partition(|word| has_index && word.chars().count() >= INDEXED_LETTERS);
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "SELECT h.* FROM message_history h WHERE h.message_id IN (SELECT m.id FROM ",
-        );
-        // The index gives its rows newest first, so it is read no further than the page goes.
-        let order = if indexed.is_empty() {
-            query.push("messages m WHERE 1");
-            "m.id"
-        } else {
-            let phrases: Vec<String> =
-                indexed.iter().map(|word| format!("\"{}\"", word.replace('"', "\"\""))).collect();
-            query
-                .push("messages_fts f CROSS JOIN messages m ON m.id = f.rowid WHERE f.messages_fts MATCH ")
-                .push_bind(phrases.join(" "));
-            "f.rowid"
-        };
-        for word in looked_at {
-            query.push(" AND m.body LIKE ").push_bind(like(word)).push(" ESCAPE '\\'");
-        }
-        if let Some(account) = &filter.account {
-            query
-                .push(" AND m.account_id = (SELECT a.id FROM accounts a WHERE a.sip_uri = ")
-                .push_bind(account.as_str())
-                .push(")");
-        }
-        if let Some(before) = filter.before {
-            query.push(" AND ").push(order).push(" < ").push_bind(before.0);
-        }
-        query
-            .push(" ORDER BY ")
-            .push(order)
-            .push(" DESC LIMIT ")
-            .push_bind(filter.limit)
-            .push(") ORDER BY h.message_id DESC");
-        let found = query.build().fetch_all(&self.readers).await.map_err(&failed)?;
-        found.iter().map(|row| rows::history_row(row).map_err(&failed)).collect()
-    }
-
     async fn message_from(&self, id: MessageId) -> Result<Option<(MessageId, Timestamp)>, StoreError> {
         let failed = failed("looking for a message");
         sqlx::query("SELECT id, archived_at FROM messages WHERE id >= ?1 ORDER BY id LIMIT 1")
@@ -314,14 +258,6 @@ impl BrowseStore for SqliteStore {
             .map(|row| Ok((MessageId(row.integer("id")?), row.user_time("archived_at")?)))
             .transpose()
             .map_err(failed)
-    }
-
-    async fn newest_message(&self) -> Result<MessageId, StoreError> {
-        sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM messages")
-            .fetch_one(&self.readers)
-            .await
-            .map(MessageId)
-            .map_err(failed("looking for the newest message"))
     }
 
     async fn minute_counts(&self, after: MessageId, to: MessageId) -> Result<Vec<MinuteCount>, StoreError> {

@@ -49,4 +49,8 @@ impl Columns for SqliteRow {
     fn shown_time(&self, column: &str) -> Result<Option<String>, sqlx::Error> {
         self.lossy_text(column)
     }
+
+    fn exact_time(&self, column: &str) -> Result<Option<String>, sqlx::Error> {
+        self.lossy_text(column)
+    }
 }

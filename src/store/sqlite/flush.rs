@@ -7,6 +7,7 @@ use sqlx::{Encode, QueryBuilder, Sqlite, SqliteConnection, Type, query_builder::
 
 use super::{
     column::{optional_time_text, time_text},
+    full_text,
     load::json,
 };
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
         },
     },
     identifiers::AccountId,
+    query::pattern,
 };
 
 /// Rows per statement: the largest that fits, then smaller ones for the rest.
@@ -38,13 +40,10 @@ pub(super) async fn flush(
     conversations(connection, &changes.conversations).await?;
     participants(connection, &changes.participants).await?;
     messages(connection, &changes.messages).await?;
+    texts(connection, &changes.texts).await?;
     invitations(connection, &changes.invitations).await?;
-    for row in &changes.outbox {
-        outbox(connection, row).await?;
-    }
-    for row in &changes.attempts {
-        attempt(connection, row).await?;
-    }
+    outbox(connection, &changes.outbox).await?;
+    attempts(connection, &changes.attempts).await?;
     typing(connection, changes.typing).await?;
     quarantine(connection, changes.quarantine).await?;
     chain_heads(connection, changes).await?;
@@ -53,7 +52,7 @@ pub(super) async fn flush(
 }
 
 /// `head` (…) VALUES rows `tail`, in chunks.
-async fn in_chunks<R>(
+pub(super) async fn in_chunks<R>(
     connection: &mut SqliteConnection,
     rows: &[R],
     head: &'static str,
@@ -75,10 +74,10 @@ async fn in_chunks<R>(
 }
 
 /// Values of one row, in the order of its columns.
-struct Values<'a, 'b>(&'a mut Separated<'b, Sqlite, &'static str>);
+pub(super) struct Values<'a, 'b>(&'a mut Separated<'b, Sqlite, &'static str>);
 
 impl Values<'_, '_> {
-    fn put<'v, T: 'v + Encode<'v, Sqlite> + Type<Sqlite>>(&mut self, value: T) -> &mut Self {
+    pub(super) fn put<'v, T: 'v + Encode<'v, Sqlite> + Type<Sqlite>>(&mut self, value: T) -> &mut Self {
         self.0.push_bind(value);
         self
     }
@@ -265,6 +264,16 @@ async fn messages(connection: &mut SqliteConnection, rows: &[&MessageRow]) -> Re
     .await
 }
 
+/// The words of new and changed texts, if there is an index of them.
+async fn texts(connection: &mut SqliteConnection, rows: &[&MessageRow]) -> Result<(), sqlx::Error> {
+    if rows.is_empty() || !full_text::is_kept(connection).await? {
+        return Ok(());
+    }
+    let words = rows.iter().map(|row| (row.id.0, pattern::indexed(&row.body)));
+    let texts: Vec<(i64, String)> = words.filter(|(_, words)| !words.is_empty()).collect();
+    full_text::add(connection, &texts).await
+}
+
 async fn invitations(connection: &mut SqliteConnection, rows: &[&InvitationRow]) -> Result<(), sqlx::Error> {
     in_chunks(
         connection,
@@ -344,43 +353,54 @@ async fn quarantine(connection: &mut SqliteConnection, rows: &[QuarantineRow]) -
     .await
 }
 
-async fn outbox(connection: &mut SqliteConnection, row: &OutboxSend) -> Result<(), sqlx::Error> {
-    sqlx::query(
+async fn outbox(connection: &mut SqliteConnection, rows: &[&OutboxSend]) -> Result<(), sqlx::Error> {
+    in_chunks(
+        connection,
+        rows,
         "UPDATE outbox
-            SET state = ?2, conversation_id = ?3, message_id = ?4, next_attempt_at = ?5, last_code = ?6,
-                last_subcode = ?7, last_error = ?8, sent_at = ?9, finished_at = ?10,
+            SET state = k.column2, conversation_id = k.column3, message_id = k.column4, next_attempt_at = k.column5,
+                last_code = k.column6, last_subcode = k.column7, last_error = k.column8, sent_at = k.column9,
+                finished_at = k.column10, possible_duplicate = k.column11,
                 updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), revision = revision + 1
-          WHERE id = ?1",
+           FROM (",
+        ") AS k WHERE outbox.id = k.column1",
+        |values, row| {
+            values
+                .put(row.id.0)
+                .put(row.state.as_str())
+                .put(row.conversation.map(|id| id.0))
+                .put(row.message.map(|id| id.0))
+                .put(optional_time_text(row.next_attempt_at))
+                .put(row.last_code.clone())
+                .put(row.last_subcode.clone())
+                .put(row.last_error.clone())
+                .put(optional_time_text(row.sent_at))
+                .put(optional_time_text(row.finished_at))
+                .put(row.possible_duplicate);
+        },
     )
-    .bind(row.id.0)
-    .bind(row.state.as_str())
-    .bind(row.conversation.map(|id| id.0))
-    .bind(row.message.map(|id| id.0))
-    .bind(optional_time_text(row.next_attempt_at))
-    .bind(&row.last_code)
-    .bind(&row.last_subcode)
-    .bind(&row.last_error)
-    .bind(optional_time_text(row.sent_at))
-    .bind(optional_time_text(row.finished_at))
-    .execute(connection)
-    .await?;
-    Ok(())
+    .await
 }
 
-async fn attempt(connection: &mut SqliteConnection, row: &AttemptRow) -> Result<(), sqlx::Error> {
-    sqlx::query(
+async fn attempts(connection: &mut SqliteConnection, rows: &[&AttemptRow]) -> Result<(), sqlx::Error> {
+    in_chunks(
+        connection,
+        rows,
         "UPDATE outbox_attempts
-            SET finished_at = ?2, outcome = ?3, http_status = ?4, code = ?5, subcode = ?6, detail = ?7
-          WHERE id = ?1",
+            SET finished_at = k.column2, outcome = k.column3, http_status = k.column4, code = k.column5,
+                subcode = k.column6, detail = k.column7
+           FROM (",
+        ") AS k WHERE outbox_attempts.id = k.column1",
+        |values, row| {
+            values
+                .put(row.id)
+                .put(optional_time_text(row.finished_at))
+                .put(row.outcome.clone())
+                .put(row.http_status)
+                .put(row.code.clone())
+                .put(row.subcode.clone())
+                .put(row.detail.clone());
+        },
     )
-    .bind(row.id)
-    .bind(optional_time_text(row.finished_at))
-    .bind(&row.outcome)
-    .bind(row.http_status)
-    .bind(&row.code)
-    .bind(&row.subcode)
-    .bind(&row.detail)
-    .execute(connection)
-    .await?;
-    Ok(())
+    .await
 }

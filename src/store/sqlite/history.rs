@@ -1,63 +1,16 @@
-//! Reading the archive.
+//! Who read the archive, and how the store ends.
 
 use async_trait::async_trait;
-use sqlx::{QueryBuilder, Sqlite};
+use jiff::Timestamp;
 
 use super::{SqliteStore, column::time_text};
 use crate::{
     identifiers::SipUri,
-    store::{HistoryFilter, HistoryRow, HistoryStore, StoreError, rows, trouble::failed},
+    store::{HistoryStore, StoreError, trouble::failed},
 };
 
 #[async_trait]
 impl HistoryStore for SqliteStore {
-    async fn history(&self, filter: &HistoryFilter) -> Result<Vec<HistoryRow>, StoreError> {
-        let failed = failed("reading history");
-        // The ids first, from the table, so that the view's sub-queries run for the chosen rows only; and only the
-        // conditions that are given, so that each has its index.
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "SELECT h.* FROM message_history h WHERE h.message_id IN (SELECT m.id FROM messages m WHERE 1",
-        );
-        if let Some(account) = &filter.account {
-            query
-                .push(" AND m.account_id = (SELECT a.id FROM accounts a WHERE a.sip_uri = ")
-                .push_bind(account.to_string())
-                .push(")");
-        }
-        if let Some(with) = &filter.with {
-            query
-                .push(" AND (m.sender_uri = ")
-                .push_bind(with.to_string())
-                .push(
-                    " OR EXISTS (SELECT 1 FROM participants p INDEXED BY participants_of_conversation
-                                  WHERE p.account_id = m.account_id AND p.conversation_id = m.conversation_id
-                                    AND p.sip_uri = ",
-                )
-                .push_bind(with.to_string())
-                .push(
-                    ") OR EXISTS (SELECT 1 FROM invitations i
-                                   WHERE i.account_id = m.account_id AND i.conversation_id = m.conversation_id
-                                     AND i.to_uri = ",
-                )
-                .push_bind(with.to_string())
-                .push("))");
-        }
-        if let Some(since) = filter.since {
-            query.push(" AND m.sent_at >= ").push_bind(time_text(since));
-        }
-        if let Some(until) = filter.until {
-            query.push(" AND m.sent_at < ").push_bind(time_text(until));
-        }
-        match (filter.after, &filter.account) {
-            (Some(after), _) => query.push(" AND m.id > ").push_bind(after.0).push(" ORDER BY m.id"),
-            (None, Some(_)) => query.push(" ORDER BY m.sent_at DESC, m.id DESC"),
-            (None, None) => query.push(" ORDER BY m.id DESC"),
-        };
-        query.push(" LIMIT ").push_bind(filter.limit).push(") ORDER BY h.message_id");
-        let found = query.build().fetch_all(&self.readers).await.map_err(&failed)?;
-        found.iter().map(|row| rows::history_row(row).map_err(&failed)).collect()
-    }
-
     async fn record_access(
         &self,
         actor: &str,
@@ -92,6 +45,27 @@ impl HistoryStore for SqliteStore {
             .await
             .map_err(failed("asking whether it answers"))
             .map(drop)
+    }
+
+    async fn takes_writes(&self) -> Result<(), StoreError> {
+        let Some(node) = self.server.as_ref().map(|server| server.node.clone()) else { return Ok(()) };
+        self.writer
+            .run("writing that the server lives", false, move |connection| {
+                Box::pin(async move {
+                    sqlx::query("UPDATE nodes SET heartbeat_at = ?2 WHERE node_id = ?1")
+                        .bind(node)
+                        .bind(time_text(Timestamp::now()))
+                        .execute(connection)
+                        .await
+                        .map_err(failed("writing that the server lives"))
+                        .map(drop)
+                })
+            })
+            .await
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.writer.problem()
     }
 
     async fn broken(&self) {

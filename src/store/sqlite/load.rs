@@ -351,11 +351,51 @@ async fn outbox(
               CROSS JOIN outbox_attempts t ON t.operation_id = o.operation_id",
         )
         .bind(&accounts)
-        .fetch_all(connection)
+        .fetch_all(&mut *connection)
         .await?;
         for row in rows {
             workspace.load_attempt(rows::attempt(&row)?);
         }
+    }
+    sends_in_doubt(connection, workspace, keys).await
+}
+
+/// Rows of which nobody could tell whether the server took them, with the attempts in question.
+async fn sends_in_doubt(
+    connection: &mut SqliteConnection,
+    workspace: &mut Workspace,
+    keys: &Keys,
+) -> Result<(), sqlx::Error> {
+    if keys.in_doubt.is_empty() {
+        return Ok(());
+    }
+    let accounts = json(&keys.in_doubt.iter().map(|id| id.0).collect::<Vec<_>>())?;
+    let rows = sqlx::query(
+        "SELECT o.*
+           FROM json_each(?1) k
+          CROSS JOIN outbox o INDEXED BY outbox_in_doubt
+             ON o.account_id = k.value AND (o.state = 'uncertain' OR o.possible_duplicate = 1)
+          WHERE o.state IN ('uncertain', 'queued') AND o.destination IS NOT NULL",
+    )
+    .bind(&accounts)
+    .fetch_all(&mut *connection)
+    .await?;
+    for row in rows {
+        workspace.load_outbox(rows::outbox_send(&row)?);
+    }
+    let rows = sqlx::query(
+        "SELECT t.id, t.outbox_id, t.operation_id, t.finished_at, t.outcome, t.http_status, t.code, t.subcode, t.detail
+           FROM json_each(?1) k
+          CROSS JOIN outbox o INDEXED BY outbox_in_doubt
+             ON o.account_id = k.value AND (o.state = 'uncertain' OR o.possible_duplicate = 1)
+          CROSS JOIN outbox_attempts t ON t.outbox_id = o.id
+          WHERE o.state IN ('uncertain', 'queued') AND t.outcome = 'uncertain'",
+    )
+    .bind(&accounts)
+    .fetch_all(connection)
+    .await?;
+    for row in rows {
+        workspace.load_attempt(rows::attempt(&row)?);
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! SQLite: one file, one server at a time.
 //!
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
-//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in full beside its method.
+//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in
+//!   full beside its method. [`reading`]: the words for statements that stand once for all databases, in `store::reading`.
 //! - [`migrations`], [`full_text`]: the schema. [`mod@column`]: how values stand in columns.
 //!
 //! The file is in WAL mode with `synchronous=FULL`: readers never wait for the writer, and what was answered is on disk.
@@ -20,6 +21,7 @@ mod load;
 mod migrations;
 mod outbox;
 mod quarantine;
+mod reading;
 
 use std::{
     collections::BTreeSet,
@@ -94,6 +96,7 @@ impl Dialect for SqliteDialect {
     // Beginning has taken it.
     const TAKE_TURN: Option<&'static str> = None;
     const HURRY: Option<&'static str> = None;
+    const FORGET_PLANS: Option<&'static str> = None;
     // A file answers or fails.
     const TRANSACTION_LIMIT: Duration = Duration::from_hours(1);
 
@@ -262,6 +265,7 @@ async fn open(location: &Location, readers: u32) -> Result<(SqlitePool, SqlitePo
             .test_before_acquire(false)
     };
     let options = SqliteConnectOptions::new()
+        .with_regexp()
         .busy_timeout(BUSY_TIMEOUT)
         .foreign_keys(true)
         .statement_cache_capacity(PREPARED_STATEMENTS)

@@ -12,26 +12,69 @@ use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqliteConnection, sqlite::S
 use super::{
     SqliteStore,
     column::{optional_time_text, time_text},
+    flush::in_chunks,
 };
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
-    outbox::admission::{GivenTime, Lookup, Refusal, Submission, admit},
+    outbox::admission::{
+        ADMITTED_AT_ONCE, Admitted, GivenTime, Lookup, Refusal, Submission, admit, more_may_wait,
+    },
     store::{
-        ClaimSettings, ClaimedSend, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow, OutboxState,
-        OutboxStore, StoreError, UnsettledSend,
+        ClaimSettings, ClaimedSend, NOT_FOLLOWED, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow,
+        OutboxState, OutboxStore, ShapeCell, StoreError, UnsettledSend,
         columns::Columns,
         rows::{self, allowed_before},
         trouble::{failed, is_duplicate},
     },
 };
 
-/// New rows looked at in one transaction; more follow in the next, so that archiving never waits long.
-const ADMITTED_AT_ONCE: i64 = 2000;
+/// New rows, the oldest of each account: accounts share what is looked at, so that a burst of one of them holds up nobody
+/// else's row. Accounts are found by jumping from one to the next in the index.
+const NEW_ROWS: &str = "
+    WITH RECURSIVE
+    spellings (account) AS (
+        SELECT (SELECT min(o.account) FROM outbox o INDEXED BY outbox_new
+                 WHERE o.state = 'queued' AND o.destination IS NULL)
+        UNION ALL
+        SELECT (SELECT min(o.account) FROM outbox o INDEXED BY outbox_new
+                 WHERE o.state = 'queued' AND o.destination IS NULL AND o.account > w.account)
+          FROM spellings w
+         WHERE w.account IS NOT NULL
+    ),
+    accounts (account) AS MATERIALIZED (
+        SELECT w.account FROM spellings w WHERE w.account IS NOT NULL LIMIT ?1
+    )
+    SELECT o.id, o.account, o.recipients, o.body, o.content_type, o.subject, o.importance, o.conversation_id,
+           o.thread_id, o.send_after, strftime('%Y-%m-%dT%H:%M:%fZ', o.send_after) AS send_after_read,
+           o.expires_at, strftime('%Y-%m-%dT%H:%M:%fZ', o.expires_at) AS expires_at_read, o.correlation,
+           o.idempotency_key
+      FROM accounts a
+     CROSS JOIN outbox o
+     WHERE o.id IN (SELECT r.id FROM outbox r INDEXED BY outbox_new
+                     WHERE r.state = 'queued' AND r.destination IS NULL AND r.account = a.account
+                     ORDER BY r.id
+                     LIMIT (SELECT ?1 / count(*) FROM accounts))
+     ORDER BY o.id";
 
 /// What a claim hands out, for rows `o` with `c` the conversation the user gave, if it is open.
 const CLAIMED: &str = "o.id, o.account_id, o.operation_id, o.recipients, o.given_conversation_id, c.href, o.body,
                        o.content_type, o.subject, o.importance, o.thread_id, o.attempts, o.max_attempts, o.expires_at,
                        o.created_at, o.claimed_at";
+
+/// Whether an event since the claim of a row may be of it and was never read: see [`crate::store::UnsettledSend`].
+const EVENTS_MISSED: &str = "(EXISTS (SELECT 1 FROM gaps g
+                                       WHERE g.account_id = o.account_id AND g.to_at >= o.claimed_at
+                                         AND g.reason <> ?2)
+                           OR EXISTS (SELECT 1 FROM event_quarantine q
+                                       WHERE q.account_id = o.account_id AND q.received_at >= o.claimed_at
+                                         AND q.resolved_at IS NULL AND q.cursor IS NOT NULL AND q.sender IS NULL)
+                           OR EXISTS (SELECT 1 FROM invitations i
+                                       WHERE i.account_id = o.account_id AND i.started_at >= o.claimed_at
+                                         AND i.session_id = (SELECT s.id FROM sessions s
+                                                              WHERE s.account_id = o.account_id AND s.ended_at IS NULL)
+                                         AND i.kind = 'messaging' AND i.direction IS NOT 'incoming'
+                                         AND i.operation_id IS NULL AND i.conversation_id IS NULL
+                                         AND i.awaiting IS NULL))";
 
 /// Joins the conversation that the user gave, if it is open in the account's session.
 const GIVEN_CONVERSATION: &str = "LEFT JOIN conversations c
@@ -57,24 +100,13 @@ impl Lookup for Known {
     }
 }
 
-/// Looks at rows that no claim has seen, or that a user has changed. Returns whether more are waiting.
+/// Looks at rows that no claim has seen, or that a user has changed. Returns whether more may be waiting.
 async fn admit_new_rows(
     connection: &mut SqliteConnection,
     now: Timestamp,
     settings: &ClaimSettings,
 ) -> Result<bool, sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT id, account, recipients, body, content_type, subject, importance, conversation_id, thread_id,
-                send_after, strftime('%Y-%m-%dT%H:%M:%fZ', send_after) AS send_after_read,
-                expires_at, strftime('%Y-%m-%dT%H:%M:%fZ', expires_at) AS expires_at_read, correlation, idempotency_key
-           FROM outbox INDEXED BY outbox_new
-          WHERE state = 'queued' AND destination IS NULL
-          ORDER BY id
-          LIMIT ?1",
-    )
-    .bind(ADMITTED_AT_ONCE)
-    .fetch_all(&mut *connection)
-    .await?;
+    let rows = sqlx::query(NEW_ROWS).bind(ADMITTED_AT_ONCE).fetch_all(&mut *connection).await?;
     if rows.is_empty() {
         return Ok(false);
     }
@@ -91,34 +123,47 @@ async fn admit_new_rows(
         submissions.push((OutboxId(row.try_get("id")?), looked_at));
     }
     let known = known(connection, submissions.iter().map(|(_, (submission, _))| submission)).await?;
+    let more = more_may_wait(submissions.iter().map(|(_, (submission, _))| submission.account.as_str()));
+    let mut admitted = Vec::new();
     for (id, (submission, unreadable)) in submissions {
         let decided = match unreadable {
             Some(refusal) => Err(refusal),
             None => admit(&submission, &known, settings.max_body_bytes, now),
         };
         match decided {
-            Ok(admitted) => {
-                sqlx::query(
-                    "UPDATE outbox
-                        SET account_id = ?2, destination = ?3, given_conversation_id = conversation_id,
-                            send_after = ?4, expires_at = ?5, revision = revision + 1
-                      WHERE id = ?1",
-                )
-                .bind(id.0)
-                .bind(admitted.account.0)
-                .bind(admitted.destination)
-                .bind(optional_time_text(admitted.send_after))
-                .bind(optional_time_text(admitted.expires_at))
-                .execute(&mut *connection)
-                .await?;
-            }
+            Ok(row) => admitted.push((id, row)),
             Err(refusal) => {
                 let account = submission.account.parse().ok().and_then(|uri| known.account(&uri));
                 refuse(connection, id, account, &refusal, now).await?;
             }
         }
     }
-    Ok(i64::try_from(rows.len()).is_ok_and(|count| count == ADMITTED_AT_ONCE))
+    write_admitted(connection, &admitted).await?;
+    Ok(more)
+}
+
+async fn write_admitted(
+    connection: &mut SqliteConnection,
+    rows: &[(OutboxId, Admitted)],
+) -> Result<(), sqlx::Error> {
+    in_chunks(
+        connection,
+        rows,
+        "UPDATE outbox
+            SET account_id = k.column2, destination = k.column3, given_conversation_id = conversation_id,
+                send_after = k.column4, expires_at = k.column5, revision = revision + 1
+           FROM (",
+        ") AS k WHERE outbox.id = k.column1",
+        |values, (id, row)| {
+            values
+                .put(id.0)
+                .put(row.account.0)
+                .put(row.destination.clone())
+                .put(optional_time_text(row.send_after))
+                .put(optional_time_text(row.expires_at));
+        },
+    )
+    .await
 }
 
 fn submission(row: &SqliteRow) -> Result<Submission, sqlx::Error> {
@@ -458,12 +503,13 @@ impl OutboxStore for SqliteStore {
     async fn unsettled_sends(&self, account: AccountId) -> Result<Vec<UnsettledSend>, StoreError> {
         let failed = failed("reading sends under way");
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT {CLAIMED}
+            "SELECT {CLAIMED}, {EVENTS_MISSED} AS events_missed
                FROM outbox o INDEXED BY outbox_sending {GIVEN_CONVERSATION}
               WHERE o.state = 'sending' AND o.account_id = ?1
               ORDER BY o.id"
         )))
         .bind(account.0)
+        .bind(NOT_FOLLOWED)
         .fetch_all(&self.readers)
         .await
         .map_err(&failed)?;
@@ -616,5 +662,57 @@ impl OutboxStore for SqliteStore {
             .map(|row| Ok((row.try_get("state")?, row.try_get("count")?)))
             .collect::<Result<_, sqlx::Error>>()
             .map_err(failed)
+    }
+
+    async fn outbox_shape(
+        &self,
+        states: &[OutboxState],
+        times: &[Timestamp],
+    ) -> Result<Vec<ShapeCell>, StoreError> {
+        let failed = failed("looking at the shape of the outbox");
+        let states: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
+        let times: Vec<String> = times.iter().map(|&time| time_text(time)).collect();
+        sqlx::query(
+            "SELECT coalesce((SELECT a.sip_uri FROM accounts a WHERE a.id = o.account_id), o.account) AS account,
+                    coalesce(o.destination, nullif(o.recipients, ''), 'conversation:' || o.conversation_id, '')
+                        AS destination,
+                    (SELECT count(*) FROM json_each(?2) k WHERE k.value >= o.created_at) AS age,
+                    count(*) AS count
+               FROM json_each(?1) s
+              CROSS JOIN outbox o INDEXED BY outbox_by_state ON o.state = s.value
+              GROUP BY 1, 2, 3",
+        )
+        .bind(serde_json::Value::from(states).to_string())
+        .bind(serde_json::Value::from(times).to_string())
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?
+        .iter()
+        .map(rows::shape_cell)
+        .collect::<Result<_, sqlx::Error>>()
+        .map_err(failed)
+    }
+
+    async fn purge_outbox(&self, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
+        self.writer
+            .run("pruning the outbox", false, move |connection| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "DELETE FROM outbox
+                          WHERE id IN (SELECT f.id FROM outbox f INDEXED BY outbox_finished
+                                        WHERE f.state IN ('sent', 'delivered', 'failed', 'expired', 'cancelled')
+                                          AND coalesce(f.finished_at, f.sent_at) < ?1
+                                        ORDER BY coalesce(f.finished_at, f.sent_at)
+                                        LIMIT ?2)",
+                    )
+                    .bind(time_text(before))
+                    .bind(limit)
+                    .execute(connection)
+                    .await
+                    .map(|done| done.rows_affected())
+                    .map_err(failed("pruning the outbox"))
+                })
+            })
+            .await
     }
 }

@@ -2,12 +2,12 @@
 
 use jiff::{SpanRelativeTo, Timestamp, ToSpan, civil, tz::TimeZone};
 
-/// A time given on the command line.
-pub(super) fn parse(text: &str) -> Result<Timestamp, String> {
+/// A time as a person typed it just now.
+pub(crate) fn parse(text: &str) -> Result<Timestamp, String> {
     parse_at(text, Timestamp::now())
 }
 
-fn parse_at(text: &str, now: Timestamp) -> Result<Timestamp, String> {
+pub(super) fn parse_at(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     let text = text.trim();
     let midnight = |date: civil::Date| date.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp());
     let today = TimeZone::UTC.to_datetime(now).date();

@@ -1,0 +1,90 @@
+//! PostgreSQL's words for reading the archive.
+
+use async_trait::async_trait;
+use sqlx::{AssertSqlSafe, Postgres, postgres::PgRow};
+
+use super::{PostgresStore, column, column::Time, full_text};
+use crate::{
+    query::pattern,
+    store::{
+        reading::Readable,
+        selection::{Dialect, Sql, Statement, Value},
+    },
+};
+
+/// PostgreSQL's words.
+struct PostgresDialect {
+    /// There is a full-text index, and it folds as this program does.
+    is_indexed: bool,
+}
+
+impl Dialect for PostgresDialect {
+    fn placeholder(&self, number: usize) -> String {
+        format!("${number}")
+    }
+
+    /// Its planner finds them.
+    fn by_index(&self, _: &str) -> String {
+        String::new()
+    }
+
+    fn by_ids(&self) -> &'static str {
+        ""
+    }
+
+    fn join_to_each(&self) -> &'static str {
+        " JOIN "
+    }
+
+    fn by_code_points(&self) -> &'static str {
+        " COLLATE \"C\""
+    }
+
+    fn day(&self, column: &str) -> String {
+        format!("to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD')")
+    }
+
+    fn time_as_text(&self, column: &str) -> String {
+        format!("{column}::text")
+    }
+
+    fn time_from_text(&self, placeholder: &str) -> String {
+        format!("{placeholder}::timestamptz")
+    }
+
+    fn narrows(&self, text: &str) -> bool {
+        self.is_indexed && full_text::candidates(text).is_some()
+    }
+
+    fn may_have_text(&self, sql: &mut Sql<'_>, text: &str) {
+        if let Some(query) = full_text::candidates(text).filter(|_| self.is_indexed) {
+            sql.push(" AND ucwa_relay_search(m.body) @@ ").bind_text(query).push("::tsquery");
+        }
+    }
+
+    fn has_text(&self, sql: &mut Sql<'_>, text: &str) {
+        sql.push("m.body ~ ").bind_text(pattern::expression(text));
+    }
+}
+
+#[async_trait]
+impl Readable for PostgresStore {
+    type Row = PgRow;
+
+    async fn dialect(&self, with_text: bool) -> Result<Box<dyn Dialect>, sqlx::Error> {
+        let is_indexed = with_text && full_text::is_there(&self.readers).await?;
+        Ok(Box::new(PostgresDialect { is_indexed }))
+    }
+
+    async fn select(&self, statement: Statement) -> Result<Vec<PgRow>, sqlx::Error> {
+        let mut query = sqlx::query::<Postgres>(AssertSqlSafe(statement.text));
+        for value in &statement.values {
+            query = match value {
+                Value::Text(text) => query.bind(column::text(text)),
+                Value::Integer(number) => query.bind(*number),
+                Value::Time(at) => query.bind(Time(*at)),
+            };
+        }
+        query.fetch_all(&self.readers).await
+    }
+}

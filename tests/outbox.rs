@@ -1,0 +1,1194 @@
+//! The queue: every transition of a row's state, every cut between a commit and a request, order, and what operators do
+//! with rows. docs/outbox.md says the same in words. The database is a real one of either kind; where the server is
+//! needed, it is the simulator.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::{Timestamp, ToSpan};
+use support::{
+    Relay,
+    archive::{
+        Database, NODE, Online, accepted, bob_joined, conversation, invitation, message_fact, our_message,
+        retry_at, row, uri,
+    },
+    eventually,
+    scene::QUICK,
+    sql::{Kind, Sql},
+};
+use tokio_util::sync::CancellationToken;
+use ucwa_relay::{
+    archive::fact::{
+        Content, Direction, Fact, FailureReason, InvitationFact, LoggedConversation, LoggedMessage,
+        MessageFact, OperationStatus, Person, Phase, SendOutcome,
+    },
+    identifiers::OutboxId,
+    outbox::pruning,
+    simulator::{
+        Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, SettingsChange, Simulator,
+        SimulatorSettings,
+    },
+    store::{AccountState, ClaimedSend, NewOutboxRow, OutboxState, ShapeCell},
+};
+
+mod support;
+
+// ------------------------------------------------------------------------------------------------ transitions
+
+/// What happens to a row.
+#[derive(Clone, Copy)]
+enum Do {
+    /// The dispatcher claims what is due, after so many hours.
+    Claim(i64),
+    /// The claim is given back: nothing left.
+    GiveBack,
+    /// The attempt's outcome is committed.
+    Answer(fn() -> SendOutcome),
+    /// The event channel tells something, given the attempt.
+    Hear(fn(&ClaimedSend) -> Fact),
+    /// The first attempt's event comes although there was another since.
+    HearOfFirst(fn(&ClaimedSend) -> Fact),
+    /// A conversation log is read.
+    ReadLog,
+    /// The program starts anew.
+    Restart,
+    /// The event stream is over, and can tell no more.
+    LoseStream,
+    /// A user says so by plain SQL: what is set.
+    User(&'static str),
+    /// A user says so, and the database refuses.
+    Refused(&'static str),
+}
+
+fn invited(send: &ClaimedSend, phase: Phase, status: Option<(OperationStatus, &str)>) -> Fact {
+    let Fact::Invitation(fact) = invitation() else { unreachable!("it is one") };
+    Fact::Invitation(InvitationFact {
+        href: format!("/invitations/of/{}", send.operation_id),
+        phase,
+        direction: Some(Direction::Outgoing),
+        operation_id: Some(send.operation_id.clone()),
+        from: None,
+        to_uri: None,
+        content: Content::default(),
+        status: status.map(|(status, _)| status),
+        reason: status.filter(|(status, _)| *status == OperationStatus::Failure).map(|(_, subcode)| {
+            FailureReason {
+                code: Some("RemoteFailure".to_owned()),
+                subcode: Some(subcode.to_owned()),
+                message: None,
+            }
+        }),
+        ..fact
+    })
+}
+
+fn rings(send: &ClaimedSend) -> Fact {
+    invited(send, Phase::Started, None)
+}
+
+fn answered(send: &ClaimedSend) -> Fact {
+    invited(send, Phase::Completed, Some((OperationStatus::Success, "")))
+}
+
+fn declined(send: &ClaimedSend) -> Fact {
+    invited(send, Phase::Completed, Some((OperationStatus::Failure, "Declined")))
+}
+
+fn not_answered(send: &ClaimedSend) -> Fact {
+    invited(send, Phase::Completed, Some((OperationStatus::Failure, "Timeout")))
+}
+
+fn delivered(send: &ClaimedSend) -> Fact {
+    let Fact::Message(fact) = our_message(1) else { unreachable!("it is one") };
+    Fact::Message(MessageFact { operation_id: Some(send.operation_id.clone()), ..fact })
+}
+
+fn not_delivered(send: &ClaimedSend) -> Fact {
+    let Fact::Message(fact) = delivered(send) else { unreachable!("it is one") };
+    Fact::Message(MessageFact { status: Some(OperationStatus::Failure), ..fact })
+}
+
+fn busy() -> SendOutcome {
+    retry_at(Timestamp::now())
+}
+
+fn refused() -> SendOutcome {
+    SendOutcome::Refused {
+        conversation_href: None,
+        reason: FailureReason { code: Some("NotFound".to_owned()), ..FailureReason::default() },
+        http_status: Some(404),
+        error: "there is no such user".to_owned(),
+    }
+}
+
+fn call_accepted() -> SendOutcome {
+    SendOutcome::InvitationAccepted { invitation_href: None }
+}
+
+fn uncertain() -> SendOutcome {
+    SendOutcome::Uncertain { error: "nobody can tell".to_owned(), again_at: None }
+}
+
+fn uncertain_and_again() -> SendOutcome {
+    SendOutcome::Uncertain { error: "nobody can tell".to_owned(), again_at: Some(Timestamp::now()) }
+}
+
+/// The log of the talk with Bob has the row's text.
+fn log_with(text: &str) -> Fact {
+    let fact = message_fact(1, text);
+    Fact::Logged(LoggedConversation {
+        href: "/logs/1".to_owned(),
+        thread_id: Some("thread".to_owned()),
+        people: vec![Person { href: None, ..support::archive::bob() }],
+        messages: vec![LoggedMessage {
+            sent_at: Timestamp::now(),
+            direction: Direction::Outgoing,
+            sender: None,
+            content: fact.content,
+        }],
+        ..LoggedConversation::default()
+    })
+}
+
+/// A row's way: its name, what is special about the row that is inserted, and what happens with the state it then has.
+type Way = (&'static str, &'static str, Vec<(Do, &'static str)>);
+
+/// Every transition of a row's state.
+#[expect(clippy::too_many_lines, reason = "it is a table")]
+fn transitions() -> Vec<Way> {
+    use Do::{Answer, Claim, GiveBack, Hear, HearOfFirst, LoseStream, ReadLog, Refused, Restart, User};
+    let claim = (Claim(0), "sending");
+    let sent = (Answer(|| accepted(1)), "sent");
+    let cancel = User("state = 'cancelled'");
+    let queue = User("state = 'queued'");
+    vec![
+        ("accepted, then delivered", "", vec![claim, sent, (Hear(delivered), "delivered")]),
+        ("accepted, then not delivered", "", vec![claim, sent, (Hear(not_delivered), "failed")]),
+        (
+            "delivered before the answer",
+            "",
+            vec![claim, (Hear(delivered), "delivered"), (Answer(|| accepted(1)), "delivered")],
+        ),
+        ("answer lost, event tells", "", vec![claim, (Restart, "sending"), (Hear(delivered), "delivered")]),
+        (
+            "answer lost, event tells of the failure",
+            "",
+            vec![claim, (Restart, "sending"), (Hear(not_delivered), "failed")],
+        ),
+        (
+            "called and answered",
+            "",
+            vec![
+                claim,
+                (Answer(call_accepted), "sent"),
+                (Hear(rings), "sent"),
+                (Hear(answered), "delivered"),
+            ],
+        ),
+        (
+            "rings before the answer",
+            "",
+            vec![
+                claim,
+                (Hear(rings), "sent"),
+                (Answer(call_accepted), "sent"),
+                (Hear(answered), "delivered"),
+            ],
+        ),
+        (
+            "declined",
+            "",
+            vec![claim, (Answer(call_accepted), "sent"), (Hear(declined), "failed"), (Claim(1), "failed")],
+        ),
+        (
+            "declined before the answer",
+            "",
+            vec![claim, (Hear(declined), "failed"), (Answer(call_accepted), "failed")],
+        ),
+        (
+            "not answered, called again",
+            "",
+            vec![
+                claim,
+                (Hear(rings), "sent"),
+                (Hear(not_answered), "queued"),
+                (Claim(0), "queued"),
+                (Claim(1), "sending"),
+                (Hear(answered), "delivered"),
+            ],
+        ),
+        ("not answered at the last attempt", "max_attempts = 1", vec![claim, (Hear(not_answered), "failed")]),
+        ("given back", "", vec![claim, (GiveBack, "queued"), (Claim(0), "sending")]),
+        ("the server is busy", "", vec![claim, (Answer(busy), "queued"), (Claim(1), "sending"), sent]),
+        (
+            "refused, and queued again",
+            "",
+            vec![claim, (Answer(refused), "failed"), (queue, "queued"), (Claim(0), "sending")],
+        ),
+        (
+            "an attempt that was given up had succeeded",
+            "",
+            vec![
+                claim,
+                (Answer(busy), "queued"),
+                (Claim(1), "sending"),
+                (HearOfFirst(delivered), "delivered"),
+                (Answer(refused), "delivered"),
+            ],
+        ),
+        (
+            "an attempt that was given up has failed",
+            "",
+            vec![
+                claim,
+                (Answer(busy), "queued"),
+                (Claim(1), "sending"),
+                (HearOfFirst(not_delivered), "sending"),
+                sent,
+            ],
+        ),
+        (
+            "nobody can tell",
+            "",
+            vec![
+                claim,
+                (Answer(uncertain), "uncertain"),
+                (Claim(1), "uncertain"),
+                (queue, "queued"),
+                (Claim(1), "sending"),
+            ],
+        ),
+        (
+            "nobody could tell, until the answer came",
+            "",
+            vec![claim, (LoseStream, "uncertain"), (Answer(|| accepted(1)), "sent")],
+        ),
+        (
+            "nobody could tell, until an event did",
+            "",
+            vec![claim, (LoseStream, "uncertain"), (Hear(delivered), "delivered")],
+        ),
+        (
+            "nobody could tell, until nothing had left",
+            "",
+            vec![claim, (LoseStream, "uncertain"), (GiveBack, "queued")],
+        ),
+        (
+            "nobody could tell, until the log did",
+            "",
+            vec![
+                claim,
+                (Restart, "sending"),
+                (LoseStream, "uncertain"),
+                (ReadLog, "delivered"),
+                (ReadLog, "delivered"),
+            ],
+        ),
+        (
+            "queued again, when the log tells that it arrived",
+            "",
+            vec![
+                claim,
+                (LoseStream, "uncertain"),
+                (queue, "queued"),
+                (Claim(0), "sending"),
+                (GiveBack, "queued"),
+                (ReadLog, "delivered"),
+                (Claim(1), "delivered"),
+            ],
+        ),
+        (
+            "sent again at a risk",
+            "",
+            vec![claim, (Answer(uncertain_and_again), "queued"), (Claim(1), "sending"), sent],
+        ),
+        (
+            "sent again at a risk, unless the log tells first",
+            "",
+            vec![claim, (Answer(uncertain_and_again), "queued"), (ReadLog, "delivered")],
+        ),
+        (
+            "no risk beyond the last attempt",
+            "max_attempts = 1",
+            vec![claim, (Answer(uncertain_and_again), "uncertain")],
+        ),
+        (
+            "the log has it while it is under way",
+            "",
+            vec![claim, (ReadLog, "sending"), (Hear(delivered), "delivered")],
+        ),
+        (
+            "held and released",
+            "",
+            vec![(User("state = 'held'"), "held"), (Claim(1), "held"), (queue, "queued"), claim],
+        ),
+        (
+            "withdrawn",
+            "",
+            vec![(cancel, "cancelled"), (Claim(1), "cancelled"), (Refused("state = 'queued'"), "cancelled")],
+        ),
+        ("held and withdrawn", "", vec![(User("state = 'held'"), "held"), (cancel, "cancelled")]),
+        (
+            "withdrawn between two attempts",
+            "",
+            vec![claim, (Answer(busy), "queued"), (cancel, "cancelled"), (Claim(1), "cancelled")],
+        ),
+        (
+            "too late to withdraw",
+            "",
+            vec![
+                claim,
+                (Refused("state = 'cancelled'"), "sending"),
+                (Refused("state = 'held'"), "sending"),
+                sent,
+                (Refused("state = 'cancelled'"), "sent"),
+            ],
+        ),
+        (
+            "too late",
+            "expires_at = '2001-01-01T00:00:00Z'",
+            vec![(Claim(0), "expired"), (queue, "queued"), claim],
+        ),
+        (
+            "wrong, and corrected",
+            "recipients = 'bob'",
+            vec![
+                (Claim(0), "failed"),
+                (User("recipients = 'bob@contoso.com', state = 'queued'"), "queued"),
+                claim,
+            ],
+        ),
+        (
+            "not yet",
+            "send_after = '2999-01-01T00:00:00Z'",
+            vec![(Claim(1), "queued"), (User("send_after = NULL"), "queued"), claim],
+        ),
+    ]
+}
+
+/// Does one thing to row `id`, whose attempts so far are given.
+async fn happen(
+    what: Do,
+    id: i64,
+    database: &mut Database,
+    online: &mut Online,
+    attempts: &mut Vec<ClaimedSend>,
+    cursor: &mut u32,
+) {
+    let current = || attempts.last().expect("it was claimed").clone();
+    match what {
+        Do::Claim(hours) => {
+            let claimed = database.claim_at(Timestamp::now() + hours.hours()).await;
+            attempts.extend(claimed.into_iter().filter(|send| send.outbox.0 == id));
+        }
+        Do::GiveBack => {
+            let send = current();
+            database.store.release_claim(send.outbox, &send.operation_id).await.unwrap();
+        }
+        Do::Answer(outcome) => online.send_fact(&current(), outcome()).await,
+        Do::Hear(fact) | Do::HearOfFirst(fact) => {
+            let send = if matches!(what, Do::Hear(_)) { current() } else { attempts[0].clone() };
+            *cursor += 1;
+            let cursor = format!("/events?ack={cursor}");
+            // Whatever is heard is heard twice: nothing was acknowledged.
+            for _ in 0..2 {
+                online.events(&cursor, vec![conversation(), bob_joined(), fact(&send)]).await;
+            }
+        }
+        Do::ReadLog => {
+            online.answer(log_with(&format!("news {id}"))).await;
+        }
+        Do::Restart => {
+            database.reopen().await;
+            online.store = database.store.clone();
+            let unsettled = database.store.unsettled_sends(online.account).await.unwrap();
+            assert!(unsettled.iter().any(|row| row.send.operation_id == current().operation_id));
+        }
+        Do::LoseStream => {
+            assert_eq!(
+                database.store.abandon_sends(online.account, "the application is gone").await.unwrap(),
+                1
+            );
+        }
+        Do::User(set) => {
+            let update = format!("UPDATE outbox SET {set} WHERE id = {id}");
+            assert_eq!(database.outside().await.run(&update).await, Ok(1));
+        }
+        Do::Refused(set) => {
+            let update = format!("UPDATE outbox SET {set} WHERE id = {id}");
+            let error = database.outside().await.run(&update).await.unwrap_err();
+            assert!(error.contains("of outbox"), "{error}");
+        }
+    }
+}
+
+async fn every_transition_leads_where_the_documentation_says(kind: Kind) {
+    let mut database = Database::new(kind).await;
+    for (number, (name, columns, steps)) in transitions().into_iter().enumerate() {
+        let account = format!("user{number}");
+        let mut online = database.online(&account).await;
+        let id = database
+            .store
+            .enqueue(&NewOutboxRow { account: uri(&account).to_string(), ..row("bob@contoso.com") })
+            .await
+            .unwrap()
+            .0;
+        let mut outside = database.outside().await;
+        let columns = if columns.is_empty() { String::new() } else { format!(", {columns}") };
+        outside.run(&format!("UPDATE outbox SET body = 'news {id}'{columns} WHERE id = {id}")).await.unwrap();
+        drop(outside);
+        let (mut attempts, mut cursor, mut doubted) = (Vec::new(), 1, false);
+        for (step, (what, expected)) in steps.into_iter().enumerate() {
+            let before = database.state(id).await.0;
+            happen(what, id, &mut database, &mut online, &mut attempts, &mut cursor).await;
+            let (row, log) = database.store.outbox_row(OutboxId(id)).await.unwrap().unwrap();
+            let place = format!("{name}, step {step}: {:?} {:?}", row.last_code, row.last_error);
+            assert_eq!(row.state.as_str(), expected, "{place}");
+            // What holds after every step.
+            assert_eq!(
+                row.finished_at.is_some(),
+                row.state.is_final() && row.state != OutboxState::Sent,
+                "{place}"
+            );
+            match row.state {
+                OutboxState::Sent | OutboxState::Delivered => assert!(row.sent_at.is_some(), "{place}"),
+                OutboxState::Queued | OutboxState::Sending => assert!(row.sent_at.is_none(), "{place}"),
+                _ => {}
+            }
+            // Of an attempt that was given up the event may come while the next is under way.
+            let open = log.iter().filter(|attempt| attempt.finished_at.is_none()).count();
+            assert!(open <= 1 && (open == 1 || row.state != OutboxState::Sending), "{place}");
+            // Sent again after nobody could tell: it says so for good.
+            doubted |= before == OutboxState::Uncertain && matches!(what, Do::User(_));
+            doubted |= matches!(what, Do::Answer(_))
+                && row.state == OutboxState::Queued
+                && row.last_error.as_deref().is_some_and(|error| error.contains("twice"));
+            assert_eq!(row.possible_duplicate, doubted, "{place}");
+        }
+        let mut outside = database.outside().await;
+        let (row, _) = database.store.outbox_row(OutboxId(id)).await.unwrap().unwrap();
+        let archived =
+            outside.count(&format!("messages WHERE body = 'news {id}' AND status <> 'failed'")).await;
+        assert!(archived <= 1, "{name}: archived {archived} times");
+        let open =
+            outside.count(&format!("outbox_attempts WHERE outbox_id = {id} AND finished_at IS NULL")).await;
+        assert_eq!(open, i64::from(row.state == OutboxState::Sending), "{name}");
+        if row.state == OutboxState::Delivered {
+            assert_eq!(
+                outside.count(&format!("messages WHERE outbox_id = {id} AND status = 'delivered'")).await,
+                1,
+                "{name}"
+            );
+        }
+        // The next case finds an empty queue.
+        database.store.set_enabled(online.account, false).await.unwrap();
+        database.store.record_state(online.account, AccountState::Stopped, None, NODE).await.unwrap();
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ operators
+
+async fn finished_rows_are_removed_after_their_time_with_their_attempts(kind: Kind) {
+    let database = Database::new(kind).await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    for to in ["sent", "cancelled", "queued", "held", "sending", "young"] {
+        database.store.enqueue(&row(&format!("{to}@contoso.com"))).await.unwrap();
+    }
+    database.store.enqueue(&row("malformed")).await.unwrap();
+    for (id, state) in [(2, OutboxState::Cancelled), (4, OutboxState::Held)] {
+        assert!(database.store.set_outbox_state(OutboxId(id), state).await.unwrap());
+    }
+    outside.run("UPDATE outbox SET send_after = '2999-01-01T00:00:00Z' WHERE id = 3").await.unwrap();
+    let claimed = database.claim().await;
+    for send in claimed.iter().filter(|send| send.outbox.0 != 5) {
+        alice.send_fact(send, accepted(u32::try_from(send.outbox.0).unwrap())).await;
+    }
+    outside.run("UPDATE outbox SET sent_at = '2020-01-01T00:00:00.000Z' WHERE id = 1").await.unwrap();
+    outside
+        .run("UPDATE outbox SET finished_at = '2020-01-01T00:00:00.000Z' WHERE id IN (2, 7)")
+        .await
+        .unwrap();
+    // Old, and yet in nobody's way: these are not finished.
+    outside
+        .run("UPDATE outbox SET created_at = '2020-01-01T00:00:00.000Z' WHERE id IN (3, 4, 5)")
+        .await
+        .unwrap();
+    let yesterday = Timestamp::now() - 24.hours();
+    assert_eq!(database.store.purge_outbox(yesterday, 2).await.unwrap(), 2, "only so many at once");
+    assert_eq!(database.store.purge_outbox(yesterday, 2).await.unwrap(), 1);
+    assert_eq!(database.store.purge_outbox(yesterday, 2).await.unwrap(), 0);
+    assert_eq!(
+        outside.rows("SELECT id, state FROM outbox ORDER BY id").await,
+        ["3|queued", "4|held", "5|sending", "6|sent"]
+    );
+    assert_eq!(outside.rows("SELECT outbox_id FROM outbox_attempts ORDER BY id").await, ["5", "6"]);
+    assert_eq!(outside.count("messages WHERE outbox_id = 1").await, 1, "what was said stays");
+}
+
+async fn a_running_server_removes_what_is_over(kind: Kind) {
+    let mut scene =
+        Scene::begin(kind, SimulatorSettings::default(), "[outbox]\nkeep_finished_days = 3").await;
+    let mut ids = Vec::new();
+    for name in ["old", "young"] {
+        let id = scene.queue(&format!("silent.{name}@fabrikam.example"), name, None).await;
+        assert_eq!(scene.outcome(id).await.0, "delivered");
+        ids.push(id);
+    }
+    assert!(scene.relay.server().terminate());
+    for (id, days) in ids.iter().zip([4_i64, 2]) {
+        let then = (Timestamp::now() - (24 * days).hours()).strftime("%Y-%m-%dT%H:%M:%S.000Z");
+        scene.sql.run(&format!("UPDATE outbox SET finished_at = '{then}' WHERE id = {id}")).await.unwrap();
+    }
+    scene.relay.start();
+    eventually("the old row is removed", async || {
+        (scene.sql.rows("SELECT id FROM outbox").await == [ids[1].to_string()]).then_some(())
+    })
+    .await;
+    assert_eq!(scene.sql.count("messages WHERE direction = 'outgoing'").await, 2, "what was said stays");
+}
+
+async fn a_server_that_stops_leaves_the_rest_of_what_is_over_to_the_next_start(kind: Kind) {
+    let database = Database::new(kind).await;
+    let mut outside = database.outside().await;
+    database.store.enqueue(&row("bob@contoso.com")).await.unwrap();
+    assert!(database.store.set_outbox_state(OutboxId(1), OutboxState::Cancelled).await.unwrap());
+    outside.run("UPDATE outbox SET finished_at = '2020-01-01T00:00:00.000Z'").await.unwrap();
+    let stop = CancellationToken::new();
+    stop.cancel();
+    pruning::run(Arc::clone(&database.store), 1, stop).await;
+    assert_eq!(outside.count("outbox").await, 1);
+}
+
+async fn a_row_whose_time_passes_while_it_waits_for_the_rate_is_not_sent(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), "[outbox]\nper_account_rate = 1").await;
+    let expires_at = (Timestamp::now() + 6.seconds()).strftime("'%Y-%m-%dT%H:%M:%S.000Z'").to_string();
+    let mut last = 0;
+    // Of different people, so that all are claimed at once.
+    for number in 0..12 {
+        let column = (number == 11).then_some(("expires_at", expires_at.as_str()));
+        last = scene
+            .queue(&format!("silent.n{number}@fabrikam.example"), &format!("row {number}"), column)
+            .await;
+    }
+    assert_eq!(scene.outcome(last).await.0, "expired");
+    assert_eq!(scene.accepted("row 11").len(), 0);
+}
+
+async fn an_uncertain_row_is_kept_until_somebody_decides(kind: Kind) {
+    let mut database = Database::new(kind).await;
+    let alice = database.online("alice").await;
+    database.store.enqueue(&row("bob@contoso.com")).await.unwrap();
+    assert_eq!(database.claim().await.len(), 1);
+    database.reopen().await;
+    database.store.abandon_sends(alice.account, "the application is gone").await.unwrap();
+    assert_eq!(database.state(1).await.0, OutboxState::Uncertain);
+    let tomorrow = Timestamp::now() + 24.hours();
+    assert_eq!(database.store.purge_outbox(tomorrow, 10).await.unwrap(), 0);
+}
+
+async fn waiting_rows_have_a_shape_by_age_and_destination(kind: Kind) {
+    let database = Database::new(kind).await;
+    database.online("alice").await;
+    let mut outside = database.outside().await;
+    for to in ["Bob@contoso.com", "sip:bob@contoso.com", "carol@contoso.com;bob@contoso.com"] {
+        database.store.enqueue(&row(to)).await.unwrap();
+    }
+    assert_eq!(database.claim().await.len(), 2);
+    // Nobody has looked at this one yet.
+    database
+        .store
+        .enqueue(&NewOutboxRow { account: "nobody@contoso.com".to_owned(), ..row("Dan@contoso.com") })
+        .await
+        .unwrap();
+    outside.run("UPDATE outbox SET created_at = '2026-11-22T10:00:00.000Z' WHERE id = 1").await.unwrap();
+    outside.run("UPDATE outbox SET created_at = '2026-11-22T10:07:00.000Z' WHERE id <> 1").await.unwrap();
+    let now: Timestamp = "2026-11-22T10:12:00Z".parse().unwrap();
+    let times = [now - 5.minutes(), now - 10.minutes()];
+    let both = [OutboxState::Queued, OutboxState::Sending];
+    let mut shape = database.store.outbox_shape(&both, &times).await.unwrap();
+    shape.sort_by(|one, other| (&one.destination, one.age).cmp(&(&other.destination, other.age)));
+    let cell = |account: &str, destination: &str, age| ShapeCell {
+        account: account.to_owned(),
+        destination: destination.to_owned(),
+        age,
+        count: 1,
+    };
+    let alice = "sip:alice@contoso.com";
+    assert_eq!(
+        shape,
+        [
+            cell("nobody@contoso.com", "Dan@contoso.com", 1),
+            cell(alice, "sip:bob@contoso.com", 1),
+            cell(alice, "sip:bob@contoso.com", 2),
+            cell(alice, "sip:bob@contoso.com;sip:carol@contoso.com", 1),
+        ]
+    );
+    let sending = database.store.outbox_shape(&[OutboxState::Sending], &times).await.unwrap();
+    assert_eq!(sending.iter().map(|cell| cell.count).sum::<i64>(), 2);
+}
+
+async fn rows_of_an_account_that_is_not_at_work_stay_queued_and_the_status_says_why(kind: Kind) {
+    let database = Database::new(kind).await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    let status = "SELECT account, state, count, reason FROM outbox_status";
+    database.store.enqueue(&row("bob@contoso.com")).await.unwrap();
+    let record = async |state, detail| {
+        database.store.record_state(alice.account, state, detail, NODE).await.unwrap();
+    };
+    let cases = [
+        (
+            AccountState::NeedsAttention,
+            Some("the password was refused"),
+            "needs attention: the password was refused",
+        ),
+        (AccountState::BackingOff, None, "backing off"),
+        (AccountState::Stopped, None, "stopped"),
+    ];
+    for (state, detail, words) in cases {
+        record(state, detail).await;
+        assert!(database.claim().await.is_empty());
+        // The first time nobody has looked at the row, later somebody has.
+        assert_eq!(
+            outside.rows(status).await,
+            [format!("sip:alice@contoso.com|queued|1|the account is {words}")]
+        );
+    }
+    database.store.set_enabled(alice.account, false).await.unwrap();
+    assert_eq!(outside.rows(status).await, ["sip:alice@contoso.com|queued|1|the account is disabled"]);
+    database.store.set_enabled(alice.account, true).await.unwrap();
+    record(AccountState::Online, None).await;
+    assert_eq!(outside.rows(status).await, ["sip:alice@contoso.com|queued|1|"]);
+    assert_eq!(database.claim().await.len(), 1);
+}
+
+// ------------------------------------------------------------------------------------------------ with the server
+
+const ALICE: &str = "sip:user0001@contoso.example";
+
+/// A simulated server in the test's own process, the real program with one account, and a connection to its database.
+struct Scene {
+    simulator: Simulator,
+    relay: Relay,
+    sql: Sql,
+}
+
+impl Scene {
+    async fn begin(kind: Kind, settings: SimulatorSettings, configuration: &str) -> Self {
+        let settings = SimulatorSettings { accounts: 1, ..settings };
+        let simulator = Simulator::start(settings).await.expect("loopback has free ports");
+        let mut relay = Relay::configure_on_for(kind, &simulator.discovery_url(), configuration).await;
+        relay.add_account(ALICE, "simulated");
+        relay.start();
+        relay.account_state(ALICE, "online").await;
+        let sql = relay.connect().await;
+        Self { simulator, relay, sql }
+    }
+
+    /// Queues a message; `column` is one more of the table, with its value as SQL.
+    async fn queue(&mut self, recipients: &str, body: &str, column: Option<(&str, &str)>) -> i64 {
+        let (name, value) = column.map_or((String::new(), String::new()), |(name, value)| {
+            (format!(", {name}"), format!(", {value}"))
+        });
+        let insert = format!(
+            "INSERT INTO outbox (account, recipients, body{name}) VALUES ('{ALICE}', '{recipients}', '{body}'{value})
+             RETURNING id"
+        );
+        self.sql.rows(&insert).await[0].parse().unwrap()
+    }
+
+    /// Waits until a row has come to its end; gives its state and error.
+    async fn outcome(&mut self, id: i64) -> (String, String) {
+        let query = format!(
+            "SELECT state || '|' || coalesce(last_error, '') FROM outbox
+              WHERE id = {id} AND state NOT IN ('queued', 'sending', 'sent')"
+        );
+        let row =
+            eventually(&format!("row {id} has come to its end"), async || self.sql.rows(&query).await.pop())
+                .await;
+        let (state, error) = row.split_once('|').unwrap();
+        (state.to_owned(), error.to_owned())
+    }
+
+    /// What the server accepted with this text.
+    fn accepted(&self, body: &str) -> Vec<OutgoingEntry> {
+        let mut entries = self.simulator.ledger().outgoing;
+        entries.retain(|entry| entry.text == body);
+        entries
+    }
+}
+
+async fn a_group_is_told_whoever_of_it_can_be_reached(kind: Kind) {
+    let settings = SimulatorSettings { ring_time: Duration::from_secs(2), ..SimulatorSettings::default() };
+    let mut scene = Scene::begin(kind, settings, &format!("{QUICK}\n")).await;
+    let full =
+        |names: &[&str]| names.iter().map(|name| format!("sip:{name}@fabrikam.example")).collect::<Vec<_>>();
+    // Who is named; who of them gets it; what the row says of the others.
+    let cases: &[(&[&str], &[&str], &[&str])] = &[
+        (&["silent.a", "silent.b", "silent.c"], &["silent.a", "silent.b", "silent.c"], &[]),
+        (
+            &["silent.d", "declines.d"],
+            &["silent.d"],
+            &["declines.d@fabrikam.example (the recipient declined"],
+        ),
+        (
+            &["declines.e", "silent.e", "silent.f"],
+            &["silent.e", "silent.f"],
+            &["declines.e@fabrikam.example (the rec"],
+        ),
+        (
+            &["missing.g", "absent.g", "silent.g"],
+            &["silent.g"],
+            &["missing.g@", "absent.g@", "did not answer in time"],
+        ),
+        (
+            &["busy.h", "silent.h", "missing.h"],
+            &["silent.h"],
+            &["busy.h@fabrikam.example (the recipient is busy", "missing.h@"],
+        ),
+    ];
+    let mut ids = Vec::new();
+    for (number, (named, ..)) in cases.iter().enumerate() {
+        ids.push(scene.queue(&full(named).join(";"), &format!("news {number}"), None).await);
+    }
+    for (number, (named, reached, words)) in cases.iter().enumerate() {
+        let (state, error) = scene.outcome(ids[number]).await;
+        assert_eq!(state, "delivered", "{named:?}: {error}");
+        // The report may be here before the answer to the request is stored, with which it is known who is missing.
+        let query = format!("SELECT coalesce(last_error, '') FROM outbox WHERE id = {}", ids[number]);
+        let error = eventually(&format!("{named:?}: the row says {words:?}"), async || {
+            let error = scene.sql.rows(&query).await.remove(0);
+            words.iter().all(|word| error.contains(word)).then_some(error)
+        })
+        .await;
+        let entries = scene.accepted(&format!("news {number}"));
+        assert_eq!(entries.len(), 1, "{named:?} is told once");
+        let mut to = entries[0].to.clone();
+        to.sort();
+        assert_eq!(to, full(reached), "{named:?}");
+        assert_eq!(error.starts_with("not reached: "), !words.is_empty(), "{error}");
+        let unreached = named.len() - reached.len();
+        let noted = scene
+            .sql
+            .rows(&format!("SELECT failed_recipients FROM messages WHERE outbox_id = {}", ids[number]))
+            .await;
+        assert_eq!(noted[0].matches('@').count(), unreached, "{noted:?}");
+    }
+
+    // The next row for the same people is said in the group that is there, and so is an answer into its conversation.
+    let again = scene.queue(&full(cases[2].0).join(";"), "more news", None).await;
+    let (state, error) = scene.outcome(again).await;
+    assert_eq!(state, "delivered", "{error}");
+    eventually("the next row says who is missing too", async || {
+        let query = format!("SELECT coalesce(last_error, '') FROM outbox WHERE id = {again}");
+        scene.sql.rows(&query).await.remove(0).contains("declines.e@").then_some(())
+    })
+    .await;
+    let conversation =
+        scene.sql.rows(&format!("SELECT conversation_id FROM outbox WHERE id = {}", ids[2])).await.remove(0);
+    let answer = scene.queue("", "an answer", Some(("conversation_id", &conversation))).await;
+    assert_eq!(scene.outcome(answer).await.0, "delivered");
+    let first = scene.accepted("news 2").remove(0);
+    for text in ["more news", "an answer"] {
+        let entry = scene.accepted(text).remove(0);
+        assert_eq!((&entry.conversation, entry.to.len()), (&first.conversation, 2), "{text}");
+    }
+
+    // Nobody is there: what waiting can heal is tried again, and what it can't fails at once.
+    let refused = scene.queue(&full(&["declines.i", "missing.i"]).join(";"), "to nobody", None).await;
+    let (state, error) = scene.outcome(refused).await;
+    assert_eq!(state, "failed");
+    assert!(
+        error.starts_with("nobody could be reached: sip:declines.i@") && error.contains("missing.i@"),
+        "{error}"
+    );
+    let away = scene
+        .queue(&full(&["absent.j", "declines.j"]).join(";"), "to nobody", Some(("max_attempts", "2")))
+        .await;
+    let (state, error) = scene.outcome(away).await;
+    assert_eq!(state, "failed");
+    assert!(
+        error.starts_with("given up after 2 attempts") && error.contains("nobody could be reached"),
+        "{error}"
+    );
+    assert_eq!(scene.sql.count(&format!("outbox_attempts WHERE outbox_id = {refused}")).await, 1);
+    assert_eq!(scene.sql.count(&format!("outbox_attempts WHERE outbox_id = {away}")).await, 2);
+    assert!(scene.accepted("to nobody").is_empty());
+    assert!(scene.relay.server().terminate());
+}
+
+/// How many of a rate of so many a second may have left within so long: a second's worth at once, then evenly.
+fn allowed(rate: f64, since: Duration) -> f64 {
+    rate + rate * since.as_secs_f64()
+}
+
+async fn an_account_sends_no_faster_than_its_rate_allows(kind: Kind) {
+    const RATE: u8 = 5;
+    const ROWS: u8 = 25;
+    let configuration = format!("[outbox]\nper_account_rate = {RATE}\n");
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), &configuration).await;
+    // Each to somebody else, so that nothing but the rate holds any of them back.
+    let rows: Vec<String> = (0..ROWS)
+        .map(|number| format!("('{ALICE}', 'sip:silent.{number}@fabrikam.example', 'news for {number}')"))
+        .collect();
+    let begun = Timestamp::now();
+    let insert = format!("INSERT INTO outbox (account, recipients, body) VALUES {}", rows.join(", "));
+    scene.sql.run(&insert).await.unwrap();
+    eventually("every row is delivered", async || {
+        (scene.sql.count("outbox WHERE state = 'delivered'").await == i64::from(ROWS)).then_some(())
+    })
+    .await;
+    let mut accepted: Vec<Timestamp> =
+        scene.simulator.ledger().outgoing.iter().map(|entry| entry.time).collect();
+    accepted.sort();
+    assert_eq!(accepted.len(), usize::from(ROWS));
+    // Whatever delays a request makes it later, so this bound holds on any machine. The ledger counts in milliseconds.
+    for (sent, at) in (1_u8..).zip(&accepted) {
+        let since =
+            Duration::try_from(at.duration_since(begun)).unwrap_or_default() + Duration::from_millis(1);
+        assert!(f64::from(sent) <= allowed(f64::from(RATE), since), "{sent} were accepted within {since:?}");
+    }
+}
+
+async fn who_keeps_us_waiting_or_declines_holds_back_only_themselves(kind: Kind) {
+    // Nobody who is absent, and nothing that waits for another attempt, comes to an end while this test runs.
+    let settings = SimulatorSettings { ring_time: Duration::from_secs(3600), ..SimulatorSettings::default() };
+    let configuration = "[outbox]\nretry_base = \"1h\"\nretry_max = \"1h\"\n";
+    let mut scene = Scene::begin(kind, settings, configuration).await;
+    // The call of who is slow is not carried out while the others are written to.
+    let late = Fault::new(FaultKind::Delay { ms: 3_600_000 }).on(Operation::StartMessaging).account(ALICE);
+    let late = scene.simulator.inject(late).unwrap();
+    let mut waiting = vec![("slow", scene.queue("sip:silent.slow@fabrikam.example", "first", None).await)];
+    eventually("the call of who is slow is out", async || (scene.simulator.struck(late) == 1).then_some(()))
+        .await;
+    for (name, recipient) in
+        [("absent", "sip:absent.a@fabrikam.example"), ("unreachable", "sip:unreachable.a@fabrikam.example")]
+    {
+        waiting.push((name, scene.queue(recipient, "first", None).await));
+    }
+    let declined = scene.queue("sip:declines.a@fabrikam.example", "first", None).await;
+    let after_declined = scene.queue("sip:declines.a@fabrikam.example", "second", None).await;
+    eventually("who is unreachable has been tried", async || {
+        let tried = "outbox WHERE last_subcode = 'Unreachable' AND state = 'queued' AND attempts = 1";
+        (scene.sql.count(tried).await == 1).then_some(())
+    })
+    .await;
+
+    let good = scene.queue("sip:silent.good@fabrikam.example", "hello", None).await;
+    assert_eq!(scene.outcome(good).await.0, "delivered");
+    for id in [declined, after_declined] {
+        let (state, error) = scene.outcome(id).await;
+        assert_eq!(state, "failed", "{error}");
+    }
+    for (name, id) in waiting {
+        let open = format!("outbox WHERE id = {id} AND state IN ('queued', 'sending', 'sent')");
+        assert_eq!(scene.sql.count(&open).await, 1, "who is {name} keeps us waiting");
+    }
+}
+
+/// The call of a row in HTML carries no text: how it ended is known from its events alone, and these only link.
+async fn a_call_that_failed_by_events_that_only_link_is_tried_again(kind: Kind) {
+    let settings = SimulatorSettings {
+        ring_time: Duration::from_millis(300),
+        link_only_share: 1.0,
+        ..SimulatorSettings::default()
+    };
+    let mut scene = Scene::begin(kind, settings, "[outbox]\nretry_base = \"1h\"\nretry_max = \"1h\"\n").await;
+    // The call is over before anybody could read what its first event linked.
+    let late = Fault::new(FaultKind::Delay { ms: 1500 }).on(Operation::Invitation).account(ALICE);
+    scene.simulator.inject(late).unwrap();
+    let id = scene
+        .queue("sip:absent.a@fabrikam.example", "<b>hello</b>", Some(("content_type", "'text/html'")))
+        .await;
+    let row = eventually("the call has failed", async || {
+        let ended = format!(
+            "SELECT state, attempts, last_subcode FROM outbox WHERE id = {id} AND state NOT IN ('sending', 'sent')
+                AND attempts > 0"
+        );
+        scene.sql.rows(&ended).await.pop()
+    })
+    .await;
+    assert_eq!(row, "queued|1|Timeout");
+}
+
+async fn html_is_said_in_plain_text_to_who_reads_no_other(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), "").await;
+    let html = "<p>All is <b>well</b> &amp; good</p>";
+    // The first row makes the call, and the second is said in the conversation that is open.
+    for (row, plain) in [(html, "All is well & good"), ("<i>still</i> so", "still so")] {
+        let id = scene
+            .queue("sip:silent.reader@fabrikam.example", row, Some(("content_type", "'text/html'")))
+            .await;
+        let (state, error) = scene.outcome(id).await;
+        assert_eq!(state, "delivered", "{error}");
+        let entries = scene.accepted(plain);
+        assert_eq!(entries.len(), 1, "{:?}", scene.simulator.ledger().outgoing);
+        assert_eq!(entries[0].content_type.split(';').next(), Some("text/plain"));
+        eventually("the archive has it as it was said", async || {
+            let said = format!(
+                "messages WHERE outbox_id = {id} AND body = '{plain}' AND body_html IS NULL AND content_type = 'text/plain'"
+            );
+            (scene.sql.count(&said).await == 1).then_some(())
+        })
+        .await;
+        // The queue keeps what was asked for.
+        assert_eq!(scene.sql.rows(&format!("SELECT body FROM outbox WHERE id = {id}")).await, [row]);
+    }
+}
+
+async fn whoever_sends_with_wait_sees_the_row_to_its_end(kind: Kind) {
+    let scene = Scene::begin(kind, SimulatorSettings::default(), "").await;
+    let send = |to: &str, more: &[&str]| {
+        let to = format!("{to}@fabrikam.example");
+        scene.relay.tool(&[&["send", "--from", ALICE, "--to", &to, "--wait", "hello"], more].concat())
+    };
+    let followed = send("silent.a", &[]);
+    let told = String::from_utf8(followed.stdout).unwrap();
+    assert!(followed.status.success(), "{}", String::from_utf8_lossy(&followed.stderr));
+    assert!(told.lines().last().unwrap().ends_with("is delivered"), "{told}");
+
+    let followed = send("silent.b", &["--format", "json"]);
+    let told = String::from_utf8(followed.stdout).unwrap();
+    assert!(followed.status.success(), "{}", String::from_utf8_lossy(&followed.stderr));
+    let states: Vec<String> = told
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["state"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    assert_eq!(states.last().map(String::as_str), Some("delivered"), "{states:?}");
+
+    // Who declines is told in the server's words, and by the exit code.
+    let refused = send("declines.a", &[]);
+    assert_eq!(refused.status.code(), Some(1));
+    let words = String::from_utf8(refused.stderr).unwrap();
+    assert!(words.contains("is failed: the recipient declined"), "{words}");
+}
+
+/// Where a send is cut.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Cut {
+    /// Killed after the claim is committed, while the request has not been carried out.
+    KilledBeforeTheRequest,
+    /// Killed when the server has carried the request out and not answered.
+    KilledBeforeTheAnswer,
+    /// Killed when the answer and the event have come, and the database takes neither.
+    KilledBeforeTheCommit,
+    /// The database is away while the answer and the event come, and is back.
+    DatabaseAway,
+    /// The connection ends before the server has carried it out.
+    ConnectionLostBefore,
+    /// The connection ends when the server has carried it out.
+    ConnectionLostAfter,
+    /// The event comes before the answer.
+    EventFirst,
+    /// Killed when the server has carried it out, and the application is gone; the conversation's log tells.
+    ApplicationGoneAndLogged,
+    /// As before, without a log.
+    ApplicationGone,
+}
+
+impl Cut {
+    const ALL: [Self; 9] = [
+        Self::KilledBeforeTheRequest,
+        Self::KilledBeforeTheAnswer,
+        Self::KilledBeforeTheCommit,
+        Self::DatabaseAway,
+        Self::ConnectionLostBefore,
+        Self::ConnectionLostAfter,
+        Self::EventFirst,
+        Self::ApplicationGoneAndLogged,
+        Self::ApplicationGone,
+    ];
+
+    fn fault(self) -> Option<FaultKind> {
+        match self {
+            Self::KilledBeforeTheRequest => Some(FaultKind::Delay { ms: 60_000 }),
+            Self::KilledBeforeTheAnswer | Self::ApplicationGone | Self::ApplicationGoneAndLogged => {
+                Some(FaultKind::DelayAfter { ms: 60_000 })
+            }
+            Self::KilledBeforeTheCommit | Self::DatabaseAway => Some(FaultKind::DelayAfter { ms: 1000 }),
+            Self::ConnectionLostBefore => Some(FaultKind::CutBefore),
+            Self::ConnectionLostAfter => Some(FaultKind::CutAfter),
+            Self::EventFirst => None,
+        }
+    }
+}
+
+impl Scene {
+    async fn restart(&mut self) {
+        self.relay.start();
+        self.relay.account_state(ALICE, "online").await;
+    }
+
+    async fn until_accepted(&self, body: &str) {
+        eventually(&format!("the server has {body}"), async || {
+            (!self.accepted(body).is_empty()).then_some(())
+        })
+        .await;
+    }
+
+    /// Takes the database away from everybody else, until [`Sql::run`] says `COMMIT`.
+    async fn lock(&self, kind: Kind) -> Sql {
+        let mut other = self.relay.connect().await;
+        match kind {
+            Kind::Sqlite => other.run("BEGIN IMMEDIATE").await.unwrap(),
+            Kind::Postgres => {
+                other.run("BEGIN").await.unwrap();
+                other.run("LOCK TABLE outbox, messages IN EXCLUSIVE MODE").await.unwrap()
+            }
+        };
+        other
+    }
+
+    /// Sends one row through a cut; gives its id.
+    async fn send_through(&mut self, cut: Cut, operation: Operation, kind: Kind) -> i64 {
+        let recipient = format!("silent.{cut:?}.{operation:?}@fabrikam.example").to_lowercase();
+        let body = format!("{operation:?} {cut:?}");
+        let logged = cut == Cut::ApplicationGoneAndLogged;
+        self.simulator.change_settings(SettingsChange {
+            early_event_share: Some(if cut == Cut::EventFirst { 1.0 } else { 0.0 }),
+            conversation_logs: Some(logged),
+            log_delay_ms: Some(10),
+            ..SettingsChange::default()
+        });
+        if operation == Operation::SendMessage {
+            let opener = self.queue(&recipient, "opener", None).await;
+            assert_eq!(self.outcome(opener).await.0, "delivered", "{body}");
+        }
+        let fault = cut
+            .fault()
+            .map(|fault| self.simulator.inject(Fault::new(fault).on(operation).account(ALICE)).unwrap());
+        if matches!(cut, Cut::ApplicationGone | Cut::ApplicationGoneAndLogged) {
+            // No event of it comes while the application is there.
+            let delay = Fault::new(FaultKind::Delay { ms: 60_000 }).on(Operation::Events).account(ALICE);
+            let silence = self.simulator.inject(delay).unwrap();
+            eventually("the channel is silent", async || (self.simulator.struck(silence) > 0).then_some(()))
+                .await;
+        }
+        let id = self.queue(&recipient, &body, None).await;
+        match cut {
+            Cut::KilledBeforeTheRequest => {
+                let fault = fault.unwrap();
+                eventually("the request waits", async || (self.simulator.struck(fault) > 0).then_some(()))
+                    .await;
+                self.relay.server().kill();
+                self.restart().await;
+            }
+            Cut::KilledBeforeTheAnswer => {
+                self.until_accepted(&body).await;
+                self.relay.server().kill();
+                self.restart().await;
+            }
+            Cut::KilledBeforeTheCommit | Cut::DatabaseAway => {
+                self.until_accepted(&body).await;
+                let mut lock = self.lock(kind).await;
+                eventually("the recipient has it", async || {
+                    let settled = |entry: &OutgoingEntry| entry.state != OutgoingState::Accepted;
+                    self.accepted(&body).iter().any(settled).then_some(())
+                })
+                .await;
+                if cut == Cut::KilledBeforeTheCommit {
+                    self.relay.server().kill();
+                }
+                lock.run("COMMIT").await.unwrap();
+                if cut == Cut::KilledBeforeTheCommit {
+                    self.restart().await;
+                }
+            }
+            Cut::ApplicationGone | Cut::ApplicationGoneAndLogged => {
+                self.until_accepted(&body).await;
+                self.relay.server().kill();
+                let talk = self.accepted(&body)[0].conversation.clone();
+                eventually("the recipient has it", async || {
+                    self.accepted(&body)
+                        .iter()
+                        .any(|entry| entry.state != OutgoingState::Accepted)
+                        .then_some(())
+                })
+                .await;
+                let logs = || self.simulator.conversation_logs(ALICE).unwrap().len();
+                let before = logs();
+                self.simulator.leave(&talk).unwrap();
+                if logged {
+                    eventually("the talk is logged", async || (logs() > before).then_some(())).await;
+                }
+                self.simulator.forget_application(ALICE).unwrap();
+                self.restart().await;
+            }
+            Cut::ConnectionLostBefore | Cut::ConnectionLostAfter | Cut::EventFirst => {}
+        }
+        id
+    }
+}
+
+async fn cuts_through(operation: Operation, kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    for cut in Cut::ALL {
+        let id = scene.send_through(cut, operation, kind).await;
+        let place = format!("{operation:?} {cut:?}");
+        let expected = if cut == Cut::ApplicationGone { "uncertain" } else { "delivered" };
+        eventually(&format!("{place}: {expected}"), async || {
+            let (state, error) = scene.outcome(id).await;
+            // A log is read after nobody could tell.
+            let may_change = cut == Cut::ApplicationGoneAndLogged && state == "uncertain";
+            assert!(state == expected || may_change, "{place}: {state}: {error}");
+            (state == expected).then_some(())
+        })
+        .await;
+        assert_eq!(scene.accepted(&place).len(), 1, "{place}: the server took it once");
+        let archived = scene.sql.count(&format!("messages WHERE body = '{place}'")).await;
+        assert_eq!(archived, i64::from(expected == "delivered"), "{place}");
+        scene.simulator.clear_faults(None);
+    }
+    let doubtful = scene.sql.count("outbox WHERE possible_duplicate").await;
+    assert_eq!(doubtful, 0, "nothing was sent again that may have arrived");
+}
+
+async fn a_call_that_is_cut_at_any_point_is_made_once(kind: Kind) {
+    cuts_through(Operation::StartMessaging, kind).await;
+}
+
+async fn a_message_that_is_cut_at_any_point_is_sent_once(kind: Kind) {
+    cuts_through(Operation::SendMessage, kind).await;
+}
+
+async fn what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted(kind: Kind) {
+    let configuration = QUICK.replace("[outbox]", "[outbox]\nuncertain = \"retry\"");
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), &configuration).await;
+    let id = scene.send_through(Cut::ApplicationGone, Operation::StartMessaging, kind).await;
+    assert_eq!(scene.outcome(id).await.0, "delivered");
+    let body = format!("{:?} {:?}", Operation::StartMessaging, Cut::ApplicationGone);
+    assert_eq!(scene.accepted(&body).len(), 2, "the risk that was taken");
+    assert_eq!(scene.sql.count(&format!("outbox WHERE id = {id} AND possible_duplicate")).await, 1);
+    assert_eq!(
+        scene
+            .sql
+            .rows(&format!("SELECT outcome FROM outbox_attempts WHERE outbox_id = {id} ORDER BY id"))
+            .await,
+        ["uncertain", "delivered"]
+    );
+}
+
+on_both_databases!(
+    "multi_thread":
+    every_transition_leads_where_the_documentation_says,
+    a_call_that_is_cut_at_any_point_is_made_once,
+    a_message_that_is_cut_at_any_point_is_sent_once,
+    what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted,
+    a_group_is_told_whoever_of_it_can_be_reached,
+    an_account_sends_no_faster_than_its_rate_allows,
+    who_keeps_us_waiting_or_declines_holds_back_only_themselves,
+    a_call_that_failed_by_events_that_only_link_is_tried_again,
+    html_is_said_in_plain_text_to_who_reads_no_other,
+    whoever_sends_with_wait_sees_the_row_to_its_end,
+    finished_rows_are_removed_after_their_time_with_their_attempts,
+    a_running_server_removes_what_is_over,
+    a_row_whose_time_passes_while_it_waits_for_the_rate_is_not_sent,
+    a_server_that_stops_leaves_the_rest_of_what_is_over_to_the_next_start,
+    an_uncertain_row_is_kept_until_somebody_decides,
+    waiting_rows_have_a_shape_by_age_and_destination,
+    rows_of_an_account_that_is_not_at_work_stay_queued_and_the_status_says_why,
+);
