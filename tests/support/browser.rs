@@ -32,32 +32,58 @@ const WITNESS: &str = "
     addEventListener('error', (event) => window.witnessed.push('error: ' + event.message), true);
 ";
 
+/// How often a browser is tried to start.
+const STARTS: usize = 4;
+
 /// One browser with one window.
 pub(crate) struct Browser {
-    driver: Child,
-    /// The browser's own process.
-    process: u64,
     session: String,
     http: reqwest::Client,
+    // First the driver and the browser go, then the folder.
+    _driver: Driver,
     _profile: TempDir,
 }
 
 impl Browser {
-    /// Starts it; `make tools` installs it.
+    /// Starts it; `make tools` installs it. A driver that does not get a browser up, as happens when several begin at once,
+    /// is let go, and the next one tries.
     pub(crate) async fn start() -> Self {
+        let mut problems = Vec::new();
+        while problems.len() < STARTS {
+            match Self::try_to_start().await {
+                Ok(browser) => {
+                    browser.devtools("Page.enable", json!({})).await;
+                    let witness = json!({ "source": WITNESS });
+                    browser.devtools("Page.addScriptToEvaluateOnNewDocument", witness).await;
+                    browser.look(Look::Light).await;
+                    return browser;
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+        panic!("no browser starts: {problems:#?}");
+    }
+
+    async fn try_to_start() -> Result<Self, String> {
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .expect("chromedriver runs; `make tools` installs it");
-        let mut lines = BufReader::new(driver.stdout.take().expect("stdout is piped")).lines();
+        let stdout = driver.stdout.take().expect("stdout is piped");
+        let mut driver = Driver(driver, None);
+        let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        let mut said = Vec::new();
         let port: u16 = lines
             .find_map(|line| {
-                let line = line.expect("in UTF-8");
-                line.split_once("successfully on port ")?.1.trim_end_matches('.').parse().ok()
+                let port = line
+                    .split_once("successfully on port ")
+                    .map(|(_, port)| port.trim_end_matches('.').parse());
+                said.push(line);
+                port?.ok()
             })
-            .expect("chromedriver says on which port it listens");
+            .ok_or_else(|| format!("chromedriver did not say on which port it listens: {said:?}"))?;
         std::thread::spawn(move || lines.for_each(drop));
         let profile = tempfile::tempdir().expect("a temporary folder");
         let http = reqwest::Client::new();
@@ -72,15 +98,14 @@ impl Browser {
         let wanted = json!({ "capabilities": { "alwaysMatch": {
             "browserName": "chrome", "acceptInsecureCerts": true, "goog:chromeOptions": options,
         } } });
-        let begun = post(&http, &address, &wanted).await;
-        let session = begun["sessionId"].as_str().unwrap_or_else(|| panic!("no session: {begun}"));
-        let process = begun["capabilities"]["goog:processID"].as_u64().expect("a process");
-        let session = format!("{address}/{session}");
-        let browser = Self { driver, process, session, http, _profile: profile };
-        browser.devtools("Page.enable", json!({})).await;
-        browser.devtools("Page.addScriptToEvaluateOnNewDocument", json!({ "source": WITNESS })).await;
-        browser.look(Look::Light).await;
-        browser
+        let begun = answer(&http, &address, &wanted).await?;
+        let (Some(session), Some(process)) =
+            (begun["sessionId"].as_str(), begun["capabilities"]["goog:processID"].as_u64())
+        else {
+            return Err(format!("no session: {begun}"));
+        };
+        driver.1 = Some(process);
+        Ok(Self { session: format!("{address}/{session}"), http, _driver: driver, _profile: profile })
     }
 
     /// A command of the `DevTools` protocol.
@@ -206,24 +231,29 @@ impl Browser {
     }
 }
 
-impl Drop for Browser {
+/// The driver, and the browser that it started.
+struct Driver(Child, Option<u64>);
+
+impl Drop for Driver {
     fn drop(&mut self) {
-        let ids = [self.process.to_string(), self.driver.id().to_string()];
-        let _ = Command::new("kill").args(ids).status();
-        let _ = self.driver.wait();
+        let browser = self.1.map(|process| process.to_string());
+        let _ = Command::new("kill").args(browser).arg(self.0.id().to_string()).status();
+        let _ = self.0.wait();
     }
 }
 
 /// The value of the driver's answer.
 async fn post(http: &reqwest::Client, url: &str, body: &Value) -> Value {
-    let answer = http
+    answer(http, url, body).await.expect("chromedriver answers")
+}
+
+async fn answer(http: &reqwest::Client, url: &str, body: &Value) -> Result<Value, String> {
+    let asked = http
         .post(url)
         .timeout(Duration::from_secs(120))
         .header("content-type", "application/json")
-        .body(body.to_string())
-        .send()
-        .await
-        .expect("chromedriver answers");
-    let text = answer.text().await.expect("in full");
-    serde_json::from_str::<Value>(&text).expect("in JSON")["value"].take()
+        .body(body.to_string());
+    let text = async { asked.send().await?.text().await }.await.map_err(|error| error.to_string())?;
+    let mut answer: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+    Ok(answer["value"].take())
 }

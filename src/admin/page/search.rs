@@ -1,4 +1,4 @@
-//! `/search`: messages that fit a [query](crate::query). Each search is noted in `access_log`.
+//! `/search`: messages that fit a [`query`]. Each search is noted in `access_log`.
 
 use askama::Template;
 use axum::{Extension, extract::State, response::Response};
