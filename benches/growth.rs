@@ -18,6 +18,7 @@ use std::{
     collections::BTreeSet,
     fmt::Write as _,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -26,7 +27,7 @@ use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use jiff::{SignedDuration, Timestamp};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
@@ -59,6 +60,9 @@ struct Options {
     /// Where the databases are made; by default the temporary folder
     #[arg(long)]
     folder: Option<PathBuf>,
+    /// SQLite: the full archive's file; it is filled if it is not there, and stays for other runs with the same numbers
+    #[arg(long)]
+    keep: Option<PathBuf>,
     /// Given by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -210,9 +214,10 @@ impl Member {
 
 // ------------------------------------------------------------------------------------------------ where it is archived
 
-/// A database of its own; it goes when this goes.
+/// A database of its own; it goes when this goes, if it is not kept.
 enum Place {
     Sqlite(TempDir),
+    Kept(PathBuf),
     Postgres(Arc<postgres::OwnServer>, postgres::PostgresDatabase),
 }
 
@@ -240,7 +245,7 @@ impl Place {
     /// Another one, empty, on the same disk and the same server.
     async fn beside(&self, folder: &Path) -> anyhow::Result<Self> {
         Ok(match self {
-            Self::Sqlite(_) => Self::Sqlite(TempDir::new_in(folder)?),
+            Self::Sqlite(_) | Self::Kept(_) => Self::Sqlite(TempDir::new_in(folder)?),
             Self::Postgres(server, _) => {
                 let database = postgres::PostgresDatabase::on(&server.admin_url()).await;
                 Self::Postgres(Arc::clone(server), database)
@@ -251,6 +256,7 @@ impl Place {
     fn url(&self) -> String {
         match self {
             Self::Sqlite(folder) => format!("sqlite://{}", folder.path().join("relay.db").display()),
+            Self::Kept(file) => format!("sqlite://{}", file.display()),
             Self::Postgres(_, database) => database.url().to_owned(),
         }
     }
@@ -275,6 +281,7 @@ impl Place {
                 }
                 Ok((total, Vec::new()))
             }
+            Self::Kept(file) => Ok((std::fs::metadata(file)?.len(), Vec::new())),
             Self::Postgres(_, database) => {
                 let mut connection = database.connect().await;
                 let total: i64 = sqlx::query_scalar("SELECT pg_database_size(current_database())")
@@ -312,7 +319,10 @@ async fn sign_in(store: &SharedStore, accounts: u64) -> anyhow::Result<Vec<Membe
             secret: SecretSource::Missing,
             invitations: None,
         };
-        store.add_account(&account).await.map(|account| (number, account))
+        match store.account(&account.sip_uri).await? {
+            Some(there) => Ok((number, there.id)),
+            None => store.add_account(&account).await.map(|account| (number, account)),
+        }
     }))
     .await?;
     if let Some(cluster) = store.cluster() {
@@ -538,7 +548,10 @@ struct Planner(Option<SqliteConnection>);
 impl Planner {
     async fn new(place: &Place) -> anyhow::Result<Self> {
         Ok(Self(match place {
-            Place::Sqlite(_) => Some(SqliteConnection::connect(&place.url()).await?),
+            Place::Sqlite(_) | Place::Kept(_) => {
+                let options = SqliteConnectOptions::from_str(&place.url())?.with_regexp();
+                Some(SqliteConnection::connect_with(&options).await?)
+            }
             Place::Postgres(..) => None,
         }))
     }
@@ -569,11 +582,17 @@ fn told(mut times: Vec<f64>) -> (f64, f64) {
 
 async fn measure(kind: Kind, options: &Options, statements: &Statements) -> anyhow::Result<String> {
     let folder = options.folder.clone().unwrap_or_else(std::env::temp_dir);
-    let place = Place::new(kind, &folder).await?;
+    let place = match &options.keep {
+        Some(file) if kind == Kind::Sqlite => Place::Kept(file.clone()),
+        _ => Place::new(kind, &folder).await?,
+    };
+    let is_filled = matches!(&place, Place::Kept(file) if file.exists());
     let mut store = connect(&settings(place.url()), Role::Server).await?;
     let members = sign_in(&store, options.accounts).await?;
     let talks = options.messages / TALK / options.accounts;
-    fill(&store, &members, 0..talks).await?;
+    if !is_filled {
+        fill(&store, &members, 0..talks).await?;
+    }
     place.settle().await?;
     let beside = place.beside(&folder).await?;
     let fresh = connect(&settings(beside.url()), Role::Server).await?;
@@ -669,7 +688,7 @@ async fn explain_everything(connection: &mut PgConnection) -> anyhow::Result<()>
 impl Place {
     fn log(&self) -> Option<PathBuf> {
         match self {
-            Self::Sqlite(_) => None,
+            Self::Sqlite(_) | Self::Kept(_) => None,
             Self::Postgres(server, _) => Some(server.log()),
         }
     }

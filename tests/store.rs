@@ -3,7 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 use jiff::{Timestamp, ToSpan};
@@ -14,6 +18,11 @@ use support::{
     },
     sql::{Kind, Sql},
     take_leases,
+};
+use tracing::field::{Field, Visit};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context, SubscriberExt},
 };
 use ucwa_relay::{
     archive::{
@@ -1524,6 +1533,114 @@ async fn a_database_in_memory_serves_tests() {
     alice.events("/e2", vec![message(1, "Hi")]).await;
     assert_eq!(texts(&store).await, ["Hi"]);
     store.close().await;
+}
+
+// ------------------------------------------------------------------------------------------------ plans
+
+/// Statements that were run, as the driver tells.
+#[derive(Clone, Default)]
+struct Statements(Arc<Mutex<BTreeSet<String>>>);
+
+impl<S: tracing::Subscriber> Layer<S> for Statements {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        struct Text(String);
+        impl Visit for Text {
+            fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+            fn record_str(&mut self, field: &Field, value: &str) {
+                // The driver shortens what fits on a line into the one and has the whole in the other.
+                if (field.name() == "db.statement" && !value.is_empty())
+                    || (field.name() == "summary" && self.0.is_empty())
+                {
+                    value.clone_into(&mut self.0);
+                }
+            }
+        }
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        self.0.lock().unwrap().insert(text.0);
+    }
+}
+
+/// Tables that grow as long as the relay runs.
+const GROWING: [&str; 9] = [
+    "conversations",
+    "gaps",
+    "invitations",
+    "messages",
+    "outbox",
+    "outbox_attempts",
+    "participants",
+    "sessions",
+    "typing",
+];
+
+/// The planner goes by what a statement says and not by how many rows there are, since nothing has counted them: so
+/// what it does in a small archive it does in a large one.
+#[tokio::test]
+async fn sqlite_walks_through_no_table_that_grows_for_what_a_server_does() {
+    let statements = Statements::default();
+    let filter = tracing_subscriber::EnvFilter::new("off,sqlx::query=debug");
+    tracing::subscriber::set_global_default(
+        tracing_subscriber::registry().with(statements.clone().with_filter(filter)),
+    )
+    .unwrap();
+    let kind = Kind::Sqlite;
+    a_session_is_resumed_and_a_new_one_ends_it(kind).await;
+    a_resume_ends_what_was_open_in_the_commit_that_moves_the_cursor(kind).await;
+    a_gap_asks_for_its_backfill_until_the_schedule_ends(kind).await;
+    hints_of_an_account_are_one_wish_that_begins_anew(kind).await;
+    a_log_adds_what_no_session_has_archived_however_often_it_is_read(kind).await;
+    who_typed_and_where_a_talk_went_on_is_stored_once(kind).await;
+    what_was_committed_and_not_acknowledged_comes_again_and_changes_nothing(kind).await;
+    a_text_that_is_not_repeated_is_settled_after_its_time(kind).await;
+    the_text_of_a_call_whose_events_never_came_is_archived_all_the_same(kind).await;
+    the_text_of_a_call_that_can_not_be_read_is_archived_when_it_was_accepted(kind).await;
+    rows_wait_for_their_time_their_account_and_their_node(kind).await;
+    what_cannot_be_sent_fails_with_words_and_blocks_nothing(kind).await;
+    a_row_that_waited_too_long_expires(kind).await;
+    what_was_missed_of_a_send_is_known_to_the_next_life(kind).await;
+    a_failed_row_is_corrected_and_queued_again_by_plain_sql(kind).await;
+    a_send_survives_a_crash_and_a_claim_can_be_given_back(kind).await;
+    an_answer_goes_into_its_conversation_and_shares_the_order_of_its_party(kind).await;
+    the_201_and_the_event_lead_to_one_message_in_either_order(kind).await;
+
+    let statements = std::mem::take(&mut *statements.0.lock().unwrap());
+    assert!(statements.len() > 60, "{}", statements.len());
+    let database = Database::new(kind).await;
+    let mut outside = database.outside().await;
+    let partial = outside
+        .rows("SELECT name FROM sqlite_schema WHERE type = 'index' AND sql LIKE '% WHERE %' ORDER BY name")
+        .await;
+    let mut walks = Vec::new();
+    for statement in &statements {
+        let words: Vec<&str> = statement.split_whitespace().collect();
+        // Rows that are put in are looked for by nothing but foreign keys, and only while one of them is broken.
+        let is_of_values = words[0] == "INSERT" && words.contains(&"VALUES");
+        // What people read is looked for in another way.
+        let is_for_people = ["message_history", "conversation_history", "outbox_status", "account_status"]
+            .iter()
+            .any(|view| words.contains(view));
+        if is_of_values
+            || is_for_people
+            || !["SELECT", "INSERT", "UPDATE", "DELETE", "WITH"].contains(&words[0])
+        {
+            continue;
+        }
+        let grows = |name: &str| {
+            let stands_for = |pair: &[&str]| GROWING.contains(&pair[0]) && pair[1].trim_matches(',') == name;
+            GROWING.contains(&name) || words.windows(2).any(stands_for)
+        };
+        for step in outside.rows(&format!("EXPLAIN QUERY PLAN {statement}")).await {
+            let detail = step.rsplit('|').next().unwrap();
+            let Some(what) = detail.strip_prefix("SCAN ") else { continue };
+            // An index of some of the rows is there to be walked through.
+            let is_of_some = partial.iter().any(|index| detail.ends_with(&format!(" INDEX {index}")));
+            if grows(what.split(' ').next().unwrap()) && !is_of_some {
+                walks.push(format!("{detail}\n  {}", words.join(" ")));
+            }
+        }
+    }
+    assert!(walks.is_empty(), "{}", walks.join("\n"));
 }
 
 // ------------------------------------------------------------------------------------------------ on both databases

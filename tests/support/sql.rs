@@ -1,6 +1,10 @@
 //! What any other program says to the database, whichever it is.
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqliteConnection};
+use std::str::FromStr;
+
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, PgConnection, Row, SqliteConnection, sqlite::SqliteConnectOptions,
+};
 use tempfile::TempDir;
 
 use super::postgres::{self, PostgresDatabase};
@@ -39,7 +43,10 @@ impl Place {
     pub(crate) async fn connect(&self) -> Sql {
         match self {
             Self::Sqlite(_) => {
-                let connection = SqliteConnection::connect(&self.url()).await.expect("the file opens");
+                // A test that looks at statements means those of the program.
+                let options =
+                    SqliteConnectOptions::from_str(&self.url()).expect("a URL").disable_statement_logging();
+                let connection = options.connect().await.expect("the file opens");
                 Sql::Sqlite(Box::new(connection))
             }
             Self::Postgres(database) => Sql::Postgres(Box::new(database.connect().await)),

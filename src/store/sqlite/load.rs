@@ -538,8 +538,9 @@ pub(super) async fn waiting_messages(
         }
         Waiting::OfSession(session) => {
             sqlx::query(
+                // For the sake of the order the planner would walk through all messages.
                 "SELECT m.*, a.sip_uri, h.seq AS head_seq, h.hash AS head_hash
-                   FROM messages m
+                   FROM messages m INDEXED BY messages_awaiting
                    JOIN accounts a ON a.id = m.account_id
                    LEFT JOIN chain_heads h ON h.account_id = m.account_id
                   WHERE m.awaiting IS NOT NULL AND m.session_id = ?1
