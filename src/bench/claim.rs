@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    store::{self, AccountState, Auth, ClaimSettings, NewAccount, Role, SecretSource, Store},
+    store::{self, AccountState, Allowances, Auth, ClaimSettings, NewAccount, Role, SecretSource, Store},
 };
 
 const NODE: &str = "bench";
@@ -96,6 +96,7 @@ async fn claim(store: &dyn Store, outside: &mut Outside, claims: usize) -> anyho
         max_attempts: 5,
         max_body_bytes: 32 * 1024,
         limit: i64::try_from(DESTINATIONS)?,
+        allowances: Allowances::UNLIMITED,
     };
     outside.insert_many("claim", (1, 1), DESTINATIONS, claims + 1).await?;
     // New rows are looked at first, some in each claim; that is not timed.

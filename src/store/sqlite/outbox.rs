@@ -64,7 +64,7 @@ const SUBMISSION: &str = "
 
 /// What a claim hands out, for rows `o`; `href` is of the conversation that the user gave, if it is open in the account's
 /// session.
-const CLAIMED: &str = "o.id, o.account_id, o.operation_id, o.recipients, o.given_conversation_id, o.body,
+const CLAIMED: &str = "o.id, o.account_id, o.destination, o.operation_id, o.recipients, o.given_conversation_id, o.body,
                        o.content_type, o.subject, o.importance, o.thread_id, o.attempts, o.max_attempts, o.expires_at,
                        o.created_at, o.claimed_at,
                        (SELECT c.href FROM conversations c
@@ -296,16 +296,24 @@ async fn expire(connection: &mut SqliteConnection, now: Timestamp) -> Result<(),
     .map(drop)
 }
 
-/// The first due row of every free destination of every account that is online here. Destinations are found by jumping
-/// from one to the next in the index, so the cost grows with the number of destinations and not with the queue. Accounts
-/// take turns when there are more rows than `limit`.
+/// The first due row of every free destination of every account that is online here, as many as the account may send: who
+/// may send less than waits goes on after the destination at which the last claim stopped. Destinations are found by
+/// jumping from one to the next in the index, so the cost grows with the number of destinations and not with the queue.
+/// Accounts take turns when there are more rows than `limit`.
 async fn due_heads(
     connection: &mut SqliteConnection,
     now: Timestamp,
     settings: &ClaimSettings,
 ) -> Result<Vec<i64>, sqlx::Error> {
+    let others = settings.allowances.others.iter();
+    let allowances: Vec<_> = others.map(|other| (other.account.0, other.rows, &other.after)).collect();
+    let allowances = serde_json::to_string(&allowances).map_err(|error| sqlx::Error::Encode(error.into()))?;
     sqlx::query_scalar(
         "WITH RECURSIVE
+         allowances (account_id, allowed, after) AS MATERIALIZED (
+             SELECT json_extract(k.value, '$[0]'), json_extract(k.value, '$[1]'), json_extract(k.value, '$[2]')
+               FROM json_each(?4) k
+         ),
          waiting (account_id) AS (
              SELECT (SELECT min(o.account_id) FROM outbox o INDEXED BY outbox_queued
                       WHERE o.state = 'queued' AND o.destination IS NOT NULL)
@@ -322,6 +330,7 @@ async fn due_heads(
                FROM waiting w
                JOIN account_status s ON s.account_id = w.account_id
               WHERE s.state = 'online' AND s.node_id = ?1
+                AND coalesce((SELECT a.allowed FROM allowances a WHERE a.account_id = w.account_id), ?5) > 0
              UNION ALL
              SELECT d.account_id,
                     (SELECT min(o.destination) FROM outbox o INDEXED BY outbox_queued
@@ -330,8 +339,8 @@ async fn due_heads(
                FROM destinations d
               WHERE d.destination IS NOT NULL
          ),
-         heads (account_id, id) AS MATERIALIZED (
-             SELECT d.account_id,
+         heads (account_id, destination, id) AS MATERIALIZED (
+             SELECT d.account_id, d.destination,
                     (SELECT o.id FROM outbox o INDEXED BY outbox_queued
                       WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = d.account_id
                         AND o.destination = d.destination AND (o.send_after IS NULL OR o.send_after <= ?2)
@@ -343,20 +352,32 @@ async fn due_heads(
                                  WHERE s.state = 'sending' AND s.account_id = d.account_id
                                    AND s.destination = d.destination)
          ),
-         due (account_id, id, priority) AS MATERIALIZED (
-             SELECT h.account_id, h.id, (SELECT o.priority FROM outbox o WHERE o.id = h.id)
+         due (account_id, destination, id, priority) AS MATERIALIZED (
+             SELECT h.account_id, h.destination, h.id, (SELECT o.priority FROM outbox o WHERE o.id = h.id)
                FROM heads h
               WHERE h.id IS NOT NULL
                 AND coalesce((SELECT o.next_attempt_at FROM outbox o WHERE o.id = h.id), '') <= ?2
+         ),
+         turns (id, priority, turn, allowed) AS (
+             SELECT d.id, d.priority,
+                    row_number() OVER (PARTITION BY d.account_id
+                                       ORDER BY d.priority, d.destination <= a.after,
+                                                CASE WHEN a.after IS NOT NULL THEN d.destination END, d.id),
+                    coalesce(a.allowed, ?5)
+               FROM due d
+               LEFT JOIN allowances a ON a.account_id = d.account_id
          )
-         SELECT d.id
-           FROM due d
-          ORDER BY row_number() OVER (PARTITION BY d.account_id ORDER BY d.priority, d.id), d.priority, d.id
+         SELECT t.id
+           FROM turns t
+          WHERE t.turn <= t.allowed
+          ORDER BY t.turn, t.priority, t.id
           LIMIT ?3",
     )
     .bind(&settings.node)
     .bind(time_text(now))
     .bind(settings.limit)
+    .bind(allowances)
+    .bind(settings.allowances.each)
     .fetch_all(connection)
     .await
 }
@@ -738,7 +759,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::store::sqlite::migrations;
+    use crate::store::{Allowances, sqlite::migrations};
 
     const DESTINATIONS: i64 = 30;
     const FEW: i64 = 10;
@@ -799,6 +820,7 @@ mod tests {
             max_attempts: 5,
             max_body_bytes: 1000,
             limit: 2 * DESTINATIONS,
+            allowances: Allowances::UNLIMITED,
         };
         let steps = Arc::new(AtomicU64::new(0));
         let mut connection = pool.acquire().await.unwrap();
