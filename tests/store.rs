@@ -34,11 +34,11 @@ use ucwa_relay::{
             Unfetchable,
         },
     },
-    identifiers::{ConversationId, OperationId, OutboxId},
+    identifiers::{AccountId, ConversationId, OperationId, OutboxId},
     store::{
-        AccountState, ClaimSettings, ClaimedSend, HistoryFilter, InvitationPolicy, NOT_FOLLOWED, NewAccount,
-        NewOutboxRow, OutboxFilter, OutboxState, QuarantineFilter, Role, SecretSource, SharedStore,
-        StoreError, StoreSettings, connect, migrate,
+        AccountState, Allowance, Allowances, ClaimSettings, ClaimedSend, HistoryFilter, InvitationPolicy,
+        NOT_FOLLOWED, NewAccount, NewOutboxRow, OutboxFilter, OutboxState, QuarantineFilter, Role,
+        SecretSource, SharedStore, StoreError, StoreSettings, connect, migrate,
     },
 };
 
@@ -977,6 +977,49 @@ async fn accounts_take_turns_when_there_is_too_much(kind: Kind) {
     assert_eq!(accounts, [1, 2]);
 }
 
+async fn an_account_may_claim_only_so_much_and_its_destinations_take_turns(kind: Kind) {
+    let database = Database::new(kind).await;
+    let alice = database.online("alice").await;
+    let carol = database.online("carol").await;
+    for to in ["a", "a", "a", "b", "c", "d"] {
+        database.store.enqueue(&row(&format!("{to}@contoso.com"))).await.unwrap();
+    }
+    let urgent = "INSERT INTO outbox (account, recipients, body, priority)
+                  VALUES ('alice@contoso.com', 'a@contoso.com', 'urgent', 1)";
+    let late = NewOutboxRow { account: "carol@contoso.com".into(), ..row("bob@contoso.com") };
+    database.store.enqueue(&late).await.unwrap();
+    let claim = async |rows: i64, after: Option<&str>| {
+        let own = Allowance { account: alice.account, rows, after: after.map(str::to_owned) };
+        let allowances = Allowances { each: 1, others: vec![own] };
+        let settings = ClaimSettings { allowances, ..claim_settings() };
+        let claimed = database.store.claim_due(Timestamp::now(), &settings).await.unwrap();
+        claimed.into_iter().map(|send| (send.account, send.destination.clone(), send)).collect::<Vec<_>>()
+    };
+    let to = |claimed: &[(AccountId, String, ClaimedSend)]| {
+        claimed.iter().map(|(_, destination, _)| destination.clone()).collect::<Vec<_>>()
+    };
+
+    // Who may claim nothing is passed over; the others have what each may.
+    let claimed = claim(0, None).await;
+    assert_eq!((claimed.len(), claimed[0].0), (1, carol.account));
+    let first = claim(2, None).await;
+    assert_eq!(to(&first), ["sip:a@contoso.com", "sip:b@contoso.com"]);
+    for (number, (_, _, send)) in (1..).zip(&first) {
+        alice.send_fact(send, accepted(number)).await;
+    }
+    // The next row to the first destination comes after those that have not had their turn.
+    let second = claim(3, Some("sip:b@contoso.com")).await;
+    assert_eq!(to(&second), ["sip:c@contoso.com", "sip:d@contoso.com", "sip:a@contoso.com"]);
+    for (number, (_, _, send)) in (11..).zip(&second) {
+        alice.send_fact(send, accepted(number)).await;
+    }
+    // What is urgent goes before anything else.
+    database.outside().await.run(urgent).await.unwrap();
+    let third = claim(1, Some("sip:a@contoso.com")).await;
+    assert_eq!(third[0].2.body, "urgent");
+    assert_eq!(database.state(3).await.0, OutboxState::Queued);
+}
+
 async fn what_cannot_be_sent_fails_with_words_and_blocks_nothing(kind: Kind) {
     let database = Database::new(kind).await;
     let alice = database.online("alice").await;
@@ -1676,6 +1719,7 @@ on_both_databases!(
     a_destination_is_served_in_order_one_at_a_time,
     rows_wait_for_their_time_their_account_and_their_node,
     accounts_take_turns_when_there_is_too_much,
+    an_account_may_claim_only_so_much_and_its_destinations_take_turns,
     what_cannot_be_sent_fails_with_words_and_blocks_nothing,
     a_row_that_waited_too_long_expires,
     what_was_missed_of_a_send_is_known_to_the_next_life,
