@@ -16,7 +16,8 @@ use super::{
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
     outbox::admission::{
-        ADMITTED_AT_ONCE, Admitted, GivenTime, Lookup, Refusal, Submission, admit, more_may_wait,
+        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, GivenTime, Lookup, Refusal, Submission, admit,
+        more_may_wait,
     },
     store::{
         ClaimSettings, ClaimedSend, NOT_FOLLOWED, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow,
@@ -48,7 +49,7 @@ const NEW_ROWS: &str = "
          CROSS JOIN LATERAL (SELECT o.id FROM outbox o
                               WHERE o.state = 'queued' AND o.destination IS NULL AND o.account = a.account
                               ORDER BY o.id
-                              LIMIT (SELECT $1 / count(*) FROM accounts)) r
+                              LIMIT (SELECT least($1 / count(*), $2) FROM accounts)) r
     )
     SELECT o.id, o.account, o.recipients, o.body, o.content_type, o.subject, o.importance, o.conversation_id,
            o.thread_id, o.send_after, o.expires_at
@@ -111,7 +112,11 @@ async fn admit_new_rows(
     now: Timestamp,
     settings: &ClaimSettings,
 ) -> Result<bool, sqlx::Error> {
-    let found = sqlx::query(NEW_ROWS).bind(ADMITTED_AT_ONCE).fetch_all(&mut *connection).await?;
+    let found = sqlx::query(NEW_ROWS)
+        .bind(ADMITTED_AT_ONCE)
+        .bind(ADMITTED_OF_ACCOUNT)
+        .fetch_all(&mut *connection)
+        .await?;
     if found.is_empty() {
         return Ok(false);
     }

@@ -17,7 +17,8 @@ use super::{
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
     outbox::admission::{
-        ADMITTED_AT_ONCE, Admitted, GivenTime, Lookup, Refusal, Submission, admit, more_may_wait,
+        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, GivenTime, Lookup, Refusal, Submission, admit,
+        more_may_wait,
     },
     store::{
         ClaimSettings, ClaimedSend, NOT_FOLLOWED, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow,
@@ -50,7 +51,7 @@ const NEW_ROWS: &str = "
                              FROM (SELECT n.id FROM outbox n INDEXED BY outbox_new
                                     WHERE n.state = 'queued' AND n.destination IS NULL AND n.account = a.account
                                     ORDER BY n.id
-                                    LIMIT (SELECT ?1 / count(*) FROM accounts)) r)) k
+                                    LIMIT (SELECT min(?1 / count(*), ?2) FROM accounts)) r)) k
      ORDER BY k.value";
 
 /// What was written into a new row.
@@ -110,8 +111,11 @@ async fn admit_new_rows(
     now: Timestamp,
     settings: &ClaimSettings,
 ) -> Result<bool, sqlx::Error> {
-    let ids: Vec<i64> =
-        sqlx::query_scalar(NEW_ROWS).bind(ADMITTED_AT_ONCE).fetch_all(&mut *connection).await?;
+    let ids: Vec<i64> = sqlx::query_scalar(NEW_ROWS)
+        .bind(ADMITTED_AT_ONCE)
+        .bind(ADMITTED_OF_ACCOUNT)
+        .fetch_all(&mut *connection)
+        .await?;
     if ids.is_empty() {
         return Ok(false);
     }
