@@ -286,9 +286,9 @@ async fn expire(connection: &mut PgConnection, now: Timestamp) -> Result<(), sql
     .map(drop)
 }
 
-/// Claims the first due row of every free destination of every account that is online here and held by this node ($4), and
-/// begins its attempt: as many as the account may send ($5 to $7, else $8). Who may send less than waits goes on after the
-/// destination at which the last claim stopped.
+/// Claims the first due row of every free destination of every account that is enabled, online here and held by this node
+/// ($4), and begins its attempt: as many as the account may send ($5 to $7, else $8). Who may send less than waits goes on
+/// after the destination at which the last claim stopped.
 /// Destinations are found by jumping from one to the next in the index, so the cost grows with the number of destinations
 /// and not with the queue. Accounts take turns when there are more rows than `limit`. A destination whose first row is
 /// being changed by its user is passed over.
@@ -316,6 +316,7 @@ const CLAIM: &str = "
                  WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = w.account_id)
           FROM waiting w
           JOIN account_status s ON s.account_id = w.account_id
+          JOIN accounts b ON b.id = w.account_id AND b.enabled
          WHERE s.state = 'online' AND s.node_id = $1 AND ($4::bigint[] IS NULL OR w.account_id = ANY ($4))
            AND coalesce((SELECT a.allowed FROM allowances a WHERE a.account_id = w.account_id), $8) > 0
         UNION ALL

@@ -300,9 +300,9 @@ async fn expire(connection: &mut SqliteConnection, now: Timestamp) -> Result<(),
     .map(drop)
 }
 
-/// The first due row of every free destination of every account that is online here, as many as the account may send: who
-/// may send less than waits goes on after the destination at which the last claim stopped. Destinations are found by
-/// jumping from one to the next in the index, so the cost grows with the number of destinations and not with the queue.
+/// The first due row of every free destination of every account that is enabled and online here, as many as the account may
+/// send: who may send less than waits goes on after the destination at which the last claim stopped. Destinations are found
+/// by jumping from one to the next in the index, so the cost grows with the number of destinations and not with the queue.
 /// Accounts take turns when there are more rows than `limit`.
 async fn due_heads(
     connection: &mut SqliteConnection,
@@ -333,6 +333,7 @@ async fn due_heads(
                       WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = w.account_id)
                FROM waiting w
                JOIN account_status s ON s.account_id = w.account_id
+               JOIN accounts b ON b.id = w.account_id AND b.enabled
               WHERE s.state = 'online' AND s.node_id = ?1
                 AND coalesce((SELECT a.allowed FROM allowances a WHERE a.account_id = w.account_id), ?5) > 0
              UNION ALL
