@@ -72,6 +72,8 @@ pub enum Operation {
     Batch,
     /// `startMessaging`.
     StartMessaging,
+    /// `startOnlineMeeting`.
+    StartOnlineMeeting,
     /// `addMessaging`.
     AddMessaging,
     /// `addParticipant`.
@@ -144,6 +146,7 @@ impl Operation {
             ["people", ..] => Self::People,
             ["communication", rest @ ..] => match rest {
                 ["messagingInvitations"] if post => Self::StartMessaging,
+                ["onlineMeetingInvitations"] if post => Self::StartOnlineMeeting,
                 ["participantInvitations"] if post => Self::AddParticipant,
                 ["messagingInvitations" | "onlineMeetingInvitations", _, "accept"] => Self::Accept,
                 ["messagingInvitations" | "onlineMeetingInvitations", _, "decline"] => Self::Decline,
