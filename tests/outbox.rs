@@ -26,7 +26,7 @@ use ucwa_relay::{
     identifiers::OutboxId,
     outbox::pruning,
     simulator::{
-        Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, SettingsChange, Simulator,
+        Escalation, Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, SettingsChange, Simulator,
         SimulatorSettings,
     },
     store::{AccountState, ClaimedSend, NewOutboxRow, OutboxState, ShapeCell},
@@ -819,6 +819,134 @@ async fn a_group_is_told_whoever_of_it_can_be_reached(kind: Kind) {
     assert!(scene.relay.server().terminate());
 }
 
+/// An account of a server that plays conversations of two which do not grow, in the given way.
+async fn without_growth(kind: Kind, escalation: Escalation) -> Scene {
+    let settings = SimulatorSettings {
+        ring_time: Duration::from_secs(2),
+        escalation,
+        early_event_share: 0.0,
+        ..SimulatorSettings::default()
+    };
+    Scene::begin(kind, settings, &format!("{QUICK}\n")).await
+}
+
+impl Scene {
+    /// How often the account asked for this.
+    fn asked(&self, operation: Operation) -> u64 {
+        self.simulator
+            .requests()
+            .iter()
+            .filter(|count| count.operation == operation)
+            .map(|count| count.requests)
+            .sum()
+    }
+
+    /// Whom the server took this text for; it took it once.
+    fn told_once(&self, body: &str) -> Vec<String> {
+        let mut entries = self.accepted(body);
+        assert_eq!(entries.len(), 1, "{body}");
+        let mut to = entries.remove(0).to;
+        to.sort();
+        to
+    }
+}
+
+async fn a_group_gets_a_meeting_where_conversations_of_two_do_not_grow(kind: Kind) {
+    let group = "silent.a@fabrikam.example;declines.b@fabrikam.example;silent.c@fabrikam.example";
+    let reached = ["sip:silent.a@fabrikam.example", "sip:silent.c@fabrikam.example"];
+    for escalation in [Escalation::Absent, Escalation::Refused, Escalation::Failing] {
+        let mut scene = without_growth(kind, escalation).await;
+        let first = scene.queue(group, "news", None).await;
+        let (state, error) = scene.outcome(first).await;
+        assert_eq!(state, "delivered", "{escalation:?}: {error}");
+        assert_eq!(scene.told_once("news"), reached, "{escalation:?}");
+        eventually(&format!("{escalation:?}: the row names who declined"), async || {
+            let query = format!("SELECT coalesce(last_error, '') FROM outbox WHERE id = {first}");
+            scene.sql.rows(&query).await.remove(0).starts_with("not reached: sip:declines.b@").then_some(())
+        })
+        .await;
+        assert_eq!(
+            scene.asked(Operation::StartMessaging),
+            1,
+            "{escalation:?}: a conversation of two was tried"
+        );
+        assert_eq!(scene.asked(Operation::StartOnlineMeeting), 1, "{escalation:?}");
+        assert_eq!(scene.sql.count(&format!("outbox_attempts WHERE outbox_id = {first}")).await, 1);
+
+        // What comes next for the same people, or into the conversation, is said in the meeting that is there.
+        let again = scene.queue(group, "more news", None).await;
+        assert_eq!(scene.outcome(again).await.0, "delivered");
+        let conversation =
+            scene.sql.rows(&format!("SELECT conversation_id FROM outbox WHERE id = {first}")).await.remove(0);
+        let answer = scene.queue("", "an answer", Some(("conversation_id", &conversation))).await;
+        assert_eq!(scene.outcome(answer).await.0, "delivered");
+        for text in ["more news", "an answer"] {
+            assert_eq!(scene.told_once(text), reached, "{escalation:?}: {text}");
+        }
+        assert_eq!(scene.asked(Operation::StartOnlineMeeting), 1, "{escalation:?}");
+
+        // Another group meets at once.
+        let other =
+            scene.queue("silent.d@fabrikam.example;silent.e@fabrikam.example", "for others", None).await;
+        let (state, error) = scene.outcome(other).await;
+        assert_eq!(state, "delivered", "{escalation:?}: {error}");
+        assert_eq!(scene.told_once("for others").len(), 2, "{escalation:?}");
+        assert_eq!(scene.asked(Operation::StartMessaging), 1, "{escalation:?}: nobody is called first");
+        assert_eq!(scene.asked(Operation::StartOnlineMeeting), 2, "{escalation:?}");
+
+        // Nobody comes.
+        let nobody =
+            scene.queue("declines.f@fabrikam.example;missing.f@fabrikam.example", "to nobody", None).await;
+        let (state, error) = scene.outcome(nobody).await;
+        assert_eq!(state, "failed", "{escalation:?}");
+        let both = error.contains("declines.f@") && error.contains("missing.f@");
+        assert!(error.starts_with("nobody could be reached: ") && both, "{escalation:?}: {error}");
+        assert!(scene.accepted("to nobody").is_empty());
+        // One person is called as ever.
+        let alone = scene.queue("silent.g@fabrikam.example", "for one", None).await;
+        assert_eq!(scene.outcome(alone).await.0, "delivered");
+        assert_eq!(scene.asked(Operation::StartMessaging), 2, "{escalation:?}");
+        assert!(scene.relay.server().terminate());
+    }
+}
+
+async fn a_meeting_that_is_cut_at_any_point_is_told_once(kind: Kind) {
+    let mut scene = without_growth(kind, Escalation::Refused).await;
+    // The answer to the beginning is lost: the events tell of the meeting.
+    let lost = Fault::new(FaultKind::CutAfter).on(Operation::StartOnlineMeeting).account(ALICE);
+    scene.simulator.inject(lost).unwrap();
+    let id = scene.queue("silent.l@fabrikam.example;silent.m@fabrikam.example", "lost", None).await;
+    let (state, error) = scene.outcome(id).await;
+    assert_eq!(state, "delivered", "{error}");
+    assert_eq!(scene.told_once("lost").len(), 2);
+    assert_eq!(scene.asked(Operation::StartOnlineMeeting), 1);
+    // Killed before and after each step.
+    for operation in [Operation::StartOnlineMeeting, Operation::AddMessaging, Operation::AddParticipant] {
+        for fault in [FaultKind::Delay { ms: 60_000 }, FaultKind::DelayAfter { ms: 60_000 }] {
+            scene.simulator.clear_faults(None);
+            let body = format!("{operation:?} {fault:?}").replace(['{', '}'], "");
+            // People of its own: each case needs a meeting of its own.
+            let group = ["a", "b"].map(|one| format!("silent.{one}.{body}@fabrikam.example"));
+            let group = group.join(";").to_lowercase().replace([' ', ':'], "");
+            let fault = scene.simulator.inject(Fault::new(fault).on(operation).account(ALICE)).unwrap();
+            let id = scene.queue(&group, &body, None).await;
+            eventually(&format!("{body}: the request waits"), async || {
+                (scene.simulator.struck(fault) > 0).then_some(())
+            })
+            .await;
+            scene.relay.server().kill();
+            assert!(scene.accepted(&body).is_empty(), "{body}: nothing is said before all are there");
+            scene.simulator.clear_faults(None);
+            scene.restart().await;
+            let (state, error) = scene.outcome(id).await;
+            assert_eq!(state, "delivered", "{body}: {error}");
+            assert_eq!(scene.told_once(&body).len(), 2, "{body}");
+            let doubtful = scene.sql.count(&format!("outbox WHERE id = {id} AND possible_duplicate")).await;
+            assert_eq!(doubtful, 0, "{body}");
+        }
+    }
+}
+
 /// How many of a rate of so many a second may have left within so long: a second's worth at once, then evenly.
 fn allowed(rate: f64, since: Duration) -> f64 {
     rate + rate * since.as_secs_f64()
@@ -1179,6 +1307,8 @@ on_both_databases!(
     a_message_that_is_cut_at_any_point_is_sent_once,
     what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted,
     a_group_is_told_whoever_of_it_can_be_reached,
+    a_group_gets_a_meeting_where_conversations_of_two_do_not_grow,
+    a_meeting_that_is_cut_at_any_point_is_told_once,
     an_account_sends_no_faster_than_its_rate_allows,
     who_keeps_us_waiting_or_declines_holds_back_only_themselves,
     a_call_that_failed_by_events_that_only_link_is_tried_again,

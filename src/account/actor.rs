@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -27,7 +27,8 @@ use crate::{
             InvitationProgress, MessagingView, SharedView, StopConversation, Unreached, shared_view,
         },
         delivery::{
-            DeliveryContext, call_operation_id, commit_send, first_to_call, release_claim, settle_left_over,
+            DeliveryContext, call_operation_id, commit_send, first_to_call, meeting_operation_ids,
+            release_claim, settle_left_over,
         },
         event_channel::{
             ChannelExited, ChannelHealth, Continuity, EventChannel, EventsCommitted, Follow, Reading,
@@ -299,6 +300,8 @@ impl AccountActor {
             session: session.id,
             epoch: self.epoch,
             start_messaging: application.start_messaging(),
+            start_online_meeting: application.start_online_meeting(),
+            groups_meet: AtomicBool::new(false),
             channel: Arc::clone(&health),
             settings: Arc::clone(&self.environment.settings),
         });
@@ -1107,6 +1110,11 @@ impl AccountActor {
         for called in [Some(0), first].into_iter().flatten() {
             self.operations.entry(call_operation_id(&send.operation_id, called)).or_insert(number);
         }
+        if send.recipients.len() > 1 {
+            for operation_id in meeting_operation_ids(&send.operation_id) {
+                self.operations.insert(operation_id, number);
+            }
+        }
         let (outbox, operation_id) = (send.outbox, send.operation_id.clone());
         let accepted = self
             .conversations
@@ -1203,8 +1211,8 @@ impl AccountActor {
         self.spawn(async move { release_claim(&store, outbox, &operation_id).await }, ctx);
     }
 
-    /// A recipient of a group can't be had: begins its conversation with the next one.
-    fn relay_to_the_rest(
+    /// The conversation of a group came to nothing before anything was said in it: begins another one.
+    fn relay_anew(
         &mut self,
         outbox: OutboxId,
         operation_id: &OperationId,
@@ -1249,6 +1257,9 @@ impl AccountActor {
             self.operations.remove(operation_id);
             for called in 0..recipients.max(1) {
                 self.operations.remove(&call_operation_id(operation_id, called));
+            }
+            for meeting in meeting_operation_ids(operation_id) {
+                self.operations.remove(&meeting);
             }
         }
         if self.handed.is_empty() {
@@ -1739,8 +1750,8 @@ impl Handler<DeliveryFinished> for AccountActor {
     fn handle(&mut self, finished: DeliveryFinished, ctx: &mut Self::Context) {
         let DeliveryFinished { outbox, operation_id, end } = finished;
         match end {
-            DeliveryEnd::Unreached(unreached) => {
-                self.relay_to_the_rest(outbox, &operation_id, unreached, ctx);
+            DeliveryEnd::BeginAnew(unreached) => {
+                self.relay_anew(outbox, &operation_id, unreached, ctx);
             }
             DeliveryEnd::ThreadTaken => match self.handed.get_mut(&outbox) {
                 Some(handed) if handed.send.operation_id == operation_id => {
