@@ -1,7 +1,7 @@
 //! The whole server, wired up in one place: store, HTTP clients, accounts, outbox, in the order in which they depend
 //! on each other; and taken down in the opposite order.
 
-use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use anyhow::Context as _;
@@ -21,9 +21,10 @@ use crate::{
     config::{AdminSection, Config, UncertainPolicy},
     outbox::{
         dispatcher::{self, Dispatcher},
+        pace::Paces,
         pruning,
     },
-    store::{self, ClaimSettings, Role, SharedStore},
+    store::{self, Allowances, ClaimSettings, Role, SharedStore},
     systemd,
     ucwa::{EventParameters, HttpClients, HttpSettings},
 };
@@ -102,7 +103,9 @@ impl Relay {
                     max_attempts: i64::from(config.outbox.max_attempts.get()),
                     max_body_bytes: config.outbox.max_body_bytes,
                     limit: CLAIM_LIMIT,
+                    allowances: Allowances::UNLIMITED,
                 },
+                paces: Paces::new(config.outbox.per_account_rate),
                 poll: config.outbox.poll(),
             },
             stop.clone(),
@@ -188,7 +191,6 @@ fn account_settings(config: &Config) -> AccountSettings {
         retry_uncertain: config.outbox.uncertain == UncertainPolicy::Retry,
         max_attempts: i64::from(config.outbox.max_attempts.get()),
         retry: RetryPolicy { base: config.outbox.retry_base, cap: config.outbox.retry_max },
-        per_account_rate: f64::from(NonZeroU32::get(config.outbox.per_account_rate)),
         node: config.cluster.node_id.clone(),
     }
 }

@@ -224,7 +224,6 @@ async fn signed_in(root: Url, kind: Kind) -> Account {
         retry_uncertain: false,
         max_attempts: 1,
         retry: RetryPolicy { base: Duration::from_secs(1), cap: Duration::from_secs(1) },
-        per_account_rate: 1.0,
         node: "node".to_owned(),
     };
     let epoch = store.leases().epoch(account).unwrap();

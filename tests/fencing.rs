@@ -21,7 +21,7 @@ use ucwa_relay::{
     },
     identifiers::AccountId,
     store::{
-        AccountState, Auth, ClaimSettings, NewAccount, NewOutboxRow, Role, SecretSource, Session,
+        AccountState, Allowances, Auth, ClaimSettings, NewAccount, NewOutboxRow, Role, SecretSource, Session,
         SharedStore, StoreError, StoreSettings, connect,
     },
 };
@@ -94,7 +94,13 @@ async fn enqueue(store: &SharedStore, name: &str, to: &str) {
 }
 
 fn claims(node: &str) -> ClaimSettings {
-    ClaimSettings { node: node.to_owned(), max_attempts: 3, max_body_bytes: 1000, limit: 100 }
+    ClaimSettings {
+        node: node.to_owned(),
+        max_attempts: 3,
+        max_body_bytes: 1000,
+        limit: 100,
+        allowances: Allowances::UNLIMITED,
+    }
 }
 
 /// Everything that the database says about an account.

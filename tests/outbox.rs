@@ -565,15 +565,56 @@ async fn a_row_whose_time_passes_while_it_waits_for_the_rate_is_not_sent(kind: K
     let mut scene = Scene::begin(kind, SimulatorSettings::default(), "[outbox]\nper_account_rate = 1").await;
     let expires_at = (Timestamp::now() + 6.seconds()).strftime("'%Y-%m-%dT%H:%M:%S.000Z'").to_string();
     let mut last = 0;
-    // Of different people, so that all are claimed at once.
+    // Of different people, who have their turns in the order of their addresses.
     for number in 0..12 {
         let column = (number == 11).then_some(("expires_at", expires_at.as_str()));
         last = scene
-            .queue(&format!("silent.n{number}@fabrikam.example"), &format!("row {number}"), column)
+            .queue(&format!("silent.n{number:02}@fabrikam.example"), &format!("row {number}"), column)
             .await;
     }
     assert_eq!(scene.outcome(last).await.0, "expired");
     assert_eq!(scene.accepted("row 11").len(), 0);
+}
+
+async fn a_row_that_waits_for_the_rate_is_still_its_users(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), "[outbox]\nper_account_rate = 1").await;
+    // Of different people, so that nothing but the rate holds any of them back.
+    let rows: Vec<String> = (0..9)
+        .map(|number| format!("('{ALICE}', 'sip:silent.{number}@fabrikam.example', 'news {number}')"))
+        .collect();
+    scene
+        .sql
+        .run(&format!("INSERT INTO outbox (account, recipients, body) VALUES {}", rows.join(", ")))
+        .await
+        .unwrap();
+    eventually("the first row is with the server", async || {
+        (scene.sql.count("outbox WHERE state IN ('sent', 'delivered')").await > 0).then_some(())
+    })
+    .await;
+    for change in [
+        "state = 'cancelled' WHERE body IN ('news 6', 'news 7')",
+        "state = 'held' WHERE body = 'news 5'",
+        // This one is of the past, in either database's words.
+        "expires_at = created_at WHERE body = 'news 8'",
+    ] {
+        scene.sql.run(&format!("UPDATE outbox SET {change}")).await.unwrap();
+    }
+    eventually("the others are delivered", async || {
+        (scene.sql.count("outbox WHERE state = 'delivered'").await == 5).then_some(())
+    })
+    .await;
+    assert_eq!(scene.sql.count("outbox WHERE state = 'cancelled' AND attempts = 0").await, 2);
+    assert_eq!(scene.sql.count("outbox WHERE state = 'held' AND attempts = 0").await, 1);
+    assert_eq!(scene.sql.count("outbox WHERE state = 'expired' AND attempts = 0").await, 1);
+    scene.sql.run("UPDATE outbox SET state = 'queued' WHERE state = 'held'").await.unwrap();
+    eventually("the row that was held is delivered", async || {
+        (scene.sql.count("outbox WHERE state = 'delivered' AND body = 'news 5'").await == 1).then_some(())
+    })
+    .await;
+    for withdrawn in ["news 6", "news 7", "news 8"] {
+        assert!(scene.accepted(withdrawn).is_empty(), "{withdrawn} was sent");
+    }
+    assert_eq!(scene.simulator.ledger().outgoing.len(), 6);
 }
 
 async fn an_uncertain_row_is_kept_until_somebody_decides(kind: Kind) {
@@ -1317,6 +1358,7 @@ on_both_databases!(
     finished_rows_are_removed_after_their_time_with_their_attempts,
     a_running_server_removes_what_is_over,
     a_row_whose_time_passes_while_it_waits_for_the_rate_is_not_sent,
+    a_row_that_waits_for_the_rate_is_still_its_users,
     a_server_that_stops_leaves_the_rest_of_what_is_over_to_the_next_start,
     an_uncertain_row_is_kept_until_somebody_decides,
     waiting_rows_have_a_shape_by_age_and_destination,

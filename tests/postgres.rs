@@ -34,8 +34,8 @@ use ucwa_relay::{
     },
     identifiers::{AccountId, SipUri},
     store::{
-        AccountState, Auth, ClaimSettings, NewAccount, NewOutboxRow, OutboxState, Role, SecretSource,
-        Session, SharedStore, StoreError, StoreSettings, connect,
+        AccountState, Allowances, Auth, ClaimSettings, NewAccount, NewOutboxRow, OutboxState, Role,
+        SecretSource, Session, SharedStore, StoreError, StoreSettings, connect,
     },
 };
 
@@ -171,7 +171,13 @@ fn to_bob() -> NewOutboxRow {
 }
 
 fn claiming() -> ClaimSettings {
-    ClaimSettings { node: NODE.to_owned(), max_attempts: 3, max_body_bytes: 1000, limit: 100 }
+    ClaimSettings {
+        node: NODE.to_owned(),
+        max_attempts: 3,
+        max_body_bytes: 1000,
+        limit: 100,
+        allowances: Allowances::UNLIMITED,
+    }
 }
 
 async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), String> {

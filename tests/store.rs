@@ -34,11 +34,11 @@ use ucwa_relay::{
             Unfetchable,
         },
     },
-    identifiers::{ConversationId, OperationId, OutboxId},
+    identifiers::{AccountId, ConversationId, OperationId, OutboxId},
     store::{
-        AccountState, ClaimSettings, ClaimedSend, HistoryFilter, InvitationPolicy, NOT_FOLLOWED, NewAccount,
-        NewOutboxRow, OutboxFilter, OutboxState, QuarantineFilter, Role, SecretSource, SharedStore,
-        StoreError, StoreSettings, connect, migrate,
+        AccountState, Allowance, Allowances, ClaimSettings, ClaimedSend, HistoryFilter, InvitationPolicy,
+        NOT_FOLLOWED, NewAccount, NewOutboxRow, OutboxFilter, OutboxState, QuarantineFilter, Role,
+        SecretSource, SharedStore, StoreError, StoreSettings, connect, migrate,
     },
 };
 
@@ -716,6 +716,54 @@ async fn the_text_of_a_call_whose_events_never_came_is_archived_all_the_same(kin
     );
 }
 
+/// A log read while the events may still come, and one read after the application is gone.
+async fn a_log_tells_of_a_call_whose_events_never_came_what_is_archived_once(kind: Kind) {
+    let database = Database::new(kind).await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    let log_of = |name: &str| {
+        let person = |name: &str| Person {
+            contact_uri: None,
+            href: None,
+            uri: Some(format!("sip:{name}@contoso.com")),
+            name: Some(name.to_owned()),
+        };
+        Fact::Logged(LoggedConversation {
+            href: format!("/logs/{name}"),
+            thread_id: Some(format!("thread of {name}")),
+            people: vec![person(name), person("alice")],
+            messages: vec![LoggedMessage {
+                sent_at: Timestamp::now(),
+                direction: Direction::Outgoing,
+                sender: Some(person("alice")),
+                content: Content { plain: Some("Deploy finished".to_owned()), html: None },
+            }],
+            ..LoggedConversation::default()
+        })
+    };
+    for (recipient, number) in [("bob@contoso.com", 1), ("carol@contoso.com", 2)] {
+        database.store.enqueue(&row(recipient)).await.unwrap();
+        let send = database.claim().await.remove(0);
+        let called =
+            SendOutcome::InvitationAccepted { invitation_href: Some(format!("/invitations/{number}")) };
+        alice.send_fact(&send, called).await;
+    }
+    alice.answer(log_of("bob")).await;
+    database.store.end_session(alice.account, alice.session.id, "the application was gone").await.unwrap();
+    let session =
+        database.store.begin_session(alice.account, "/applications/2", "/events?ack=1", "").await.unwrap();
+    let alice = Online { session, ..alice };
+    for _ in 0..2 {
+        alice.answer(log_of("bob")).await;
+        alice.answer(log_of("carol")).await;
+    }
+    database.store.settle_overdue(Timestamp::now() + 61.seconds()).await.unwrap();
+    assert_eq!(
+        outside.rows("SELECT direction, body, outbox_id FROM messages ORDER BY outbox_id").await,
+        ["outgoing|Deploy finished|1", "outgoing|Deploy finished|2"]
+    );
+}
+
 async fn the_text_of_a_call_that_can_not_be_read_is_archived_when_it_was_accepted(kind: Kind) {
     let database = Database::new(kind).await;
     let alice = database.online("alice").await;
@@ -975,6 +1023,49 @@ async fn accounts_take_turns_when_there_is_too_much(kind: Kind) {
     let claimed = database.store.claim_due(Timestamp::now(), &limited).await.unwrap();
     let accounts: Vec<_> = claimed.iter().map(|send| send.account.0).collect();
     assert_eq!(accounts, [1, 2]);
+}
+
+async fn an_account_may_claim_only_so_much_and_its_destinations_take_turns(kind: Kind) {
+    let database = Database::new(kind).await;
+    let alice = database.online("alice").await;
+    let carol = database.online("carol").await;
+    for to in ["a", "a", "a", "b", "c", "d"] {
+        database.store.enqueue(&row(&format!("{to}@contoso.com"))).await.unwrap();
+    }
+    let urgent = "INSERT INTO outbox (account, recipients, body, priority)
+                  VALUES ('alice@contoso.com', 'a@contoso.com', 'urgent', 1)";
+    let late = NewOutboxRow { account: "carol@contoso.com".into(), ..row("bob@contoso.com") };
+    database.store.enqueue(&late).await.unwrap();
+    let claim = async |rows: i64, after: Option<&str>| {
+        let own = Allowance { account: alice.account, rows, after: after.map(str::to_owned) };
+        let allowances = Allowances { each: 1, others: vec![own] };
+        let settings = ClaimSettings { allowances, ..claim_settings() };
+        let claimed = database.store.claim_due(Timestamp::now(), &settings).await.unwrap();
+        claimed.into_iter().map(|send| (send.account, send.destination.clone(), send)).collect::<Vec<_>>()
+    };
+    let to = |claimed: &[(AccountId, String, ClaimedSend)]| {
+        claimed.iter().map(|(_, destination, _)| destination.clone()).collect::<Vec<_>>()
+    };
+
+    // Who may claim nothing is passed over; the others have what each may.
+    let claimed = claim(0, None).await;
+    assert_eq!((claimed.len(), claimed[0].0), (1, carol.account));
+    let first = claim(2, None).await;
+    assert_eq!(to(&first), ["sip:a@contoso.com", "sip:b@contoso.com"]);
+    for (number, (_, _, send)) in (1..).zip(&first) {
+        alice.send_fact(send, accepted(number)).await;
+    }
+    // The next row to the first destination comes after those that have not had their turn.
+    let second = claim(3, Some("sip:b@contoso.com")).await;
+    assert_eq!(to(&second), ["sip:c@contoso.com", "sip:d@contoso.com", "sip:a@contoso.com"]);
+    for (number, (_, _, send)) in (11..).zip(&second) {
+        alice.send_fact(send, accepted(number)).await;
+    }
+    // What is urgent goes before anything else.
+    database.outside().await.run(urgent).await.unwrap();
+    let third = claim(1, Some("sip:a@contoso.com")).await;
+    assert_eq!(third[0].2.body, "urgent");
+    assert_eq!(database.state(3).await.0, OutboxState::Queued);
 }
 
 async fn what_cannot_be_sent_fails_with_words_and_blocks_nothing(kind: Kind) {
@@ -1666,6 +1757,7 @@ on_both_databases!(
     the_chain_runs_through_everything_and_its_head_is_kept,
     a_text_that_is_not_repeated_is_settled_after_its_time,
     the_text_of_a_call_whose_events_never_came_is_archived_all_the_same,
+    a_log_tells_of_a_call_whose_events_never_came_what_is_archived_once,
     the_text_of_a_call_that_can_not_be_read_is_archived_when_it_was_accepted,
     a_spoilt_account_leaves_the_others_messages_settled,
     ids_of_removed_rows_are_not_given_again,
@@ -1676,6 +1768,7 @@ on_both_databases!(
     a_destination_is_served_in_order_one_at_a_time,
     rows_wait_for_their_time_their_account_and_their_node,
     accounts_take_turns_when_there_is_too_much,
+    an_account_may_claim_only_so_much_and_its_destinations_take_turns,
     what_cannot_be_sent_fails_with_words_and_blocks_nothing,
     a_row_that_waited_too_long_expires,
     what_was_missed_of_a_send_is_known_to_the_next_life,

@@ -189,8 +189,6 @@ pub struct AccountActor {
     operations: HashMap<OperationId, u64>,
     /// Rows that were handed to a conversation or are being settled.
     handed: HashMap<OutboxId, Handed>,
-    /// Rows that wait for `outbox.per_account_rate`.
-    delayed: VecDeque<ClaimedSend>,
     /// What is open on the server is being learnt, for which time of this life.
     learning: Option<u64>,
     learnt: u64,
@@ -208,7 +206,6 @@ pub struct AccountActor {
     looked_for_link: HashSet<String>,
     /// Conversations that are over: what comes late about one does not bring it back.
     ended: HashSet<String>,
-    earliest_send: Instant,
     exit: ExitReason,
     stopping: Option<StopAccount>,
     /// The application is gone; the life ends with the last answer.
@@ -241,7 +238,6 @@ impl AccountActor {
             by_destination: HashMap::new(),
             operations: HashMap::new(),
             handed: HashMap::new(),
-            delayed: VecDeque::new(),
             learning: None,
             learnt: 0,
             held_back: VecDeque::new(),
@@ -251,7 +247,6 @@ impl AccountActor {
             answered: HashSet::new(),
             looked_for_link: HashSet::new(),
             ended: HashSet::new(),
-            earliest_send: Instant::now(),
             exit: ExitReason::Requested,
             stopping: None,
             leaving: false,
@@ -433,9 +428,9 @@ impl AccountActor {
         }
     }
 
-    /// Takes the claimed rows that wait for their turn.
+    /// Takes the claimed rows that wait until it is known what is open.
     fn unbegun(&mut self) -> Vec<ClaimedSend> {
-        self.delayed.drain(..).chain(self.held_back.drain(..)).collect()
+        self.held_back.drain(..).collect()
     }
 
     /// Asks the server what is open, in the same application and without holding up its event channel.
@@ -1007,25 +1002,11 @@ impl AccountActor {
             self.held_back.push_back(send);
             return;
         }
-        // A burst of one second's worth may go at once; after that, evenly (outbox.per_account_rate).
-        let now = Instant::now();
-        let interval = Duration::from_secs_f64(1.0 / self.environment.settings.per_account_rate.max(0.001));
-        self.earliest_send =
-            self.earliest_send.max(now.checked_sub(Duration::from_secs(1)).unwrap_or(now)) + interval;
-        if self.earliest_send > now {
-            self.delayed.push_back(send);
-            ctx.run_later(self.earliest_send - now, |account, ctx| {
-                if let Some(send) = account.delayed.pop_front() {
-                    account.relay_now(send, ctx);
-                }
-            });
-        } else {
-            self.relay_now(send, ctx);
-        }
+        self.relay_now(send, ctx);
     }
 
     fn relay_now(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
-        // It waited here for its turn; the queue says of what is given back that it expired.
+        // It may have waited here; the queue says of what is given back that it expired.
         let expired = send.expires_at.is_some_and(|expires_at| expires_at <= Timestamp::now());
         let Some(live) = self.live.as_ref().filter(|_| !expired) else {
             self.give_back(send.outbox, send.operation_id, ctx);

@@ -71,8 +71,6 @@ pub struct AccountSettings {
     pub max_attempts: i64,
     /// `outbox.retry_base`, `outbox.retry_max`.
     pub retry: RetryPolicy,
-    /// `outbox.per_account_rate`, messages a second.
-    pub per_account_rate: f64,
     /// Name of this node in `account_status.node_id`.
     pub node: String,
 }

@@ -8,10 +8,12 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     account::{Directory, actor::Relay, backoff::Backoff, delivery::release_claim},
+    outbox::pace::Paces,
     store::{ClaimSettings, ClaimedSend, SharedStore},
 };
 
@@ -21,20 +23,25 @@ pub struct Dispatcher {
     pub store: SharedStore,
     /// Who is signed in.
     pub directory: Directory,
-    /// How rows are claimed.
+    /// How rows are claimed; its allowances come from `paces`.
     pub claim: ClaimSettings,
+    /// `outbox.per_account_rate`.
+    pub paces: Paces,
     /// `outbox.poll_ms`: the safety net under the change notices.
     pub poll: Duration,
 }
 
 impl Dispatcher {
     /// Runs until `stop` is cancelled. What is claimed by then is handed out; nothing more is claimed.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         while !stop.is_cancelled() {
+            let now = Instant::now();
+            self.claim.allowances = self.paces.allowances(now);
             let claimed = match self.store.claim_due(Timestamp::now(), &self.claim).await {
                 Ok(claimed) => {
                     backoff.reset();
+                    self.paces.count(&claimed, now);
                     claimed
                 }
                 Err(error) => {
@@ -58,6 +65,7 @@ impl Dispatcher {
                 let wait = self.until_next_due().await;
                 tokio::select! {
                     () = stop.cancelled() => return,
+                    () = next_turn(&self.paces) => {}
                     () = self.store.outbox_changed(wait) => {}
                 }
             }
@@ -80,15 +88,16 @@ impl Dispatcher {
     }
 
     /// Returns how many rows could not be handed out and were given back.
-    async fn hand_out(&self, claimed: Vec<ClaimedSend>) -> usize {
+    async fn hand_out(&mut self, claimed: Vec<ClaimedSend>) -> usize {
         let mut refused = Vec::new();
         for send in claimed {
-            let row = (send.outbox, send.operation_id.clone());
+            let (account, row) = (send.account, (send.outbox, send.operation_id.clone()));
             let taken = self
                 .directory
                 .get(send.account)
                 .is_some_and(|online| online.address.try_send(Relay(send)).is_ok());
             if !taken {
+                self.paces.uncount(account);
                 refused.push(row);
             }
         }
@@ -103,6 +112,14 @@ impl Dispatcher {
             }
         }
         refused.len()
+    }
+}
+
+/// Returns when an account whose rows wait for `outbox.per_account_rate` may send some.
+async fn next_turn(paces: &Paces) {
+    match paces.next_turn() {
+        Some(turn) => sleep_until(turn).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -2,4 +2,5 @@
 
 pub mod admission;
 pub mod dispatcher;
+pub mod pace;
 pub mod pruning;

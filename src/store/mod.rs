@@ -665,6 +665,8 @@ pub struct ClaimedSend {
     pub outbox: OutboxId,
     /// The sending account.
     pub account: AccountId,
+    /// Rows with the same one leave in order.
+    pub destination: String,
     /// Committed before this is handed out.
     pub operation_id: OperationId,
     /// Normalised recipients, in the order given; empty if `conversation` is given without recipients.
@@ -851,6 +853,33 @@ pub struct ClaimSettings {
     pub max_body_bytes: usize,
     /// At most so many rows at once.
     pub limit: i64,
+    /// Of each account at most so many.
+    pub allowances: Allowances,
+}
+
+/// How many rows may be claimed of each account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allowances {
+    /// Of those that `others` does not name.
+    pub each: i64,
+    /// What differs.
+    pub others: Vec<Allowance>,
+}
+
+impl Allowances {
+    /// As many as there are.
+    pub const UNLIMITED: Self = Self { each: i64::MAX, others: Vec::new() };
+}
+
+/// How many rows may be claimed of one account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allowance {
+    /// Whose.
+    pub account: AccountId,
+    /// At most so many; none: its rows are not even looked for.
+    pub rows: i64,
+    /// It was claimed less than waited: among rows of one priority, the destinations that follow this one come first.
+    pub after: Option<String>,
 }
 
 /// The queue.
@@ -861,7 +890,8 @@ pub trait OutboxStore: Send + Sync {
     /// In one transaction: refuses new rows that can never be sent (`failed`) or are late (`expired`), each with a
     /// sentence; then claims, for every account that is online on this node and every destination that has no attempt
     /// under way, the first due row by `(priority, id)`, and gives it a fresh operation id. A destination whose first
-    /// row waits for its next attempt is passed over, so that order holds (G6).
+    /// row waits for its next attempt is passed over, so that order holds (G6). Rows beyond the account's allowance stay
+    /// `queued`.
     async fn claim_due(
         &self,
         now: Timestamp,

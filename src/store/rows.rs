@@ -395,6 +395,7 @@ fn send(
     Ok(ClaimedSend {
         outbox: OutboxId(row.integer("id")?),
         account: AccountId(row.integer("account_id")?),
+        destination: text("destination")?.unwrap_or_default(),
         operation_id: OperationId(text("operation_id")?.unwrap_or_default()),
         // Admission has read them before; a row that was changed since is looked at again first.
         recipients: admission::recipients(&text("recipients")?.unwrap_or_default()).unwrap_or_default(),

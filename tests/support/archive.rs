@@ -18,8 +18,8 @@ use ucwa_relay::{
     },
     identifiers::{AccountId, OutboxId, SipUri},
     store::{
-        AccountState, Auth, ClaimSettings, ClaimedSend, CommitOutcome, NewAccount, NewOutboxRow, OutboxState,
-        Role, SecretSource, Session, SharedStore, StoreSettings, connect,
+        AccountState, Allowances, Auth, ClaimSettings, ClaimedSend, CommitOutcome, NewAccount, NewOutboxRow,
+        OutboxState, Role, SecretSource, Session, SharedStore, StoreSettings, connect,
     },
 };
 
@@ -113,7 +113,13 @@ impl Database {
 }
 
 pub(crate) fn claim_settings() -> ClaimSettings {
-    ClaimSettings { node: NODE.to_owned(), max_attempts: 3, max_body_bytes: 1000, limit: 100 }
+    ClaimSettings {
+        node: NODE.to_owned(),
+        max_attempts: 3,
+        max_body_bytes: 1000,
+        limit: 100,
+        allowances: Allowances::UNLIMITED,
+    }
 }
 
 pub(crate) fn uri(name: &str) -> SipUri {

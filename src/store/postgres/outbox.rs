@@ -58,7 +58,7 @@ const NEW_ROWS: &str = "
        FOR UPDATE OF o SKIP LOCKED";
 
 /// What a claim hands out, for rows `o` with `c` the conversation the user gave, if it is open.
-const CLAIMED: &str = "o.id, o.account_id, o.operation_id, o.recipients, o.given_conversation_id, c.href, o.body,
+const CLAIMED: &str = "o.id, o.account_id, o.destination, o.operation_id, o.recipients, o.given_conversation_id, c.href, o.body,
                        o.content_type, o.subject, o.importance, o.thread_id, o.attempts, o.max_attempts, o.expires_at,
                        o.created_at, o.claimed_at";
 
@@ -282,7 +282,8 @@ async fn expire(connection: &mut PgConnection, now: Timestamp) -> Result<(), sql
 }
 
 /// Claims the first due row of every free destination of every account that is online here and held by this node ($4), and
-/// begins its attempt.
+/// begins its attempt: as many as the account may send ($5 to $7, else $8). Who may send less than waits goes on after the
+/// destination at which the last claim stopped.
 /// Destinations are found by jumping from one to the next in the index, so the cost grows with the number of destinations
 /// and not with the queue. Accounts take turns when there are more rows than `limit`. A destination whose first row is
 /// being changed by its user is passed over.
@@ -293,6 +294,9 @@ async fn expire(connection: &mut PgConnection, now: Timestamp) -> Result<(), sql
 /// can answer.
 const CLAIM: &str = "
     WITH RECURSIVE
+    allowances (account_id, allowed, after) AS MATERIALIZED (
+        SELECT * FROM unnest($5::bigint[], $6::bigint[], $7::text[])
+    ),
     waiting (account_id) AS (
         SELECT (SELECT min(o.account_id) FROM outbox o WHERE o.state = 'queued' AND o.destination IS NOT NULL)
         UNION ALL
@@ -308,6 +312,7 @@ const CLAIM: &str = "
           FROM waiting w
           JOIN account_status s ON s.account_id = w.account_id
          WHERE s.state = 'online' AND s.node_id = $1 AND ($4::bigint[] IS NULL OR w.account_id = ANY ($4))
+           AND coalesce((SELECT a.allowed FROM allowances a WHERE a.account_id = w.account_id), $8) > 0
         UNION ALL
         SELECT d.account_id,
                (SELECT min(o.destination) FROM outbox o
@@ -316,9 +321,14 @@ const CLAIM: &str = "
           FROM destinations d
          WHERE d.destination IS NOT NULL
     ),
-    turns (id, priority, turn) AS (
-        SELECT h.id, h.priority, row_number() OVER (PARTITION BY d.account_id ORDER BY h.priority, h.id)
+    turns (id, priority, turn, allowed) AS (
+        SELECT h.id, h.priority,
+               row_number() OVER (PARTITION BY d.account_id
+                                  ORDER BY h.priority, d.destination <= a.after,
+                                           CASE WHEN a.after IS NOT NULL THEN d.destination END, h.id),
+               coalesce(a.allowed, $8)
           FROM destinations d
+          LEFT JOIN allowances a ON a.account_id = d.account_id
          CROSS JOIN LATERAL (SELECT o.id, o.priority, o.next_attempt_at FROM outbox o
                               WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = d.account_id
                                 AND o.destination = d.destination AND (o.send_after IS NULL OR o.send_after <= $2)
@@ -331,7 +341,7 @@ const CLAIM: &str = "
                  LIMIT 1) IS NULL
     ),
     due (ids) AS (
-        SELECT ARRAY(SELECT t.id FROM turns t ORDER BY t.turn, t.priority, t.id LIMIT $3)
+        SELECT ARRAY(SELECT t.id FROM turns t WHERE t.turn <= t.allowed ORDER BY t.turn, t.priority, t.id LIMIT $3)
     ),
     locked (id) AS (
         SELECT o.id
@@ -379,6 +389,7 @@ impl OutboxStore for PostgresStore {
                     let more = admit_new_rows(connection, now, &settings).await.map_err(&failed)?;
                     expire(connection, now).await.map_err(&failed)?;
                     let held = fence.held_of_waiting(connection).await.map_err(&failed)?;
+                    let others = &settings.allowances.others;
                     let sends = sqlx::query(AssertSqlSafe(format!(
                         "{CLAIM} SELECT {CLAIMED} FROM claimed o {GIVEN_CONVERSATION} ORDER BY o.place"
                     )))
@@ -386,6 +397,10 @@ impl OutboxStore for PostgresStore {
                     .bind(Time(now))
                     .bind(settings.limit)
                     .bind(held)
+                    .bind(others.iter().map(|other| other.account.0).collect::<Vec<_>>())
+                    .bind(others.iter().map(|other| other.rows).collect::<Vec<_>>())
+                    .bind(others.iter().map(|other| other.after.as_deref()).collect::<Vec<_>>())
+                    .bind(settings.allowances.each)
                     .fetch_all(connection)
                     .await
                     .map_err(&failed)?

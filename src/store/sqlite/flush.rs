@@ -3,7 +3,12 @@
 //! Rows go in chunks of fixed sizes, so that there are few different statements and they stay prepared.
 
 use jiff::Timestamp;
-use sqlx::{Encode, QueryBuilder, Sqlite, SqliteConnection, Type, query_builder::Separated};
+use sqlx::{
+    AssertSqlSafe, Encode, QueryBuilder, Sqlite, SqliteConnection, Type,
+    query::Query,
+    query_builder::Separated,
+    sqlite::{SqliteArguments, SqliteRow},
+};
 
 use super::{
     column::{optional_time_text, time_text},
@@ -71,6 +76,28 @@ pub(super) async fn in_chunks<R>(
         }
     }
     Ok(())
+}
+
+/// Does `statement` for each row, many of them at a time, and gives the rows it returns. What is known by its id is read and
+/// changed this way where it must not cost more as the table grows: a list of ids that is joined is left to the planner,
+/// which reads the whole table if somebody had statistics taken while there was little in it. They stay as they were then.
+pub(super) async fn for_each<R>(
+    connection: &mut SqliteConnection,
+    rows: &[R],
+    statement: &str,
+    bind: impl for<'q> Fn(Query<'q, Sqlite, SqliteArguments>, &R) -> Query<'q, Sqlite, SqliteArguments>,
+) -> Result<Vec<SqliteRow>, sqlx::Error> {
+    let mut returned = Vec::new();
+    let mut rest = rows;
+    for size in CHUNKS {
+        while rest.len() >= size {
+            let (chunk, others) = rest.split_at(size);
+            rest = others;
+            let query = sqlx::query(AssertSqlSafe(vec![statement; size].join(";\n")));
+            returned.extend(chunk.iter().fold(query, &bind).fetch_all(&mut *connection).await?);
+        }
+    }
+    Ok(returned)
 }
 
 /// Values of one row, in the order of its columns.
@@ -354,53 +381,51 @@ async fn quarantine(connection: &mut SqliteConnection, rows: &[QuarantineRow]) -
 }
 
 async fn outbox(connection: &mut SqliteConnection, rows: &[&OutboxSend]) -> Result<(), sqlx::Error> {
-    in_chunks(
+    for_each(
         connection,
         rows,
         "UPDATE outbox
-            SET state = k.column2, conversation_id = k.column3, message_id = k.column4, next_attempt_at = k.column5,
-                last_code = k.column6, last_subcode = k.column7, last_error = k.column8, sent_at = k.column9,
-                finished_at = k.column10, possible_duplicate = k.column11,
+            SET state = ?, conversation_id = ?, message_id = ?, next_attempt_at = ?, last_code = ?, last_subcode = ?,
+                last_error = ?, sent_at = ?, finished_at = ?, possible_duplicate = ?,
                 updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), revision = revision + 1
-           FROM (",
-        ") AS k WHERE outbox.id = k.column1",
-        |values, row| {
-            values
-                .put(row.id.0)
-                .put(row.state.as_str())
-                .put(row.conversation.map(|id| id.0))
-                .put(row.message.map(|id| id.0))
-                .put(optional_time_text(row.next_attempt_at))
-                .put(row.last_code.clone())
-                .put(row.last_subcode.clone())
-                .put(row.last_error.clone())
-                .put(optional_time_text(row.sent_at))
-                .put(optional_time_text(row.finished_at))
-                .put(row.possible_duplicate);
+          WHERE id = ?",
+        |query, row| {
+            query
+                .bind(row.state.as_str())
+                .bind(row.conversation.map(|id| id.0))
+                .bind(row.message.map(|id| id.0))
+                .bind(optional_time_text(row.next_attempt_at))
+                .bind(row.last_code.clone())
+                .bind(row.last_subcode.clone())
+                .bind(row.last_error.clone())
+                .bind(optional_time_text(row.sent_at))
+                .bind(optional_time_text(row.finished_at))
+                .bind(row.possible_duplicate)
+                .bind(row.id.0)
         },
     )
     .await
+    .map(drop)
 }
 
 async fn attempts(connection: &mut SqliteConnection, rows: &[&AttemptRow]) -> Result<(), sqlx::Error> {
-    in_chunks(
+    for_each(
         connection,
         rows,
         "UPDATE outbox_attempts
-            SET finished_at = k.column2, outcome = k.column3, http_status = k.column4, code = k.column5,
-                subcode = k.column6, detail = k.column7
-           FROM (",
-        ") AS k WHERE outbox_attempts.id = k.column1",
-        |values, row| {
-            values
-                .put(row.id)
-                .put(optional_time_text(row.finished_at))
-                .put(row.outcome.clone())
-                .put(row.http_status)
-                .put(row.code.clone())
-                .put(row.subcode.clone())
-                .put(row.detail.clone());
+            SET finished_at = ?, outcome = ?, http_status = ?, code = ?, subcode = ?, detail = ?
+          WHERE id = ?",
+        |query, row| {
+            query
+                .bind(optional_time_text(row.finished_at))
+                .bind(row.outcome.clone())
+                .bind(row.http_status)
+                .bind(row.code.clone())
+                .bind(row.subcode.clone())
+                .bind(row.detail.clone())
+                .bind(row.id)
         },
     )
     .await
+    .map(drop)
 }

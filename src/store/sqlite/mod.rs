@@ -96,6 +96,7 @@ impl Dialect for SqliteDialect {
     // Beginning has taken it.
     const TAKE_TURN: Option<&'static str> = None;
     const HURRY: Option<&'static str> = None;
+    const IS_WHOLE: Option<&'static str> = None;
     const FORGET_PLANS: Option<&'static str> = None;
     // A file answers or fails.
     const TRANSACTION_LIMIT: Duration = Duration::from_hours(1);
@@ -282,8 +283,11 @@ async fn open(location: &Location, readers: u32) -> Result<(SqlitePool, SqlitePo
                 .create_if_missing(true)
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)
-                // 16 MiB: a checkpoint every thousand pages would cost more than it saves.
-                .pragma("wal_autocheckpoint", "4000");
+                // 64 MiB: in a large archive the messages of many accounts change pages of their own in each index, the same
+                // ones again and again. A checkpoint writes each of them once, however often they were changed.
+                .pragma("wal_autocheckpoint", "16000")
+                // Those pages are kept: 64 MiB a connection, where 2 would be read anew from the system's memory.
+                .pragma("cache_size", "-65536");
             let writing = pool(1).connect_with(options.clone()).await.map_err(unavailable)?;
             let reading = pool(readers).connect_lazy_with(options.pragma("query_only", "ON"));
             Ok((writing, reading))

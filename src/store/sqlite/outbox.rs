@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqliteConnection, sqlite::S
 use super::{
     SqliteStore,
     column::{optional_time_text, time_text},
-    flush::in_chunks,
+    flush::for_each,
 };
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
@@ -44,22 +44,33 @@ const NEW_ROWS: &str = "
     accounts (account) AS MATERIALIZED (
         SELECT w.account FROM spellings w WHERE w.account IS NOT NULL LIMIT ?1
     )
+    SELECT k.value
+      FROM accounts a
+     CROSS JOIN json_each((SELECT json_group_array(r.id)
+                             FROM (SELECT n.id FROM outbox n INDEXED BY outbox_new
+                                    WHERE n.state = 'queued' AND n.destination IS NULL AND n.account = a.account
+                                    ORDER BY n.id
+                                    LIMIT (SELECT ?1 / count(*) FROM accounts)) r)) k
+     ORDER BY k.value";
+
+/// What was written into a new row.
+const SUBMISSION: &str = "
     SELECT o.id, o.account, o.recipients, o.body, o.content_type, o.subject, o.importance, o.conversation_id,
            o.thread_id, o.send_after, strftime('%Y-%m-%dT%H:%M:%fZ', o.send_after) AS send_after_read,
            o.expires_at, strftime('%Y-%m-%dT%H:%M:%fZ', o.expires_at) AS expires_at_read, o.correlation,
            o.idempotency_key
-      FROM accounts a
-     CROSS JOIN outbox o
-     WHERE o.id IN (SELECT r.id FROM outbox r INDEXED BY outbox_new
-                     WHERE r.state = 'queued' AND r.destination IS NULL AND r.account = a.account
-                     ORDER BY r.id
-                     LIMIT (SELECT ?1 / count(*) FROM accounts))
-     ORDER BY o.id";
+      FROM outbox o
+     WHERE o.id = ?";
 
-/// What a claim hands out, for rows `o` with `c` the conversation the user gave, if it is open.
-const CLAIMED: &str = "o.id, o.account_id, o.operation_id, o.recipients, o.given_conversation_id, c.href, o.body,
+/// What a claim hands out, for rows `o`; `href` is of the conversation that the user gave, if it is open in the account's
+/// session.
+const CLAIMED: &str = "o.id, o.account_id, o.destination, o.operation_id, o.recipients, o.given_conversation_id, o.body,
                        o.content_type, o.subject, o.importance, o.thread_id, o.attempts, o.max_attempts, o.expires_at,
-                       o.created_at, o.claimed_at";
+                       o.created_at, o.claimed_at,
+                       (SELECT c.href FROM conversations c
+                         WHERE c.id = o.given_conversation_id AND c.account_id = o.account_id AND c.ended_at IS NULL
+                           AND c.session_id = (SELECT s.id FROM sessions s
+                                                WHERE s.account_id = o.account_id AND s.ended_at IS NULL)) AS href";
 
 /// Whether an event since the claim of a row may be of it and was never read: see [`crate::store::UnsettledSend`].
 const EVENTS_MISSED: &str = "(EXISTS (SELECT 1 FROM gaps g
@@ -75,13 +86,6 @@ const EVENTS_MISSED: &str = "(EXISTS (SELECT 1 FROM gaps g
                                          AND i.kind = 'messaging' AND i.direction IS NOT 'incoming'
                                          AND i.operation_id IS NULL AND i.conversation_id IS NULL
                                          AND i.awaiting IS NULL))";
-
-/// Joins the conversation that the user gave, if it is open in the account's session.
-const GIVEN_CONVERSATION: &str = "LEFT JOIN conversations c
-                                    ON c.id = o.given_conversation_id AND c.account_id = o.account_id
-                                   AND c.ended_at IS NULL
-                                   AND c.session_id = (SELECT s.id FROM sessions s
-                                                        WHERE s.account_id = o.account_id AND s.ended_at IS NULL)";
 
 /// Accounts and conversations that new rows speak of.
 #[derive(Debug, Default)]
@@ -106,10 +110,12 @@ async fn admit_new_rows(
     now: Timestamp,
     settings: &ClaimSettings,
 ) -> Result<bool, sqlx::Error> {
-    let rows = sqlx::query(NEW_ROWS).bind(ADMITTED_AT_ONCE).fetch_all(&mut *connection).await?;
-    if rows.is_empty() {
+    let ids: Vec<i64> =
+        sqlx::query_scalar(NEW_ROWS).bind(ADMITTED_AT_ONCE).fetch_all(&mut *connection).await?;
+    if ids.is_empty() {
         return Ok(false);
     }
+    let rows = for_each(connection, &ids, SUBMISSION, |query, id| query.bind(*id)).await?;
     let mut submissions = Vec::with_capacity(rows.len());
     for row in &rows {
         let looked_at = match submission(row) {
@@ -146,24 +152,24 @@ async fn write_admitted(
     connection: &mut SqliteConnection,
     rows: &[(OutboxId, Admitted)],
 ) -> Result<(), sqlx::Error> {
-    in_chunks(
+    for_each(
         connection,
         rows,
         "UPDATE outbox
-            SET account_id = k.column2, destination = k.column3, given_conversation_id = conversation_id,
-                send_after = k.column4, expires_at = k.column5, revision = revision + 1
-           FROM (",
-        ") AS k WHERE outbox.id = k.column1",
-        |values, (id, row)| {
-            values
-                .put(id.0)
-                .put(row.account.0)
-                .put(row.destination.clone())
-                .put(optional_time_text(row.send_after))
-                .put(optional_time_text(row.expires_at));
+            SET account_id = ?, destination = ?, given_conversation_id = conversation_id, send_after = ?, expires_at = ?,
+                revision = revision + 1
+          WHERE id = ?",
+        |query, (id, row)| {
+            query
+                .bind(row.account.0)
+                .bind(row.destination.clone())
+                .bind(optional_time_text(row.send_after))
+                .bind(optional_time_text(row.expires_at))
+                .bind(id.0)
         },
     )
     .await
+    .map(drop)
 }
 
 fn submission(row: &SqliteRow) -> Result<Submission, sqlx::Error> {
@@ -290,16 +296,24 @@ async fn expire(connection: &mut SqliteConnection, now: Timestamp) -> Result<(),
     .map(drop)
 }
 
-/// The first due row of every free destination of every account that is online here. Destinations are found by jumping
-/// from one to the next in the index, so the cost grows with the number of destinations and not with the queue. Accounts
-/// take turns when there are more rows than `limit`.
+/// The first due row of every free destination of every account that is online here, as many as the account may send: who
+/// may send less than waits goes on after the destination at which the last claim stopped. Destinations are found by
+/// jumping from one to the next in the index, so the cost grows with the number of destinations and not with the queue.
+/// Accounts take turns when there are more rows than `limit`.
 async fn due_heads(
     connection: &mut SqliteConnection,
     now: Timestamp,
     settings: &ClaimSettings,
 ) -> Result<Vec<i64>, sqlx::Error> {
+    let others = settings.allowances.others.iter();
+    let allowances: Vec<_> = others.map(|other| (other.account.0, other.rows, &other.after)).collect();
+    let allowances = serde_json::to_string(&allowances).map_err(|error| sqlx::Error::Encode(error.into()))?;
     sqlx::query_scalar(
         "WITH RECURSIVE
+         allowances (account_id, allowed, after) AS MATERIALIZED (
+             SELECT json_extract(k.value, '$[0]'), json_extract(k.value, '$[1]'), json_extract(k.value, '$[2]')
+               FROM json_each(?4) k
+         ),
          waiting (account_id) AS (
              SELECT (SELECT min(o.account_id) FROM outbox o INDEXED BY outbox_queued
                       WHERE o.state = 'queued' AND o.destination IS NOT NULL)
@@ -316,6 +330,7 @@ async fn due_heads(
                FROM waiting w
                JOIN account_status s ON s.account_id = w.account_id
               WHERE s.state = 'online' AND s.node_id = ?1
+                AND coalesce((SELECT a.allowed FROM allowances a WHERE a.account_id = w.account_id), ?5) > 0
              UNION ALL
              SELECT d.account_id,
                     (SELECT min(o.destination) FROM outbox o INDEXED BY outbox_queued
@@ -324,8 +339,9 @@ async fn due_heads(
                FROM destinations d
               WHERE d.destination IS NOT NULL
          ),
-         heads (id) AS (
-             SELECT (SELECT o.id FROM outbox o INDEXED BY outbox_queued
+         heads (account_id, destination, id) AS MATERIALIZED (
+             SELECT d.account_id, d.destination,
+                    (SELECT o.id FROM outbox o INDEXED BY outbox_queued
                       WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = d.account_id
                         AND o.destination = d.destination AND (o.send_after IS NULL OR o.send_after <= ?2)
                       ORDER BY o.priority, o.id
@@ -335,17 +351,33 @@ async fn due_heads(
                 AND NOT EXISTS (SELECT 1 FROM outbox s INDEXED BY outbox_sending
                                  WHERE s.state = 'sending' AND s.account_id = d.account_id
                                    AND s.destination = d.destination)
+         ),
+         due (account_id, destination, id, priority) AS MATERIALIZED (
+             SELECT h.account_id, h.destination, h.id, (SELECT o.priority FROM outbox o WHERE o.id = h.id)
+               FROM heads h
+              WHERE h.id IS NOT NULL
+                AND coalesce((SELECT o.next_attempt_at FROM outbox o WHERE o.id = h.id), '') <= ?2
+         ),
+         turns (id, priority, turn, allowed) AS (
+             SELECT d.id, d.priority,
+                    row_number() OVER (PARTITION BY d.account_id
+                                       ORDER BY d.priority, d.destination <= a.after,
+                                                CASE WHEN a.after IS NOT NULL THEN d.destination END, d.id),
+                    coalesce(a.allowed, ?5)
+               FROM due d
+               LEFT JOIN allowances a ON a.account_id = d.account_id
          )
-         SELECT o.id
-           FROM heads h
-           JOIN outbox o ON o.id = h.id
-          WHERE o.next_attempt_at IS NULL OR o.next_attempt_at <= ?2
-          ORDER BY row_number() OVER (PARTITION BY o.account_id ORDER BY o.priority, o.id), o.priority, o.id
+         SELECT t.id
+           FROM turns t
+          WHERE t.turn <= t.allowed
+          ORDER BY t.turn, t.priority, t.id
           LIMIT ?3",
     )
     .bind(&settings.node)
     .bind(time_text(now))
     .bind(settings.limit)
+    .bind(allowances)
+    .bind(settings.allowances.each)
     .fetch_all(connection)
     .await
 }
@@ -369,41 +401,38 @@ async fn claim(
         return Ok(claimed);
     }
     let claims: Vec<(i64, String)> = heads.into_iter().map(|id| (id, OperationId::random().0)).collect();
-    let claims = serde_json::to_string(&claims).map_err(|error| sqlx::Error::Encode(error.into()))?;
-    sqlx::query(
+    for_each(
+        connection,
+        &claims,
         "UPDATE outbox
-            SET state = 'sending', attempts = min(attempts, 999999999) + 1, operation_id = json_extract(k.value, '$[1]'),
-                next_attempt_at = NULL, claimed_by = ?2, claimed_at = ?3, updated_at = ?3, revision = revision + 1
-           FROM json_each(?1) k
-          WHERE outbox.id = json_extract(k.value, '$[0]') AND +outbox.state = 'queued'",
+            SET state = 'sending', attempts = min(attempts, 999999999) + 1, operation_id = ?, next_attempt_at = NULL,
+                claimed_by = ?, claimed_at = ?, updated_at = ?, revision = revision + 1
+          WHERE id = ?",
+        |query, (id, operation_id)| {
+            let now = time_text(now);
+            query.bind(operation_id.clone()).bind(settings.node.clone()).bind(now.clone()).bind(now).bind(*id)
+        },
     )
-    .bind(&claims)
-    .bind(&settings.node)
-    .bind(time_text(now))
-    .execute(&mut *connection)
     .await?;
-    sqlx::query(
+    for_each(
+        connection,
+        &claims,
         "INSERT INTO outbox_attempts (outbox_id, attempt, node, started_at, operation_id)
-         SELECT json_extract(k.value, '$[0]'),
-                (SELECT coalesce(max(t.attempt), 0) + 1 FROM outbox_attempts t
-                  WHERE t.outbox_id = json_extract(k.value, '$[0]')),
-                ?2, ?3, json_extract(k.value, '$[1]')
-           FROM json_each(?1) k",
+         SELECT ?, coalesce(max(t.attempt), 0) + 1, ?, ?, ?
+           FROM outbox_attempts t INDEXED BY outbox_attempts_of_row
+          WHERE t.outbox_id = ?",
+        |query, (id, operation_id)| {
+            let query = query.bind(*id).bind(settings.node.clone()).bind(time_text(now));
+            query.bind(operation_id.clone()).bind(*id)
+        },
     )
-    .bind(&claims)
-    .bind(&settings.node)
-    .bind(time_text(now))
-    .execute(&mut *connection)
     .await?;
-    let rows = sqlx::query(AssertSqlSafe(format!(
-        "SELECT {CLAIMED}
-           FROM json_each(?1) k
-          CROSS JOIN outbox o ON o.id = json_extract(k.value, '$[0]')
-           {GIVEN_CONVERSATION}
-          ORDER BY k.key"
-    )))
-    .bind(&claims)
-    .fetch_all(&mut *connection)
+    let rows = for_each(
+        connection,
+        &claims,
+        &format!("SELECT {CLAIMED} FROM outbox o WHERE o.id = ?"),
+        |query, (id, _)| query.bind(*id),
+    )
     .await?;
     for row in &rows {
         match rows::claimed_send(row, settings.max_attempts) {
@@ -504,7 +533,7 @@ impl OutboxStore for SqliteStore {
         let failed = failed("reading sends under way");
         let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT {CLAIMED}, {EVENTS_MISSED} AS events_missed
-               FROM outbox o INDEXED BY outbox_sending {GIVEN_CONVERSATION}
+               FROM outbox o INDEXED BY outbox_sending
               WHERE o.state = 'sending' AND o.account_id = ?1
               ORDER BY o.id"
         )))
@@ -714,5 +743,130 @@ impl OutboxStore for SqliteStore {
                 })
             })
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    };
+
+    use sqlx::{
+        Connection as _, SqlitePool,
+        sqlite::{SqliteConnectOptions, SqlitePoolOptions},
+    };
+
+    use super::*;
+    use crate::store::{Allowances, sqlite::migrations};
+
+    const DESTINATIONS: i64 = 30;
+    const FEW: i64 = 10;
+
+    /// An empty queue of one account that is online.
+    async fn queue() -> SqlitePool {
+        let options = SqliteConnectOptions::new().in_memory(true).foreign_keys(true);
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
+        migrations::run(&pool).await.unwrap();
+        sqlx::raw_sql(
+            "INSERT INTO accounts (sip_uri, username) VALUES ('sip:alice@contoso.com', 'alice');
+             INSERT INTO account_status (account_id, state, since, node_id)
+             VALUES (1, 'online', '2026-11-22T10:00:00.000Z', 'a')",
+        )
+        .execute(&pool)
+        .await
+        .unwrap();
+        pool
+    }
+
+    /// Rows as the service leaves them behind.
+    async fn finish_rows(pool: &SqlitePool, rows: i64) {
+        sqlx::query(
+            "INSERT INTO outbox (account, recipients, body, account_id, destination, finished_at)
+             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+             SELECT 'sip:alice@contoso.com', 'bob@contoso.com', 'x', 1, 'sip:bob@contoso.com', 'x' FROM n",
+        )
+        .bind(rows)
+        .execute(pool)
+        .await
+        .unwrap();
+        sqlx::raw_sql(
+            "UPDATE outbox SET state = 'delivered', revision = 1 WHERE state = 'queued';
+             INSERT INTO outbox_attempts (outbox_id, attempt, started_at, operation_id)
+             SELECT id, 1, 'x', 'o' || id FROM outbox o WHERE o.id > (SELECT coalesce(max(outbox_id), 0) FROM outbox_attempts);
+             INSERT INTO conversations (account_id, href, started_at, ended_at)
+             SELECT account_id, 'c' || id, 'x', 'x' FROM outbox;",
+        )
+        .execute(pool)
+        .await
+        .unwrap();
+    }
+
+    /// Steps of SQLite's machine that it takes to look at new rows and to claim the first of each destination, twice.
+    async fn steps_of_claims(pool: &SqlitePool) -> u64 {
+        sqlx::query(
+            "INSERT INTO outbox (account, recipients, body, send_after, expires_at)
+             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+             SELECT 'Alice@contoso.com', 'bob.' || (n.i % ?2) || '@contoso.com', 'x', '2026-11-22', '2027-11-22' FROM n",
+        )
+        .bind(3 * DESTINATIONS)
+        .bind(DESTINATIONS)
+        .execute(pool)
+        .await
+        .unwrap();
+        let settings = ClaimSettings {
+            node: "a".to_owned(),
+            max_attempts: 5,
+            max_body_bytes: 1000,
+            limit: 2 * DESTINATIONS,
+            allowances: Allowances::UNLIMITED,
+        };
+        let steps = Arc::new(AtomicU64::new(0));
+        let mut connection = pool.acquire().await.unwrap();
+        let counted = Arc::clone(&steps);
+        connection.lock_handle().await.unwrap().set_progress_handler(1, move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            true
+        });
+        for second in 0..2 {
+            let now: Timestamp = format!("2026-11-23T10:00:0{second}Z").parse().unwrap();
+            let mut transaction = connection.begin().await.unwrap();
+            admit_new_rows(&mut transaction, now, &settings).await.unwrap();
+            expire(&mut transaction, now).await.unwrap();
+            let heads = due_heads(&mut transaction, now, &settings).await.unwrap();
+            let claimed = claim(&mut transaction, heads, now, &settings).await.unwrap();
+            assert_eq!(claimed.sends.len(), usize::try_from(DESTINATIONS).unwrap());
+            sqlx::query("UPDATE outbox INDEXED BY outbox_sending SET state = 'sent', revision = revision + 1 WHERE state = 'sending'")
+                .execute(&mut *transaction)
+                .await
+                .unwrap();
+            transaction.commit().await.unwrap();
+        }
+        connection.lock_handle().await.unwrap().remove_progress_handler();
+        steps.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn finished_rows_cost_a_claim_nothing() {
+        let beside_few = {
+            let pool = queue().await;
+            finish_rows(&pool, FEW).await;
+            steps_of_claims(&pool).await
+        };
+        // Somebody may have had statistics taken at any time, and they stay as they were then.
+        for analyzed_beside in [None, Some(1), Some(FEW), Some(20_000)] {
+            let pool = queue().await;
+            finish_rows(&pool, analyzed_beside.unwrap_or(FEW)).await;
+            if analyzed_beside.is_some() {
+                sqlx::query("ANALYZE").execute(&pool).await.unwrap();
+            }
+            finish_rows(&pool, 20_000).await;
+            let beside_many = steps_of_claims(&pool).await;
+            assert!(
+                beside_many <= beside_few + beside_few / 100,
+                "{beside_many} and {beside_few} steps, statistics beside {analyzed_beside:?}"
+            );
+        }
     }
 }
