@@ -998,7 +998,9 @@ async fn invitations_carry_their_text_as_a_data_uri() {
         thread_id: Some("t2".to_owned()),
     };
     client.start_online_meeting(&server.url("/meet?onlineMeetingUri=adhoc"), &meeting).await.unwrap();
-    let body = server.only("POST", "/meet?onlineMeetingUri=adhoc").body;
+    let started = server.only("POST", "/meet");
+    assert_eq!(started.path, "/meet?onlineMeetingUri=adhoc");
+    let body = started.body;
     for part in
         ["\"operationId\">op-3<", "\"importance\">Normal<", "\"subject\">C &amp; D<", "\"threadId\">t2<"]
     {
