@@ -32,14 +32,15 @@
 //!
 //! # Faults
 //!
-//! A fault is one flat object: `{"account"?, "operation"?, "fault", "count"?, "share"?, ...}`. Without `account` it
-//! concerns all of them, without `operation` every request. It strikes `count` times; once where neither `count` nor
-//! `share` is given; with a `share` alone without end, in that share of the requests, by the seed.
+//! A fault is one flat object: `{"account"?, "operation"?, "fault", "count"?, "share"?, "skip"?, ...}`. Without
+//! `account` it concerns all of them, without `operation` every request. It strikes `count` times; once where neither
+//! `count` nor `share` is given; with a `share` alone without end, in that share of the requests, by the seed. The first
+//! `skip` requests pass.
 //!
 //! `operation` is one of `any`, `discovery`, `user`, `token`, `ntlmNegotiate`, `ntlmAuthenticate`, `applications`, `application`, `makeMeAvailable`,
 //! `reportMyActivity`, `events`, `batch`, `startMessaging`, `startOnlineMeeting`, `addMessaging`, `addParticipant`, `accept`, `decline`,
 //! `invitation`, `sendMessage`, `stopMessaging`, `messaging`, `participant`, `message`, `conversation`,
-//! `conversations`, `conversationLogs`, `people`, `other`.
+//! `leaveConversation`, `conversations`, `conversationLogs`, `people`, `other`.
 //!
 //! | `fault` | with | what happens |
 //! | --- | --- | --- |
@@ -275,12 +276,13 @@ async fn expire_tokens(State(simulator): State<Simulator>, Json(request): Json<A
 }
 
 /// What a fault can say; a misspelt name would make it strike more than it should.
-const FAULT_FIELDS: [&str; 19] = [
+const FAULT_FIELDS: [&str; 20] = [
     "account",
     "operation",
     "fault",
     "count",
     "share",
+    "skip",
     "ms",
     "status",
     "subcode",
