@@ -8,12 +8,12 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::{Timestamp, ToSpan};
 use support::{
-    Relay,
+    PATIENCE, Relay,
     archive::{
         Database, NODE, Online, accepted, bob_joined, conversation, invitation, message_fact, our_message,
         retry_at, row, uri,
     },
-    eventually,
+    eventually, eventually_none,
     scene::QUICK,
     sql::{Kind, Sql},
 };
@@ -874,10 +874,15 @@ async fn without_growth(kind: Kind, escalation: Escalation) -> Scene {
 impl Scene {
     /// How often the account asked for this.
     fn asked(&self, operation: Operation) -> u64 {
+        self.asked_by(ALICE, operation)
+    }
+
+    /// As [`Self::asked`], for another account.
+    fn asked_by(&self, account: &str, operation: Operation) -> u64 {
         self.simulator
             .requests()
             .iter()
-            .filter(|count| count.operation == operation)
+            .filter(|count| count.account.as_deref() == Some(account) && count.operation == operation)
             .map(|count| count.requests)
             .sum()
     }
@@ -951,41 +956,132 @@ async fn a_group_gets_a_meeting_where_conversations_of_two_do_not_grow(kind: Kin
     }
 }
 
-async fn a_meeting_that_is_cut_at_any_point_is_told_once(kind: Kind) {
-    let mut scene = without_growth(kind, Escalation::Refused).await;
-    // The answer to the beginning is lost: the events tell of the meeting.
-    let lost = Fault::new(FaultKind::CutAfter).on(Operation::StartOnlineMeeting).account(ALICE);
-    scene.simulator.inject(lost).unwrap();
-    let id = scene.queue("silent.l@fabrikam.example;silent.m@fabrikam.example", "lost", None).await;
-    let (state, error) = scene.outcome(id).await;
-    assert_eq!(state, "delivered", "{error}");
-    assert_eq!(scene.told_once("lost").len(), 2);
-    assert_eq!(scene.asked(Operation::StartOnlineMeeting), 1);
-    // Killed before and after each step.
-    for operation in [Operation::StartOnlineMeeting, Operation::AddMessaging, Operation::AddParticipant] {
-        for fault in [FaultKind::Delay { ms: 60_000 }, FaultKind::DelayAfter { ms: 60_000 }] {
-            scene.simulator.clear_faults(None);
-            let body = format!("{operation:?} {fault:?}").replace(['{', '}'], "");
-            // People of its own: each case needs a meeting of its own.
-            let group = ["a", "b"].map(|one| format!("silent.{one}.{body}@fabrikam.example"));
-            let group = group.join(";").to_lowercase().replace([' ', ':'], "");
-            let fault = scene.simulator.inject(Fault::new(fault).on(operation).account(ALICE)).unwrap();
-            let id = scene.queue(&group, &body, None).await;
-            eventually(&format!("{body}: the request waits"), async || {
-                (scene.simulator.struck(fault) > 0).then_some(())
-            })
-            .await;
-            scene.relay.server().kill();
-            assert!(scene.accepted(&body).is_empty(), "{body}: nothing is said before all are there");
-            scene.simulator.clear_faults(None);
-            scene.restart().await;
-            let (state, error) = scene.outcome(id).await;
-            assert_eq!(state, "delivered", "{body}: {error}");
-            assert_eq!(scene.told_once(&body).len(), 2, "{body}");
-            let doubtful = scene.sql.count(&format!("outbox WHERE id = {id} AND possible_duplicate")).await;
-            assert_eq!(doubtful, 0, "{body}");
+/// The requests with which a row for three gets its meeting where a conversation of two does not grow, in their order: each
+/// with how many of its kind come before it.
+static WAY_TO_A_MEETING: [(Operation, u64); 9] = [
+    (Operation::StartMessaging, 0),
+    (Operation::AddParticipant, 0),
+    (Operation::LeaveConversation, 0),
+    (Operation::StartOnlineMeeting, 0),
+    (Operation::AddMessaging, 0),
+    (Operation::AddParticipant, 1),
+    (Operation::AddParticipant, 2),
+    (Operation::AddParticipant, 3),
+    (Operation::SendMessage, 0),
+];
+
+/// A row for a group, of an account of its own, with a fault on its way.
+struct OnTheWay {
+    account: String,
+    /// Where it is struck, and its text.
+    place: String,
+    fault: u64,
+    /// The row.
+    id: i64,
+    /// What is asked of the server until then.
+    gone: &'static [(Operation, u64)],
+}
+
+impl Scene {
+    /// Queues a row for three at each account, and lets one of the faults strike it at one of the requests that it needs.
+    async fn queue_on_the_way_to_meetings(&mut self, faults: [FaultKind; 2]) -> Vec<OnTheWay> {
+        let mut accounts = self.simulator.account_uris().into_iter();
+        let mut rows = Vec::new();
+        for (number, (operation, skip)) in WAY_TO_A_MEETING.into_iter().enumerate() {
+            for kind in &faults {
+                let account = accounts.next().unwrap();
+                let place = format!("{operation:?} {skip} {}", kind.name());
+                let fault = Fault::new(kind.clone()).on(operation).skip(skip).account(&account);
+                let fault = self.simulator.inject(fault).unwrap();
+                let insert = format!(
+                    "INSERT INTO outbox (account, recipients, body) VALUES ('{account}',
+                     'silent.a@fabrikam.example;silent.b@fabrikam.example;silent.c@fabrikam.example', '{place}') RETURNING id"
+                );
+                let id = self.sql.rows(&insert).await[0].parse().unwrap();
+                rows.push(OnTheWay { account, place, fault, id, gone: &WAY_TO_A_MEETING[..=number] });
+            }
         }
+        rows
     }
+}
+
+/// Accounts of a server whose conversations of two do not grow: one for each cut.
+async fn on_the_way_to_meetings(kind: Kind) -> Scene {
+    let settings = SimulatorSettings {
+        accounts: 2 * WAY_TO_A_MEETING.len(),
+        ring_time: Duration::from_secs(2),
+        escalation: Escalation::Refused,
+        early_event_share: 0.0,
+        ..SimulatorSettings::default()
+    };
+    let simulator = Simulator::start(settings).await.unwrap();
+    let mut configuration = QUICK.to_owned();
+    for account in simulator.account_uris() {
+        configuration +=
+            &format!("\n[[accounts]]\nsip_uri = \"{account}\"\npassword = {{ file = \"password\" }}\n");
+    }
+    let mut relay = Relay::configure_on_for(kind, &simulator.discovery_url(), &configuration).await;
+    std::fs::write(relay.folder.path().join("password"), "simulated").unwrap();
+    relay.tool_ok(&["migrate"]);
+    relay.start();
+    let sql = relay.connect().await;
+    let mut scene = Scene { simulator, relay, sql };
+    scene.all_online().await;
+    scene
+}
+
+impl Scene {
+    /// The rows were told to all three, once each, and nothing was asked of the server oftener than it had to be: `again`
+    /// gives, for a fault, how much of the way is gone once more after it.
+    async fn told_each_once(
+        &mut self,
+        rows: &[OnTheWay],
+        again: impl Fn(&OnTheWay) -> &'static [(Operation, u64)],
+    ) {
+        for row in rows {
+            let place = &row.place;
+            let (state, error) = self.outcome(row.id).await;
+            assert_eq!((state.as_str(), error.as_str()), ("delivered", ""), "{place}");
+            let all = ["a", "b", "c"].map(|name| format!("sip:silent.{name}@fabrikam.example"));
+            assert_eq!(self.told_once(place), all, "{place}");
+            // Nobody is called or invited oftener than once on each way.
+            let gone: Vec<Operation> =
+                row.gone.iter().chain(again(row)).map(|(operation, _)| *operation).collect();
+            for operation in [
+                Operation::StartMessaging,
+                Operation::AddParticipant,
+                Operation::LeaveConversation,
+                Operation::StartOnlineMeeting,
+                Operation::SendMessage,
+            ] {
+                let expected = gone.iter().filter(|known| **known == operation).count();
+                let asked = self.asked_by(&row.account, operation);
+                assert_eq!(asked, expected as u64, "{place}: {operation:?}");
+            }
+        }
+        let doubtful = self.sql.count("outbox WHERE possible_duplicate").await;
+        assert_eq!(doubtful, 0, "nothing was sent again that may have arrived");
+    }
+}
+
+async fn a_meeting_whose_account_is_killed_at_any_point_is_told_once(kind: Kind) {
+    let mut scene = on_the_way_to_meetings(kind).await;
+    let rows = scene
+        .queue_on_the_way_to_meetings([FaultKind::Delay { ms: 60_000 }, FaultKind::DelayAfter { ms: 60_000 }])
+        .await;
+    eventually_none(PATIENCE, "rows whose request is not made", async || {
+        rows.iter()
+            .filter(|row| scene.simulator.struck(row.fault) == 0)
+            .map(|row| row.place.clone())
+            .collect()
+    })
+    .await;
+    scene.relay.server().kill();
+    scene.simulator.clear_faults(None);
+    scene.relay.start();
+    // Nothing told of the text: all is done anew.
+    let said = |row: &OnTheWay| row.place.starts_with("SendMessage") && row.place.ends_with("after");
+    scene.told_each_once(&rows, |row| if said(row) { &[] } else { &WAY_TO_A_MEETING }).await;
 }
 
 /// How many of a rate of so many a second may have left within so long: a second's worth at once, then evenly.
@@ -1187,6 +1283,15 @@ impl Cut {
 }
 
 impl Scene {
+    async fn all_online(&mut self) {
+        let query = "SELECT account FROM account_overview WHERE state = 'online'";
+        let accounts = self.simulator.account_uris().len();
+        eventually("every account is online", async || {
+            (self.sql.rows(query).await.len() == accounts).then_some(())
+        })
+        .await;
+    }
+
     async fn restart(&mut self) {
         self.relay.start();
         self.relay.account_state(ALICE, "online").await;
@@ -1349,7 +1454,7 @@ on_both_databases!(
     what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted,
     a_group_is_told_whoever_of_it_can_be_reached,
     a_group_gets_a_meeting_where_conversations_of_two_do_not_grow,
-    a_meeting_that_is_cut_at_any_point_is_told_once,
+    a_meeting_whose_account_is_killed_at_any_point_is_told_once,
     an_account_sends_no_faster_than_its_rate_allows,
     who_keeps_us_waiting_or_declines_holds_back_only_themselves,
     a_call_that_failed_by_events_that_only_link_is_tried_again,
