@@ -40,7 +40,7 @@ use crate::{
     archive::{
         fact::{
             ArchiveCommit, Fact, FailureReason, Fetch, FetchedResource, InvitationAction, InvitationAnswered,
-            InvitationKind, OperationStatus, SendFact, SendOutcome, Unfetchable,
+            InvitationKind, SendFact, SendOutcome, Unfetchable,
         },
         interpret::interpret_fetched,
     },
@@ -659,12 +659,12 @@ impl AccountActor {
         let incoming = is_incoming(resource);
         self.learn_of_thread(&progress, ctx);
         let conversation = resource.link("conversation").map(|link| link.href.clone());
+        let operation_id = resource.property("operationId").map(|id| OperationId(id.to_owned()));
         let number = if incoming {
             conversation.as_ref().and_then(|conversation| self.conversation_by_href(conversation, ctx))
         } else {
-            let number = resource
-                .property("operationId")
-                .and_then(|operation_id| self.operations.get(&OperationId(operation_id.to_owned())).copied());
+            let number =
+                operation_id.as_ref().and_then(|operation_id| self.operations.get(operation_id).copied());
             if let (Some(number), Some(conversation)) = (number, &conversation) {
                 self.bind(number, conversation);
             }
@@ -700,6 +700,9 @@ impl AccountActor {
             conversation.view.send_modify(|view| {
                 if let Some(link) = resource.link("messaging") {
                     view.messaging_href.get_or_insert_with(|| link.href.clone());
+                }
+                if let Some(operation_id) = operation_id.filter(|_| !incoming) {
+                    view.hear_of(operation_id, progress.clone());
                 }
                 view.see_invitation(progress);
             });
@@ -742,20 +745,13 @@ impl AccountActor {
 
     /// Somebody whom this account brings into a group: from an event, or fetched after one.
     fn see_participant_invitation(&mut self, progress: InvitationProgress, resource: &Resource) {
-        let outcome = match progress {
-            InvitationProgress::Accepted => (OperationStatus::Success, FailureReason::default()),
-            InvitationProgress::Failed(reason) => (OperationStatus::Failure, reason),
-            InvitationProgress::None | InvitationProgress::Ringing => return,
-        };
         let Some(operation_id) = resource.property("operationId") else { return };
         let Some(conversation) =
             resource.link("conversation").and_then(|link| self.known_conversation(&link.href))
         else {
             return;
         };
-        conversation.view.send_modify(|view| {
-            view.completed.insert(OperationId(operation_id.to_owned()), outcome);
-        });
+        conversation.view.send_modify(|view| view.hear_of(OperationId(operation_id.to_owned()), progress));
     }
 
     /// In a conference everybody adds messaging for themselves: what is said in one that this account is in is only

@@ -19,10 +19,7 @@ use tokio::{
 
 use crate::{
     account::delivery::{Delivery, DeliveryContext},
-    archive::{
-        fact::{FailureReason, OperationStatus},
-        retry::Healing,
-    },
+    archive::{fact::FailureReason, retry::Healing},
     identifiers::{OperationId, OutboxId, SipUri},
     store::{ClaimedSend, SettledSend},
     ucwa::Resource,
@@ -126,8 +123,8 @@ pub struct ConversationView {
     pub gathering: Gathering,
     /// Who of them could not be brought in, and why.
     pub not_reached: Vec<Unreached>,
-    /// Completed operations of ours in it, by operation id (`participantInvitation`).
-    pub completed: HashMap<OperationId, (OperationStatus, FailureReason)>,
+    /// How far invitations of ours to it have come, of this account or of others, as far as events told of them.
+    pub told: HashMap<OperationId, InvitationProgress>,
     /// It is over.
     pub ended: bool,
     /// When something was last said in it.
@@ -147,7 +144,7 @@ impl Default for ConversationView {
             state: None,
             gathering: Gathering::default(),
             not_reached: Vec::new(),
-            completed: HashMap::new(),
+            told: HashMap::new(),
             ended: false,
             last_activity: Instant::now(),
         }
@@ -169,6 +166,19 @@ impl ConversationView {
         if progress != InvitationProgress::Ringing || self.invitation == InvitationProgress::None {
             self.invitation = progress;
         }
+    }
+
+    /// Takes over what an event told of an invitation of ours.
+    pub fn hear_of(&mut self, operation_id: OperationId, progress: InvitationProgress) {
+        let known = self.told.entry(operation_id).or_default();
+        if progress != InvitationProgress::Ringing || *known == InvitationProgress::None {
+            *known = progress;
+        }
+    }
+
+    /// An event told of this invitation, and of what came of it.
+    pub fn has_come_to_an_end(&self, operation_id: &OperationId) -> bool {
+        self.told.get(operation_id).is_some_and(|progress| *progress != InvitationProgress::Ringing)
     }
 
     /// Takes over what a `conversation` resource says.

@@ -32,10 +32,7 @@ use crate::{
         event_channel::{ChannelHealth, SILENCE_COUNTS_AFTER},
     },
     archive::{
-        fact::{
-            ArchiveCommit, ConversationEnded, Fact, FailureReason, OperationStatus, SaidIn, SendFact,
-            SendOutcome,
-        },
+        fact::{ArchiveCommit, ConversationEnded, Fact, FailureReason, SaidIn, SendFact, SendOutcome},
         retry::{Healing, classify_invitation_failure, describe_invitation_failure},
     },
     identifiers::{AccountId, OperationId, OutboxId, SessionId, SipUri},
@@ -670,22 +667,20 @@ impl Delivery {
         }
         {
             let all = view.wait_for(|view| {
-                view.ended
-                    || pending.iter().all(|(operation_id, _)| view.completed.contains_key(operation_id))
+                view.ended || pending.iter().all(|(operation_id, _)| view.has_come_to_an_end(operation_id))
             });
             // Who has not answered after the ring time will not.
             let _ = timeout(Duration::from_secs(40), all).await;
         }
         let told = view.borrow().clone();
-        let completed = told.completed.clone();
         let mut failed_to_grow = false;
         for (operation_id, uri) in pending {
-            let unreached = match completed.get(&operation_id) {
-                Some((OperationStatus::Success, _)) => {
+            let unreached = match told.told.get(&operation_id) {
+                Some(InvitationProgress::Accepted) => {
                     anybody = true;
                     continue;
                 }
-                Some((OperationStatus::Failure, reason)) => {
+                Some(InvitationProgress::Failed(reason)) => {
                     failed_to_grow |= reason.subcode.as_deref() == Some("EscalationFailed");
                     last_reason = reason.clone();
                     Unreached {
@@ -694,7 +689,7 @@ impl Delivery {
                         healing: classify_invitation_failure(reason),
                     }
                 }
-                None => {
+                Some(InvitationProgress::None | InvitationProgress::Ringing) | None => {
                     Unreached { uri, why: "did not answer in time".to_owned(), healing: Healing::Temporary }
                 }
             };
@@ -967,24 +962,28 @@ pub(super) async fn settle_left_over(
     }
 }
 
-async fn settle(
+/// What the events say of a request whose answer was lost.
+enum Word {
+    /// They told of it.
+    Told,
+    /// The channel missed nothing and tells of no such operation: the server did not take it.
+    Silence,
+    /// Nobody can tell, and why.
+    NotToBeHad(&'static str),
+}
+
+/// Waits until the event stream tells of an operation, or has had its time to. `continuity` is that of the channel before
+/// the request, `None` if events are known to have been missed since.
+async fn hear(
     context: &DeliveryContext,
-    send: &ClaimedSend,
-    settled: &mut oneshot::Receiver<SettledSend>,
-    before: Before,
+    told: impl Future<Output = ()>,
+    continuity: Option<u64>,
     wait: Duration,
-    why: &str,
-) -> Attempt {
+) -> Word {
     let began = Instant::now();
-    // Whoever could tell has gone: then there is only time to wait for.
-    let told = async {
-        if settled.await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
     tokio::pin!(told);
     if timeout(wait / 2, told.as_mut()).await.is_ok() {
-        return Attempt::Settled;
+        return Word::Told;
     }
     // A half-open connection would keep the event for itself: ask anew, then listen for as long again.
     let asked_again_at = Instant::now();
@@ -993,22 +992,46 @@ async fn settle(
     loop {
         context.channel.ask_again(anew, Instant::now());
         if timeout(LOOK_EVERY, told.as_mut()).await.is_ok() {
-            return Attempt::Settled;
+            return Word::Told;
         }
         if asked_again_at.elapsed() < wait / 2 {
             continue;
         }
         // Before the continuity: whatever broke it did so before its answer counted as heard.
         let heard_all_until = context.channel.heard_all_until(Instant::now());
-        if before.continuity != Some(context.channel.continuity()) {
-            let because = "events may have been missed since it was sent";
-            return Attempt::Outcome(uncertain(context, send, because, why));
+        if continuity != Some(context.channel.continuity()) {
+            return Word::NotToBeHad("events may have been missed since it was sent");
         }
         // A GET that was begun since would have brought the event, or still waits for it.
         if context.channel.asked_since(anew) && heard_all_until >= Some(asked_again_at + SILENCE_COUNTS_AFTER)
         {
-            // The channel missed nothing and tells of no such operation: the server did not take it, unless an event
-            // without an id was of it.
+            return Word::Silence;
+        }
+        if began.elapsed() > SETTLE_AT_MOST {
+            return Word::NotToBeHad("the event channel can't be read");
+        }
+    }
+}
+
+async fn settle(
+    context: &DeliveryContext,
+    send: &ClaimedSend,
+    settled: &mut oneshot::Receiver<SettledSend>,
+    before: Before,
+    wait: Duration,
+    why: &str,
+) -> Attempt {
+    // Whoever could tell has gone: then there is only time to wait for.
+    let told = async {
+        if settled.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    match hear(context, told, before.continuity, wait).await {
+        Word::Told => Attempt::Settled,
+        Word::NotToBeHad(because) => Attempt::Outcome(uncertain(context, send, because, why)),
+        // Unless an event without an id was of it.
+        Word::Silence => {
             let silent = retry_or_fail(
                 send,
                 Timestamp::now(),
@@ -1017,15 +1040,12 @@ async fn settle(
                 format!("not accepted by the server: {why}"),
             );
             let because = "the server told of a message from this account that nobody can place";
-            return Attempt::Outcome(SendOutcome::Unheard {
+            Attempt::Outcome(SendOutcome::Unheard {
                 since: before.at,
                 said_in: before.said_in,
                 silent: Box::new(silent),
                 doubtful: Box::new(uncertain(context, send, because, why)),
-            });
-        }
-        if began.elapsed() > SETTLE_AT_MOST {
-            return Attempt::Outcome(uncertain(context, send, "the event channel can't be read", why));
+            })
         }
     }
 }
