@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
-use std::{sync::Arc, time::Duration};
+use std::{iter, sync::Arc, time::Duration};
 
 use jiff::{Timestamp, ToSpan};
 use support::{
@@ -980,15 +980,25 @@ struct OnTheWay {
     id: i64,
     /// What is asked of the server until then.
     gone: &'static [(Operation, u64)],
+    /// Whether the server has executed the last of it.
+    executed: bool,
+}
+
+impl OnTheWay {
+    /// What is struck.
+    fn operation(&self) -> Operation {
+        self.gone[self.gone.len() - 1].0
+    }
 }
 
 impl Scene {
-    /// Queues a row for three at each account, and lets one of the faults strike it at one of the requests that it needs.
+    /// Queues a row for three at each account, and lets one of the faults strike it at one of the requests that it needs:
+    /// the first kind before the server executes the request, the second after that.
     async fn queue_on_the_way_to_meetings(&mut self, faults: [FaultKind; 2]) -> Vec<OnTheWay> {
         let mut accounts = self.simulator.account_uris().into_iter();
         let mut rows = Vec::new();
         for (number, (operation, skip)) in WAY_TO_A_MEETING.into_iter().enumerate() {
-            for kind in &faults {
+            for (kind, executed) in faults.iter().zip([false, true]) {
                 let account = accounts.next().unwrap();
                 let place = format!("{operation:?} {skip} {}", kind.name());
                 let fault = Fault::new(kind.clone()).on(operation).skip(skip).account(&account);
@@ -998,7 +1008,14 @@ impl Scene {
                      'silent.a@fabrikam.example;silent.b@fabrikam.example;silent.c@fabrikam.example', '{place}') RETURNING id"
                 );
                 let id = self.sql.rows(&insert).await[0].parse().unwrap();
-                rows.push(OnTheWay { account, place, fault, id, gone: &WAY_TO_A_MEETING[..=number] });
+                rows.push(OnTheWay {
+                    account,
+                    place,
+                    fault,
+                    executed,
+                    id,
+                    gone: &WAY_TO_A_MEETING[..=number],
+                });
             }
         }
         rows
@@ -1009,17 +1026,17 @@ impl Scene {
 async fn on_the_way_to_meetings(kind: Kind) -> Scene {
     let settings = SimulatorSettings {
         accounts: 2 * WAY_TO_A_MEETING.len(),
-        ring_time: Duration::from_secs(2),
         escalation: Escalation::Refused,
         early_event_share: 0.0,
+        // A meeting that is not known by its invitation at once gets its messaging as any other: then the row asks for none.
+        link_only_share: 0.0,
         ..SimulatorSettings::default()
     };
     let simulator = Simulator::start(settings).await.unwrap();
-    let mut configuration = QUICK.to_owned();
-    for account in simulator.account_uris() {
-        configuration +=
-            &format!("\n[[accounts]]\nsip_uri = \"{account}\"\npassword = {{ file = \"password\" }}\n");
-    }
+    let accounts = simulator.account_uris().into_iter().map(|account| {
+        format!("\n[[accounts]]\nsip_uri = \"{account}\"\npassword = {{ file = \"password\" }}\n")
+    });
+    let configuration = iter::once(QUICK.to_owned()).chain(accounts).collect::<String>();
     let mut relay = Relay::configure_on_for(kind, &simulator.discovery_url(), &configuration).await;
     std::fs::write(relay.folder.path().join("password"), "simulated").unwrap();
     relay.tool_ok(&["migrate"]);
@@ -1031,22 +1048,16 @@ async fn on_the_way_to_meetings(kind: Kind) -> Scene {
 }
 
 impl Scene {
-    /// The rows were told to all three, once each, and nothing was asked of the server oftener than it had to be: `again`
-    /// gives, for a fault, how much of the way is gone once more after it.
-    async fn told_each_once(
-        &mut self,
-        rows: &[OnTheWay],
-        again: impl Fn(&OnTheWay) -> &'static [(Operation, u64)],
-    ) {
+    /// The rows were told to all three, once each, and `asked` gives all that was asked of the server for each of them:
+    /// nobody is called or invited oftener.
+    async fn told_each_once(&mut self, rows: &[OnTheWay], asked: impl Fn(&OnTheWay) -> Vec<Operation>) {
         for row in rows {
             let place = &row.place;
             let (state, error) = self.outcome(row.id).await;
             assert_eq!((state.as_str(), error.as_str()), ("delivered", ""), "{place}");
             let all = ["a", "b", "c"].map(|name| format!("sip:silent.{name}@fabrikam.example"));
             assert_eq!(self.told_once(place), all, "{place}");
-            // Nobody is called or invited oftener than once on each way.
-            let gone: Vec<Operation> =
-                row.gone.iter().chain(again(row)).map(|(operation, _)| *operation).collect();
+            let asked = asked(row);
             for operation in [
                 Operation::StartMessaging,
                 Operation::AddParticipant,
@@ -1054,9 +1065,8 @@ impl Scene {
                 Operation::StartOnlineMeeting,
                 Operation::SendMessage,
             ] {
-                let expected = gone.iter().filter(|known| **known == operation).count();
-                let asked = self.asked_by(&row.account, operation);
-                assert_eq!(asked, expected as u64, "{place}: {operation:?}");
+                let expected = asked.iter().filter(|known| **known == operation).count();
+                assert_eq!(self.asked_by(&row.account, operation), expected as u64, "{place}: {operation:?}");
             }
         }
         let doubtful = self.sql.count("outbox WHERE possible_duplicate").await;
@@ -1079,9 +1089,32 @@ async fn a_meeting_whose_account_is_killed_at_any_point_is_told_once(kind: Kind)
     scene.relay.server().kill();
     scene.simulator.clear_faults(None);
     scene.relay.start();
-    // Nothing told of the text: all is done anew.
-    let said = |row: &OnTheWay| row.place.starts_with("SendMessage") && row.place.ends_with("after");
-    scene.told_each_once(&rows, |row| if said(row) { &[] } else { &WAY_TO_A_MEETING }).await;
+    scene
+        .told_each_once(&rows, |row| {
+            let told = row.operation() == Operation::SendMessage && row.executed;
+            // Where nothing told of the text, all is done anew.
+            let anew: &[_] = if told { &[] } else { &WAY_TO_A_MEETING };
+            row.gone.iter().chain(anew).map(|(operation, _)| *operation).collect()
+        })
+        .await;
+}
+
+async fn a_meeting_whose_requests_are_cut_off_is_told_once(kind: Kind) {
+    let mut scene = on_the_way_to_meetings(kind).await;
+    let rows = scene.queue_on_the_way_to_meetings([FaultKind::CutBefore, FaultKind::CutAfter]).await;
+    scene
+        .told_each_once(&rows, |row| {
+            // No event tells that a talk of two can't grow, nor is one waited for that tells of leaving it.
+            let untold = row.gone.len() == 2 || row.operation() == Operation::LeaveConversation;
+            let again = (untold || !row.executed).then(|| row.operation());
+            WAY_TO_A_MEETING.iter().map(|(operation, _)| *operation).chain(again).collect()
+        })
+        .await;
+    for row in &rows {
+        let again = row.operation() == Operation::AddMessaging && !row.executed;
+        let asked = scene.asked_by(&row.account, Operation::AddMessaging);
+        assert_eq!(asked, 1 + u64::from(again), "{}: only the row adds the messaging", row.place);
+    }
 }
 
 /// How many of a rate of so many a second may have left within so long: a second's worth at once, then evenly.
@@ -1455,6 +1488,7 @@ on_both_databases!(
     a_group_is_told_whoever_of_it_can_be_reached,
     a_group_gets_a_meeting_where_conversations_of_two_do_not_grow,
     a_meeting_whose_account_is_killed_at_any_point_is_told_once,
+    a_meeting_whose_requests_are_cut_off_is_told_once,
     an_account_sends_no_faster_than_its_rate_allows,
     who_keeps_us_waiting_or_declines_holds_back_only_themselves,
     a_call_that_failed_by_events_that_only_link_is_tried_again,

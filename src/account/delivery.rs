@@ -383,7 +383,7 @@ impl Delivery {
         let before = Before::now(&self.context, SaidIn::NewConversation);
         self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
         let answer = self.context.client.start_messaging(&start_messaging, &invitation).await;
-        self.invitation_answered(answer, message.is_some(), before).await
+        self.invitation_answered(answer, &operation_id, message.is_some(), before).await
     }
 
     /// Begins a meeting of nobody yet, for a group.
@@ -391,7 +391,7 @@ impl Delivery {
         let [operation_id, _] = meeting_operation_ids(&self.send.operation_id);
         let thread_id = self.send.thread_id.clone();
         let meeting = NewMeeting {
-            operation_id,
+            operation_id: operation_id.clone(),
             subject: self.send.subject.clone(),
             importance: self.send.importance.clone(),
             thread_id: thread_id.or_else(|| Some(uuid::Uuid::new_v4().simple().to_string())),
@@ -402,7 +402,7 @@ impl Delivery {
             view.invitation = InvitationProgress::Ringing;
         });
         let answer = self.context.client.start_online_meeting(start_online_meeting, &meeting).await;
-        self.invitation_answered(answer, false, before).await
+        self.invitation_answered(answer, &operation_id, false, before).await
     }
 
     /// Opens the IM leg of a conversation that has none.
@@ -421,12 +421,13 @@ impl Delivery {
         let before = Before::now(&self.context, said_in);
         self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
         let answer = self.context.client.add_messaging(&link, &operation_id, message.as_deref()).await;
-        self.invitation_answered(answer, message.is_some(), before).await
+        self.invitation_answered(answer, &operation_id, message.is_some(), before).await
     }
 
     async fn invitation_answered(
         &mut self,
         answer: Result<Option<String>, UcwaError>,
+        operation_id: &OperationId,
         carries_text: bool,
         before: Before,
     ) -> Result<Option<Attempt>, Attempt> {
@@ -436,7 +437,18 @@ impl Delivery {
             }
             Ok(_) => Ok(None),
             Err(error) => {
-                let problem = problem_of_invitation(&error);
+                let mut problem = problem_of_invitation(&error);
+                if !carries_text && matches!(problem, Problem::Unknown) {
+                    // What an invitation of which nothing was told is for may have come of it.
+                    let connected = |view: &ConversationView| {
+                        view.messaging.as_ref().is_some_and(|messaging| messaging.connected)
+                    };
+                    match self.hear_of(operation_id, before.continuity, &error, connected).await {
+                        // Without the text nothing can be doubled: where nobody can tell, what is there to see decides.
+                        Word::Told | Word::NotToBeHad(_) => return Ok(None),
+                        Word::Silence => problem = Problem::NotAccepted,
+                    }
+                }
                 if !matches!(problem, Problem::Unknown) {
                     self.view.send_modify(|view| {
                         if view.invitation == InvitationProgress::Ringing {
@@ -457,12 +469,37 @@ impl Delivery {
                             .unwrap_or_else(|| Self::refused_by(None, &error)))
                     }
                     Problem::NotAccepted | Problem::LinkGone => Err(self.not_accepted(&error)),
-                    // Without the text nothing can be doubled: the row waits for the call's events like any other.
-                    Problem::Unknown if !carries_text => Ok(None),
                     Problem::Unknown => Err(self.settle(&error, before).await),
                 }
             }
         }
+    }
+
+    /// The answer to an invitation without the text was lost: asks the events of it. `or` says what else shows that the
+    /// server took it.
+    async fn hear_of(
+        &self,
+        operation_id: &OperationId,
+        continuity: Option<u64>,
+        error: &UcwaError,
+        or: impl Fn(&ConversationView) -> bool,
+    ) -> Word {
+        tracing::warn!(
+            outbox.id = self.send.outbox.0,
+            operation.id = %operation_id,
+            error = %crate::error_chain(error),
+            "the answer to an invitation was lost; the event stream will tell what became of it"
+        );
+        let mut view = self.view.subscribe();
+        let told = async {
+            let told =
+                |view: &ConversationView| view.ended || view.told.contains_key(operation_id) || or(view);
+            let told = view.wait_for(told).await;
+            if told.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        hear(&self.context, told, continuity, self.context.settings.settle_after).await
     }
 
     /// The call without the text failed.
@@ -526,7 +563,11 @@ impl Delivery {
     async fn leave(&self) {
         let Some(href) = self.view.borrow().href.clone() else { return };
         let left = match self.context.client.resolve(&href) {
-            Ok(url) => self.context.client.delete(&url).await,
+            Ok(url) => match self.context.client.delete(&url).await {
+                // Whoever has left already is told so.
+                Err(error) if error.is_transport() => self.context.client.delete(&url).await,
+                left => left,
+            },
             Err(error) => Err(error),
         };
         if let Err(error) = left
@@ -626,6 +667,25 @@ impl Delivery {
         None
     }
 
+    /// Invites somebody to the conversation. Where the answer is lost, the events would have told of the invitation, and did
+    /// not, it is made once more.
+    async fn invite(&self, link: &str, operation_id: &OperationId, uri: &SipUri) -> Result<(), UcwaError> {
+        let url = self.context.client.resolve(link)?;
+        let continuity = Some(self.context.channel.continuity());
+        match self.context.client.add_participant(&url, operation_id, uri.as_str()).await {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(problem_of_invitation(&error), Problem::Unknown) => {
+                match self.hear_of(operation_id, continuity, &error, |_| false).await {
+                    Word::Silence => {
+                        self.context.client.add_participant(&url, operation_id, uri.as_str()).await.map(drop)
+                    }
+                    Word::Told | Word::NotToBeHad(_) => Ok(()),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Brings the other recipients of a group in, and waits until each has joined or failed. Who could not be brought
     /// in is noted in the view; the others get the message. What it returns ends the attempt.
     async fn invite_the_others(
@@ -641,13 +701,7 @@ impl Delivery {
         for number in self.missing_from(now) {
             let uri = &self.send.recipients[number];
             let operation_id = participant_operation_id(&self.send.operation_id, number, in_meeting);
-            let invited = match self.context.client.resolve(link) {
-                Ok(url) => {
-                    self.context.client.add_participant(&url, &operation_id, uri.as_str()).await.map(drop)
-                }
-                Err(error) => Err(error),
-            };
-            match invited {
+            match self.invite(link, &operation_id, uri).await {
                 Ok(()) => pending.push((operation_id, uri.clone())),
                 Err(error) if error.subcode() == Some("AlreadyExists") => anybody = true,
                 Err(error) if pending.is_empty() && refuses_growth(&error) && self.may_meet_instead(now) => {
@@ -660,8 +714,13 @@ impl Delivery {
                         error = %crate::error_chain(&error),
                         "a recipient could not be invited to the group"
                     );
+                    let healing = match problem_of_invitation(&error) {
+                        Problem::NotOurs => return Some(Attempt::Release),
+                        Problem::Refused => Healing::Permanent,
+                        Problem::NotAccepted | Problem::LinkGone | Problem::Unknown => Healing::Temporary,
+                    };
                     let why = crate::error_chain(&error);
-                    not_reached.push(Unreached { uri: uri.clone(), why, healing: Healing::Permanent });
+                    not_reached.push(Unreached { uri: uri.clone(), why, healing });
                 }
             }
         }
