@@ -1117,6 +1117,37 @@ async fn a_meeting_whose_requests_are_cut_off_is_told_once(kind: Kind) {
     }
 }
 
+async fn a_talk_of_two_that_could_not_be_left_is_not_gone_on_with(kind: Kind) {
+    let mut scene = on_the_way_to_meetings(kind).await;
+    let accounts = scene.simulator.account_uris();
+    for account in &accounts {
+        let stays = Fault::new(FaultKind::status(503)).on(Operation::LeaveConversation).account(account);
+        scene.simulator.inject(stays).unwrap();
+    }
+    // Both are of one thread and with the same people: the talk, and the meeting that took its place.
+    for text in ["first", "second"] {
+        let rows = scene
+            .sql
+            .rows(&format!(
+                "INSERT INTO outbox (account, recipients, body, thread_id)
+                 SELECT sip_uri, 'silent.a@fabrikam.example;silent.b@fabrikam.example', '{text} ' || sip_uri, 'thread'
+                   FROM accounts
+                 RETURNING id"
+            ))
+            .await;
+        assert_eq!(rows.len(), accounts.len());
+        for id in rows {
+            let (state, error) = scene.outcome(id.parse().unwrap()).await;
+            assert_eq!((state.as_str(), error.as_str()), ("delivered", ""), "{text}");
+        }
+        for account in &accounts {
+            assert_eq!(scene.told_once(&format!("{text} {account}")).len(), 2, "{account}: {text}");
+            assert_eq!(scene.asked_by(account, Operation::StartOnlineMeeting), 1, "{account}: {text}");
+            assert_eq!(scene.asked_by(account, Operation::LeaveConversation), 1, "{account}: {text}");
+        }
+    }
+}
+
 /// How many of a rate of so many a second may have left within so long: a second's worth at once, then evenly.
 fn allowed(rate: f64, since: Duration) -> f64 {
     rate + rate * since.as_secs_f64()
@@ -1487,6 +1518,7 @@ on_both_databases!(
     what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted,
     a_group_is_told_whoever_of_it_can_be_reached,
     a_group_gets_a_meeting_where_conversations_of_two_do_not_grow,
+    a_talk_of_two_that_could_not_be_left_is_not_gone_on_with,
     a_meeting_whose_account_is_killed_at_any_point_is_told_once,
     a_meeting_whose_requests_are_cut_off_is_told_once,
     an_account_sends_no_faster_than_its_rate_allows,
