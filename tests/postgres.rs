@@ -27,7 +27,7 @@ use ucwa_relay::{
     archive::{
         fact::{
             ArchiveCommit, Content, ConversationFact, Direction, Fact, MessageFact, OperationStatus, Person,
-            Phase,
+            Phase, SendFact, SendOutcome,
         },
         retry::RetryPolicy,
         workspace::RuleSettings,
@@ -684,6 +684,63 @@ async fn a_users_open_transaction_holds_up_no_other_account() {
         account.commit(2, vec![conversation(), ours.clone()]).await.unwrap();
     }
     assert_eq!(rows(&mut sql, "SELECT count(*) FROM messages").await, ["41"]);
+}
+
+/// Whoever does not wait long for rows waits for the turn all the same.
+#[tokio::test]
+async fn another_servers_turn_beside_a_users_open_transaction_holds_up_nobody() {
+    let database = PostgresDatabase::new().await;
+    let store = serve(database.url()).await;
+    let alice = Online::new(&store, "alice").await;
+    let carol = Online::new(&store, "carol").await;
+    store.enqueue(&NewOutboxRow { account: uri("alice").to_string(), ..to_bob() }).await.unwrap();
+    assert_eq!(store.claim_due(Timestamp::now(), &claiming()).await.unwrap().len(), 1);
+    let mut sql = database.connect().await;
+    run(&mut sql, "BEGIN; UPDATE outbox SET correlation = 'mine'").await.unwrap();
+    let mut other = database.connect().await;
+    let other_server = tokio::spawn(async move {
+        loop {
+            run(&mut other, "SELECT ucwa_relay_last_ids(), pg_sleep(0.1)").await.unwrap();
+        }
+    });
+    let Fact::Message(ours) = message(1, "Deploy finished") else { unreachable!("it is a message") };
+    let ours = Fact::Message(MessageFact { direction: Some(Direction::Outgoing), sender: None, ..ours });
+    let (held_up, bystander) = futures_util::join!(
+        alice.commit(2, vec![conversation(), ours]),
+        carol.commit(2, vec![conversation(), message(1, "Hi")])
+    );
+    other_server.abort();
+    assert!(matches!(held_up, Err(StoreError::Unavailable { .. })), "{held_up:?}");
+    assert!(bystander.is_ok(), "{bystander:?}");
+}
+
+/// What a call without events said is archived the next time, and nobody else waits for that.
+#[tokio::test]
+async fn a_users_open_transaction_stops_no_settling() {
+    let database = PostgresDatabase::new().await;
+    let store = serve(database.url()).await;
+    let mut sql = database.connect().await;
+    for (number, name) in ["alice", "carol"].into_iter().enumerate() {
+        let account = Online::new(&store, name).await;
+        store.enqueue(&NewOutboxRow { account: uri(name).to_string(), ..to_bob() }).await.unwrap();
+        let send = store.claim_due(Timestamp::now(), &claiming()).await.unwrap().remove(0);
+        let called = SendFact {
+            outbox: send.outbox,
+            operation_id: send.operation_id,
+            outcome: SendOutcome::InvitationAccepted {
+                invitation_href: Some(format!("/invitations/{number}")),
+            },
+        };
+        account.commit(2, vec![Fact::Send(called)]).await.unwrap();
+    }
+    let mut user = database.connect().await;
+    run(&mut user, "BEGIN; UPDATE outbox SET correlation = 'mine' WHERE id = 1").await.unwrap();
+    let later = Timestamp::now() + Duration::from_secs(61);
+    store.settle_overdue(later).await.unwrap();
+    assert_eq!(rows(&mut sql, "SELECT outbox_id FROM messages").await, ["2"]);
+    run(&mut user, "ROLLBACK").await.unwrap();
+    store.settle_overdue(later).await.unwrap();
+    assert_eq!(rows(&mut sql, "SELECT outbox_id FROM messages ORDER BY 1").await, ["1", "2"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

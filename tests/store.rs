@@ -764,6 +764,56 @@ async fn a_log_tells_of_a_call_whose_events_never_came_what_is_archived_once(kin
     );
 }
 
+/// However late it is archived, so that what a log tells of it later is known to be the same.
+async fn the_text_of_a_call_without_events_is_dated_when_it_was_accepted(kind: Kind) {
+    for by_end_of_session in [true, false] {
+        let database = Database::new(kind).await;
+        let alice = database.online("alice").await;
+        let mut outside = database.outside().await;
+        database.store.enqueue(&row("bob@contoso.com")).await.unwrap();
+        let send = database.claim().await.remove(0);
+        let called = SendOutcome::InvitationAccepted { invitation_href: Some("/invitations/1".to_owned()) };
+        alice.send_fact(&send, called).await;
+        let accepted_at = Timestamp::now() - 20.minutes();
+        outside
+            .run(&format!("UPDATE outbox SET sent_at = '{accepted_at:.3}', revision = revision + 1"))
+            .await
+            .unwrap();
+        let alice = if by_end_of_session {
+            let begin = database.store.begin_session(alice.account, "/applications/2", "/events?ack=1", "");
+            Online { session: begin.await.unwrap(), ..alice }
+        } else {
+            database.store.settle_overdue(Timestamp::now() + 61.seconds()).await.unwrap();
+            alice
+        };
+        let dated = [format!("Deploy finished|{accepted_at:.3}")];
+        assert_eq!(outside.rows("SELECT body, sent_at FROM messages").await, dated);
+
+        let bob = Person {
+            contact_uri: None,
+            href: None,
+            uri: Some("sip:bob@contoso.com".to_owned()),
+            name: Some("bob".to_owned()),
+        };
+        let logged = LoggedMessage {
+            sent_at: accepted_at + 300.milliseconds(),
+            direction: Direction::Outgoing,
+            sender: None,
+            content: Content { plain: Some("Deploy finished".to_owned()), html: None },
+        };
+        let log = LoggedConversation {
+            href: "/logs/bob".to_owned(),
+            thread_id: Some("thread of bob".to_owned()),
+            people: vec![bob],
+            messages: vec![logged],
+            ..LoggedConversation::default()
+        };
+        alice.answer(Fact::Logged(log)).await;
+        database.store.settle_overdue(Timestamp::now() + 61.seconds()).await.unwrap();
+        assert_eq!(outside.rows("SELECT body, sent_at FROM messages").await, dated);
+    }
+}
+
 async fn the_text_of_a_call_that_can_not_be_read_is_archived_when_it_was_accepted(kind: Kind) {
     let database = Database::new(kind).await;
     let alice = database.online("alice").await;
@@ -1771,6 +1821,7 @@ on_both_databases!(
     a_text_that_is_not_repeated_is_settled_after_its_time,
     the_text_of_a_call_whose_events_never_came_is_archived_all_the_same,
     a_log_tells_of_a_call_whose_events_never_came_what_is_archived_once,
+    the_text_of_a_call_without_events_is_dated_when_it_was_accepted,
     the_text_of_a_call_that_can_not_be_read_is_archived_when_it_was_accepted,
     a_spoilt_account_leaves_the_others_messages_settled,
     ids_of_removed_rows_are_not_given_again,

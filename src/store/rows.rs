@@ -221,6 +221,7 @@ pub(super) fn unplaced_call(row: &impl Columns) -> Result<UnplacedCall, sqlx::Er
         account: AccountId(row.integer("account_id")?),
         session: SessionId(row.integer("session_id")?),
         href: row.text("href")?,
+        sent_at: row.time("sent_at")?,
     })
 }
 

@@ -75,6 +75,8 @@ pub(super) struct UnplacedCall {
     pub(super) session: SessionId,
     /// The invitation.
     pub(super) href: String,
+    /// When it was accepted.
+    pub(super) sent_at: Timestamp,
 }
 
 /// What the writer needs of a dialect: rows of a batch in and out, and how transactions begin and end.
@@ -172,7 +174,7 @@ pub(super) async fn settle_overdue<D: Dialect>(
     let failed = failed("settling messages");
     let held = D::held(fence, connection).await.map_err(&failed)?;
     let overdue = Waiting::ArchivedBefore(now - PATIENCE, held.as_deref());
-    archive_unplaced::<D>(connection, rules, overdue, now).await?;
+    archive_unplaced::<D>(connection, rules, overdue).await?;
     let mut workspace = D::load_waiting(connection, rules, overdue).await.map_err(&failed)?;
     workspace.settle_overdue(now);
     D::flush(connection, &workspace.changes()).await.map_err(&failed)
@@ -180,12 +182,12 @@ pub(super) async fn settle_overdue<D: Dialect>(
 
 /// The text of a call is archived in the conversation that the call's events name. Where the server accepted the call and
 /// its events never came (their application is gone, or they were in a response that nobody can read), the text is
-/// archived in a conversation of its own, which goes by the address of the call.
+/// archived in a conversation of its own, which goes by the address of the call. It is dated when the server accepted it,
+/// by which a conversation log that has it is known to speak of the same.
 pub(super) async fn archive_unplaced<D: Dialect>(
     connection: &mut Connection<D>,
     rules: RuleSettings,
     which: Waiting<'_>,
-    now: Timestamp,
 ) -> Result<(), StoreError> {
     let failed = failed("archiving accepted calls");
     let commits: Vec<ArchiveCommit> = D::load_unplaced(connection, which)
@@ -197,7 +199,7 @@ pub(super) async fn archive_unplaced<D: Dialect>(
             session: call.session,
             epoch: 0,
             cursor: None,
-            received_at: now,
+            received_at: call.sent_at,
             facts: vec![Fact::Send(SendFact {
                 outbox: call.outbox,
                 operation_id: call.operation_id,
@@ -509,7 +511,10 @@ struct Spoilt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Keep {
     Together,
-    Apart,
+    Apart {
+        /// None of them waits long for a row.
+        in_hurry: bool,
+    },
 }
 
 impl<D: Dialect> WriterTask<D> {
@@ -743,12 +748,10 @@ impl<D: Dialect> WriterTask<D> {
         let run = async {
             let mut transaction =
                 self.dialect.begin(connection, number).await.map_err(failed("committing"))?;
-            if let (true, Some(hurry)) = (spoilt.by_waiting, D::HURRY) {
-                D::execute(&mut transaction, hurry).await.map_err(failed("committing"))?;
-            }
             let mut done = Done::default();
             let commits: Vec<&ArchiveCommit> = batch.commits.iter().map(|(commit, _)| commit).collect();
-            self.archive(&mut transaction, &commits, &mut done, Keep::Apart).await?;
+            let apart = Keep::Apart { in_hurry: spoilt.by_waiting };
+            self.archive(&mut transaction, &commits, &mut done, apart).await?;
             for job in &mut batch.jobs {
                 savepoint::<D>(&mut transaction).await?;
                 let outcome = contained("a request", job.run(&mut transaction)).await;
@@ -776,6 +779,13 @@ impl<D: Dialect> WriterTask<D> {
         let refused = D::refused(&self.dialect.fence(), transaction, &presented)
             .await
             .map_err(failed("looking at the accounts' leases"))?;
+        if let (Keep::Apart { in_hurry: true }, Some(hurry)) = (keep, D::HURRY) {
+            // Who hurried for the turn as well would not get it from another server's batch, and nothing would be stored.
+            if let Some(take_turn) = D::TAKE_TURN {
+                D::execute(transaction, take_turn).await.map_err(failed("storing facts"))?;
+            }
+            D::execute(transaction, hurry).await.map_err(failed("storing facts"))?;
+        }
         let is_refused = |commit: &ArchiveCommit| refused.contains(&(commit.account, commit.epoch));
         let admitted: Vec<&ArchiveCommit> =
             commits.iter().copied().filter(|commit| !is_refused(commit)).collect();

@@ -4,7 +4,7 @@
 //! may still be empty and used when it is long; so what belongs to a key is asked for by a subquery of its own
 //! (`LATERAL … OFFSET 0`), which leaves the planner no choice but to look each key up.
 
-use sqlx::{PgConnection, postgres::PgRow};
+use sqlx::{AssertSqlSafe, PgConnection, postgres::PgRow};
 
 use super::column::{Time, text};
 use crate::{
@@ -628,20 +628,26 @@ pub(super) async fn unplaced_calls(
     connection: &mut PgConnection,
     which: Waiting<'_>,
 ) -> Result<Vec<UnplacedCall>, sqlx::Error> {
-    let (session, before, accounts) = match which {
-        Waiting::OfSession(session) => (Some(session.0), None, None),
-        Waiting::ArchivedBefore(before, accounts) => (None, Some(Time(before)), accounts),
+    // What overdue settling can't have now, because a user's transaction holds it, it has the next time: nobody else's
+    // messages wait for that. The end of a session is the last to settle its own.
+    let (session, before, accounts, whose) = match which {
+        Waiting::OfSession(session) => (Some(session.0), None, None, ""),
+        Waiting::ArchivedBefore(before, accounts) => {
+            (None, Some(Time(before)), accounts, "FOR UPDATE OF o SKIP LOCKED")
+        }
     };
-    let rows = sqlx::query(
-        "SELECT o.id AS outbox_id, o.operation_id, o.account_id, i.session_id, i.href
+    let rows = sqlx::query(AssertSqlSafe(format!(
+        "SELECT o.id AS outbox_id, o.operation_id, o.account_id, coalesce(o.sent_at, o.created_at) AS sent_at,
+                i.session_id, i.href
            FROM outbox o
            JOIN invitations i ON i.account_id = o.account_id AND i.operation_id = o.operation_id
           WHERE o.state = 'sent' AND o.message_id IS NULL
             AND i.conversation_id IS NULL AND i.href IS NOT NULL AND i.session_id IS NOT NULL
             AND ($1::bigint IS NULL OR i.session_id = $1) AND ($2::timestamptz IS NULL OR o.sent_at < $2)
             AND ($3::bigint[] IS NULL OR o.account_id = ANY ($3))
-          ORDER BY o.id",
-    )
+          ORDER BY o.id
+          {whose}"
+    )))
     .bind(session)
     .bind(before)
     .bind(ids(accounts))

@@ -33,7 +33,7 @@ async fn end(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let failed = failed("ending a session");
-    archive_unplaced::<SqliteDialect>(connection, rules, Waiting::OfSession(session), now).await?;
+    archive_unplaced::<SqliteDialect>(connection, rules, Waiting::OfSession(session)).await?;
     let mut workspace =
         waiting_messages(connection, rules, Waiting::OfSession(session)).await.map_err(&failed)?;
     workspace.settle_session(session);

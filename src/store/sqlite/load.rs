@@ -583,7 +583,8 @@ pub(super) async fn unplaced_calls(
         Waiting::ArchivedBefore(before, _) => (None, Some(time_text(before))),
     };
     let rows = sqlx::query(
-        "SELECT o.id AS outbox_id, o.operation_id, o.account_id, i.session_id, i.href
+        "SELECT o.id AS outbox_id, o.operation_id, o.account_id, coalesce(o.sent_at, o.created_at) AS sent_at,
+                i.session_id, i.href
            FROM outbox o INDEXED BY outbox_unplaced
            JOIN invitations i ON i.account_id = o.account_id AND i.operation_id = o.operation_id
           WHERE o.state = 'sent' AND o.message_id IS NULL
