@@ -1,14 +1,19 @@
-//! Very many rows at once: they stand in nobody's way.
+//! Very many rows at once: all of them come to their end in order, whatever goes wrong meanwhile, and they stand in
+//! nobody's way.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    time::Duration,
+};
 
 use support::{
     Relay, eventually, eventually_within,
     sql::{Kind, Sql},
 };
-use ucwa_relay::simulator::{Simulator, SimulatorSettings};
+use ucwa_relay::simulator::{ChaosSettings, Simulator, SimulatorSettings};
 
 mod support;
 
@@ -63,10 +68,95 @@ impl Scene {
         self.sql.run(insert.trim_end_matches(',')).await.unwrap();
     }
 
+    /// What the queue, its attempts and the archive know of the row of a line of a reckoning, for whoever reads why a test failed.
+    async fn story(&mut self, line: &str) -> Vec<String> {
+        let text = line.split('"').nth(1).unwrap_or_default().to_owned();
+        let mut story = vec![line.to_owned()];
+        for query in [
+            "SELECT 'row', o.* FROM outbox o WHERE o.body = 'TEXT'",
+            "SELECT 'attempt', a.* FROM outbox_attempts a JOIN outbox o ON o.id = a.outbox_id WHERE o.body = 'TEXT'",
+            "SELECT 'message', m.* FROM messages m JOIN outbox o ON o.id = m.outbox_id WHERE o.body = 'TEXT'",
+        ] {
+            story.extend(self.sql.rows(&query.replace("TEXT", &text)).await);
+        }
+        let accepted = self.simulator.ledger().outgoing.into_iter().filter(|entry| entry.text == text);
+        story.extend(accepted.map(|entry| format!("{entry:?}")));
+        story
+    }
+
     /// Waits until it is so in the database.
     async fn until(&mut self, what: &str, mut is_so: impl AsyncFnMut(&mut Sql) -> bool) {
         eventually_within(PATIENCE, what, async || is_so(&mut self.sql).await.then_some(())).await;
     }
+}
+
+/// Whom each account writes to: most of them take everything, some close messaging or leave in between, one receives
+/// nothing, one does not exist.
+fn recipients(account: usize) -> Vec<String> {
+    [
+        "silent.a", "silent.b", "silent.c", "silent.d", "silent.e", "html", "pauses", "leaves", "deaf",
+        "missing",
+    ]
+    .into_iter()
+    .map(|name| format!("sip:{name}.{account}@fabrikam.example"))
+    .collect()
+}
+
+async fn twenty_thousand_rows_under_every_fault_all_end_as_the_server_says(kind: Kind) {
+    const ACCOUNTS: usize = 100;
+    const ROWS: usize = 20;
+    // The same faults each time; `UCWA_RELAY_CHAOS_SEED` makes others.
+    let seed = std::env::var("UCWA_RELAY_CHAOS_SEED").map_or(7, |seed| seed.parse().expect("a number"));
+    let settings = SimulatorSettings { accounts: ACCOUNTS, seed, ..SimulatorSettings::default() };
+    let quick = "[outbox]\nper_account_rate = 10000\nsettle_after = \"20s\"\nretry_base = \"1s\"\nretry_max = \"2s\"\n\
+                 max_attempts = 30\n";
+    let mut scene = Scene::begin(kind, settings, quick).await;
+    scene.simulator.start_chaos(ChaosSettings { seed, faults_per_second: 20.0 });
+    for (number, account) in scene.accounts.clone().into_iter().enumerate() {
+        scene.queue(&account, &recipients(number), ROWS).await;
+    }
+    let rows = i64::try_from(ACCOUNTS * recipients(0).len() * ROWS).unwrap();
+    let open = "outbox WHERE state IN ('queued', 'sending')";
+    // Faults come by the clock: as many as a fast machine meets, not more on a slow one.
+    let simulator = scene.simulator.clone();
+    let three_quarters = u64::try_from(rows * 3 / 4).unwrap();
+    let enough = |struck: BTreeMap<&str, u64>| struck.values().sum::<u64>() >= 1500;
+    scene
+        .until("three quarters of the rows are with the server", async |_| {
+            simulator.counters().outgoing >= three_quarters || enough(simulator.faults_struck())
+        })
+        .await;
+    scene.simulator.stop_chaos();
+    let struck = scene.simulator.faults_struck();
+    assert!(struck.len() >= 20 && struck.values().sum::<u64>() >= 200, "{struck:?}");
+    scene.until("every row has come to its end", async |sql| sql.count(open).await == 0).await;
+    scene.until("the server has settled everything", async |_| simulator.is_quiet()).await;
+
+    assert_eq!(scene.sql.count("outbox").await, rows);
+    let reckoning = scene.relay.reckon_with(&scene.simulator.ledger()).await;
+    let none = Vec::<String>::new();
+    assert_eq!((&reckoning.duplicated, &reckoning.out_of_order), (&none, &none));
+    // Where nobody can tell whether the server took a row, it may have: that is what the row says, and then the archive
+    // does not have it.
+    let uncertain: BTreeSet<String> = scene
+        .sql
+        .rows("SELECT account, body FROM outbox WHERE state = 'uncertain'")
+        .await
+        .iter()
+        .map(|row| row.split_once('|').unwrap())
+        .map(|(account, body)| format!("{account} outgoing: {body:?} is not in the archive"))
+        .collect();
+    let lost: Vec<&String> = reckoning.lost.iter().filter(|line| !uncertain.contains(*line)).collect();
+    let mut stories = Vec::new();
+    for line in &lost {
+        stories.extend(scene.story(line).await);
+    }
+    assert_eq!(lost, Vec::<&String>::new(), "{stories:#?}");
+    assert!(reckoning.uncertain * 100 <= usize::try_from(rows).unwrap(), "{} uncertain", reckoning.uncertain);
+    let healthy_and_failed = "outbox WHERE state = 'failed' AND recipients NOT LIKE 'sip:deaf%' AND recipients NOT LIKE 'sip:missing%'";
+    assert_eq!(scene.sql.count(healthy_and_failed).await, 0);
+    let missing = "outbox WHERE recipients LIKE 'sip:missing%' AND state <> 'failed'";
+    assert_eq!(scene.sql.count(missing).await, 0);
 }
 
 async fn a_burst_of_one_account_holds_up_nobody_else(kind: Kind) {
@@ -96,5 +186,6 @@ async fn a_burst_of_one_account_holds_up_nobody_else(kind: Kind) {
 }
 
 on_both_databases!(
-    "multi_thread": a_burst_of_one_account_holds_up_nobody_else,
+    "multi_thread": twenty_thousand_rows_under_every_fault_all_end_as_the_server_says,
+    a_burst_of_one_account_holds_up_nobody_else,
 );
