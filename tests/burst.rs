@@ -3,14 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use support::{
-    Relay, eventually, eventually_within,
+    Relay, eventually, eventually_none, eventually_within,
     sql::{Kind, Sql},
 };
 use ucwa_relay::simulator::{ChaosSettings, Simulator, SimulatorSettings};
@@ -68,22 +64,6 @@ impl Scene {
         self.sql.run(insert.trim_end_matches(',')).await.unwrap();
     }
 
-    /// What the queue, its attempts and the archive know of the row of a line of a reckoning, for whoever reads why a test failed.
-    async fn story(&mut self, line: &str) -> Vec<String> {
-        let text = line.split('"').nth(1).unwrap_or_default().to_owned();
-        let mut story = vec![line.to_owned()];
-        for query in [
-            "SELECT 'row', o.* FROM outbox o WHERE o.body = 'TEXT'",
-            "SELECT 'attempt', a.* FROM outbox_attempts a JOIN outbox o ON o.id = a.outbox_id WHERE o.body = 'TEXT'",
-            "SELECT 'message', m.* FROM messages m JOIN outbox o ON o.id = m.outbox_id WHERE o.body = 'TEXT'",
-        ] {
-            story.extend(self.sql.rows(&query.replace("TEXT", &text)).await);
-        }
-        let accepted = self.simulator.ledger().outgoing.into_iter().filter(|entry| entry.text == text);
-        story.extend(accepted.map(|entry| format!("{entry:?}")));
-        story
-    }
-
     /// Waits until it is so in the database.
     async fn until(&mut self, what: &str, mut is_so: impl AsyncFnMut(&mut Sql) -> bool) {
         eventually_within(PATIENCE, what, async || is_so(&mut self.sql).await.then_some(())).await;
@@ -107,7 +87,14 @@ async fn twenty_thousand_rows_under_every_fault_all_end_as_the_server_says(kind:
     const ROWS: usize = 20;
     // The same faults each time; `UCWA_RELAY_CHAOS_SEED` makes others.
     let seed = std::env::var("UCWA_RELAY_CHAOS_SEED").map_or(7, |seed| seed.parse().expect("a number"));
-    let settings = SimulatorSettings { accounts: ACCOUNTS, seed, ..SimulatorSettings::default() };
+    // What an application that is lost knew, its account's conversation log still tells.
+    let settings = SimulatorSettings {
+        accounts: ACCOUNTS,
+        seed,
+        conversation_logs: true,
+        log_delay: Duration::from_secs(2),
+        ..SimulatorSettings::default()
+    };
     let quick = "[outbox]\nper_account_rate = 10000\nsettle_after = \"20s\"\nretry_base = \"1s\"\nretry_max = \"2s\"\n\
                  max_attempts = 30\n";
     let mut scene = Scene::begin(kind, settings, quick).await;
@@ -131,27 +118,16 @@ async fn twenty_thousand_rows_under_every_fault_all_end_as_the_server_says(kind:
     assert!(struck.len() >= 20 && struck.values().sum::<u64>() >= 200, "{struck:?}");
     scene.until("every row has come to its end", async |sql| sql.count(open).await == 0).await;
     scene.until("the server has settled everything", async |_| simulator.is_quiet()).await;
+    // Of a call whose application was lost before its events came, the text is archived after a while.
+    let ledger = scene.simulator.ledger();
+    eventually_none(PATIENCE, "messages that are lost", async || scene.relay.reckon_with(&ledger).await.lost)
+        .await;
 
     assert_eq!(scene.sql.count("outbox").await, rows);
     let reckoning = scene.relay.reckon_with(&scene.simulator.ledger()).await;
     let none = Vec::<String>::new();
     assert_eq!((&reckoning.duplicated, &reckoning.out_of_order), (&none, &none));
-    // Where nobody can tell whether the server took a row, it may have: that is what the row says, and then the archive
-    // does not have it.
-    let uncertain: BTreeSet<String> = scene
-        .sql
-        .rows("SELECT account, body FROM outbox WHERE state = 'uncertain'")
-        .await
-        .iter()
-        .map(|row| row.split_once('|').unwrap())
-        .map(|(account, body)| format!("{account} outgoing: {body:?} is not in the archive"))
-        .collect();
-    let lost: Vec<&String> = reckoning.lost.iter().filter(|line| !uncertain.contains(*line)).collect();
-    let mut stories = Vec::new();
-    for line in &lost {
-        stories.extend(scene.story(line).await);
-    }
-    assert_eq!(lost, Vec::<&String>::new(), "{stories:#?}");
+    println!("faults struck: {struck:?}; uncertain rows: {}", reckoning.uncertain);
     assert!(reckoning.uncertain * 100 <= usize::try_from(rows).unwrap(), "{} uncertain", reckoning.uncertain);
     let healthy_and_failed = "outbox WHERE state = 'failed' AND recipients NOT LIKE 'sip:deaf%' AND recipients NOT LIKE 'sip:missing%'";
     assert_eq!(scene.sql.count(healthy_and_failed).await, 0);
