@@ -716,6 +716,54 @@ async fn the_text_of_a_call_whose_events_never_came_is_archived_all_the_same(kin
     );
 }
 
+/// A log read while the events may still come, and one read after the application is gone.
+async fn a_log_tells_of_a_call_whose_events_never_came_what_is_archived_once(kind: Kind) {
+    let database = Database::new(kind).await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    let log_of = |name: &str| {
+        let person = |name: &str| Person {
+            contact_uri: None,
+            href: None,
+            uri: Some(format!("sip:{name}@contoso.com")),
+            name: Some(name.to_owned()),
+        };
+        Fact::Logged(LoggedConversation {
+            href: format!("/logs/{name}"),
+            thread_id: Some(format!("thread of {name}")),
+            people: vec![person(name), person("alice")],
+            messages: vec![LoggedMessage {
+                sent_at: Timestamp::now(),
+                direction: Direction::Outgoing,
+                sender: Some(person("alice")),
+                content: Content { plain: Some("Deploy finished".to_owned()), html: None },
+            }],
+            ..LoggedConversation::default()
+        })
+    };
+    for (recipient, number) in [("bob@contoso.com", 1), ("carol@contoso.com", 2)] {
+        database.store.enqueue(&row(recipient)).await.unwrap();
+        let send = database.claim().await.remove(0);
+        let called =
+            SendOutcome::InvitationAccepted { invitation_href: Some(format!("/invitations/{number}")) };
+        alice.send_fact(&send, called).await;
+    }
+    alice.answer(log_of("bob")).await;
+    database.store.end_session(alice.account, alice.session.id, "the application was gone").await.unwrap();
+    let session =
+        database.store.begin_session(alice.account, "/applications/2", "/events?ack=1", "").await.unwrap();
+    let alice = Online { session, ..alice };
+    for _ in 0..2 {
+        alice.answer(log_of("bob")).await;
+        alice.answer(log_of("carol")).await;
+    }
+    database.store.settle_overdue(Timestamp::now() + 61.seconds()).await.unwrap();
+    assert_eq!(
+        outside.rows("SELECT direction, body, outbox_id FROM messages ORDER BY outbox_id").await,
+        ["outgoing|Deploy finished|1", "outgoing|Deploy finished|2"]
+    );
+}
+
 async fn the_text_of_a_call_that_can_not_be_read_is_archived_when_it_was_accepted(kind: Kind) {
     let database = Database::new(kind).await;
     let alice = database.online("alice").await;
@@ -1709,6 +1757,7 @@ on_both_databases!(
     the_chain_runs_through_everything_and_its_head_is_kept,
     a_text_that_is_not_repeated_is_settled_after_its_time,
     the_text_of_a_call_whose_events_never_came_is_archived_all_the_same,
+    a_log_tells_of_a_call_whose_events_never_came_what_is_archived_once,
     the_text_of_a_call_that_can_not_be_read_is_archived_when_it_was_accepted,
     a_spoilt_account_leaves_the_others_messages_settled,
     ids_of_removed_rows_are_not_given_again,

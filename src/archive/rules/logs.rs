@@ -188,7 +188,7 @@ impl Workspace {
     }
 
     /// The row of the queue that a logged message of ours must be, of those of which nobody could tell whether the server
-    /// took them: with the same text, for people who are in the log, and attempted shortly before. With the attempt.
+    /// took them, and of those that it took without telling anything more: with the same text, for people who are in the log, and attempted shortly before. With the attempt.
     fn send_in_doubt(
         &self,
         applying: &Applying,
@@ -206,9 +206,14 @@ impl Workspace {
         self.attempts.iter().find_map(|attempt| {
             let place = self.outbox.by_id(attempt.outbox)?;
             let send = self.outbox.get(place);
-            let fits = attempt.outcome.as_deref() == Some(OutboxState::Uncertain.as_str())
+            let is_in_doubt = attempt.outcome.as_deref() == Some(OutboxState::Uncertain.as_str())
+                && matches!(send.state, OutboxState::Uncertain | OutboxState::Queued);
+            // A call with text was answered and its application lost before an event told of it.
+            let is_unplaced = send.state == OutboxState::Sent
+                && send.message.is_none()
+                && send.operation_id.as_ref() == Some(&attempt.operation_id);
+            let fits = (is_in_doubt || is_unplaced)
                 && send.account == applying.account
-                && matches!(send.state, OutboxState::Uncertain | OutboxState::Queued)
                 && was_attempted_then(send.claimed_at, attempt.finished_at, said.sent_at)
                 && match send.given_conversation {
                     Some(id) => same_thread(id),

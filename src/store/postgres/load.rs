@@ -413,7 +413,8 @@ async fn outbox(
     sends_in_doubt(connection, workspace, keys).await
 }
 
-/// Rows of which nobody could tell whether the server took them, with the attempts in question.
+/// Rows of which nobody could tell whether the server took them, and those that it took and of which it has told nothing
+/// more, with the attempts in question.
 async fn sends_in_doubt(
     connection: &mut PgConnection,
     workspace: &mut Workspace,
@@ -423,30 +424,34 @@ async fn sends_in_doubt(
         return Ok(());
     }
     let accounts: Vec<i64> = keys.in_doubt.iter().map(|id| id.0).collect();
-    let found = sqlx::query(
-        "SELECT o.* FROM outbox o
-          WHERE o.account_id = ANY ($1::bigint[]) AND (o.state = 'uncertain' OR o.possible_duplicate)
-            AND o.state IN ('uncertain', 'queued') AND o.destination IS NOT NULL
-          ORDER BY o.id FOR UPDATE",
-    )
-    .bind(&accounts)
-    .fetch_all(&mut *connection)
-    .await?;
-    for row in found {
-        workspace.load_outbox(rows::outbox_send(&row)?);
-    }
-    let found = sqlx::query(
-        "SELECT t.*
-           FROM outbox o
-           JOIN outbox_attempts t ON t.outbox_id = o.id
-          WHERE o.account_id = ANY ($1::bigint[]) AND (o.state = 'uncertain' OR o.possible_duplicate)
-            AND o.state IN ('uncertain', 'queued') AND t.outcome = 'uncertain'",
-    )
-    .bind(&accounts)
-    .fetch_all(connection)
-    .await?;
-    for row in found {
-        workspace.load_attempt(rows::attempt(&row)?);
+    for (rows_of, attempts_of) in [
+        (
+            "SELECT o.* FROM outbox o
+              WHERE o.account_id = ANY ($1::bigint[]) AND (o.state = 'uncertain' OR o.possible_duplicate)
+                AND o.state IN ('uncertain', 'queued') AND o.destination IS NOT NULL
+              ORDER BY o.id FOR UPDATE",
+            "SELECT t.*
+               FROM outbox o
+               JOIN outbox_attempts t ON t.outbox_id = o.id
+              WHERE o.account_id = ANY ($1::bigint[]) AND (o.state = 'uncertain' OR o.possible_duplicate)
+                AND o.state IN ('uncertain', 'queued') AND t.outcome = 'uncertain'",
+        ),
+        (
+            "SELECT o.* FROM outbox o
+              WHERE o.account_id = ANY ($1::bigint[]) AND o.state = 'sent' AND o.message_id IS NULL
+              ORDER BY o.id FOR UPDATE",
+            "SELECT t.*
+               FROM outbox o
+               JOIN outbox_attempts t ON t.outbox_id = o.id AND t.operation_id = o.operation_id
+              WHERE o.account_id = ANY ($1::bigint[]) AND o.state = 'sent' AND o.message_id IS NULL",
+        ),
+    ] {
+        for row in sqlx::query(rows_of).bind(&accounts).fetch_all(&mut *connection).await? {
+            workspace.load_outbox(rows::outbox_send(&row)?);
+        }
+        for row in sqlx::query(attempts_of).bind(&accounts).fetch_all(&mut *connection).await? {
+            workspace.load_attempt(rows::attempt(&row)?);
+        }
     }
     Ok(())
 }

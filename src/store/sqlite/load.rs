@@ -360,7 +360,8 @@ async fn outbox(
     sends_in_doubt(connection, workspace, keys).await
 }
 
-/// Rows of which nobody could tell whether the server took them, with the attempts in question.
+/// Rows of which nobody could tell whether the server took them, and those that it took and of which it has told nothing
+/// more, with the attempts in question.
 async fn sends_in_doubt(
     connection: &mut SqliteConnection,
     workspace: &mut Workspace,
@@ -375,7 +376,12 @@ async fn sends_in_doubt(
            FROM json_each(?1) k
           CROSS JOIN outbox o INDEXED BY outbox_in_doubt
              ON o.account_id = k.value AND (o.state = 'uncertain' OR o.possible_duplicate = 1)
-          WHERE o.state IN ('uncertain', 'queued') AND o.destination IS NOT NULL",
+          WHERE o.state IN ('uncertain', 'queued') AND o.destination IS NOT NULL
+          UNION ALL
+         SELECT o.*
+           FROM json_each(?1) k
+          CROSS JOIN outbox o INDEXED BY outbox_unplaced
+             ON o.account_id = k.value AND o.state = 'sent' AND o.message_id IS NULL",
     )
     .bind(&accounts)
     .fetch_all(&mut *connection)
@@ -389,7 +395,13 @@ async fn sends_in_doubt(
           CROSS JOIN outbox o INDEXED BY outbox_in_doubt
              ON o.account_id = k.value AND (o.state = 'uncertain' OR o.possible_duplicate = 1)
           CROSS JOIN outbox_attempts t ON t.outbox_id = o.id
-          WHERE o.state IN ('uncertain', 'queued') AND t.outcome = 'uncertain'",
+          WHERE o.state IN ('uncertain', 'queued') AND t.outcome = 'uncertain'
+          UNION ALL
+         SELECT t.id, t.outbox_id, t.operation_id, t.finished_at, t.outcome, t.http_status, t.code, t.subcode, t.detail
+           FROM json_each(?1) k
+          CROSS JOIN outbox o INDEXED BY outbox_unplaced
+             ON o.account_id = k.value AND o.state = 'sent' AND o.message_id IS NULL
+          CROSS JOIN outbox_attempts t ON t.outbox_id = o.id AND t.operation_id = o.operation_id",
     )
     .bind(&accounts)
     .fetch_all(connection)
