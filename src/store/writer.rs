@@ -89,6 +89,9 @@ pub(super) trait Dialect: Send + Sync + 'static {
     /// Said within a transaction once a part of it has waited in vain for a row: the others do not wait as long, since
     /// everybody waits with them.
     const HURRY: Option<&'static str>;
+    /// Said before a `COMMIT`, and refused in a transaction of which a statement has failed: there the database answers the
+    /// `COMMIT` well and undoes everything.
+    const IS_WHOLE: Option<&'static str>;
     /// Makes the database forget how it goes about the statements that are kept prepared. It decided that when the tables
     /// were smaller, perhaps empty.
     const FORGET_PLANS: Option<&'static str>;
@@ -722,6 +725,9 @@ impl<D: Dialect> WriterTask<D> {
             contained("a request", job.run(transaction)).await?;
             done.wakes |= job.wakes();
             done.jobs.push(Ok(()));
+        }
+        if let Some(is_whole) = D::IS_WHOLE {
+            D::execute(transaction, is_whole).await.map_err(failed("committing"))?;
         }
         Ok(done)
     }

@@ -99,6 +99,7 @@ impl Dialect for PostgresDialect {
     const RETRY_AFTER: &'static [Duration] = &[Duration::ZERO, Duration::from_millis(200)];
     const TAKE_TURN: Option<&'static str> = Some("SELECT ucwa_relay_last_ids()");
     const HURRY: Option<&'static str> = Some("SET LOCAL lock_timeout = '10ms'");
+    const IS_WHOLE: Option<&'static str> = Some("SELECT");
     const FORGET_PLANS: Option<&'static str> = Some("DISCARD PLANS");
     const TRANSACTION_LIMIT: Duration = Duration::from_mins(1);
 

@@ -96,6 +96,7 @@ impl Dialect for SqliteDialect {
     // Beginning has taken it.
     const TAKE_TURN: Option<&'static str> = None;
     const HURRY: Option<&'static str> = None;
+    const IS_WHOLE: Option<&'static str> = None;
     const FORGET_PLANS: Option<&'static str> = None;
     // A file answers or fails.
     const TRANSACTION_LIMIT: Duration = Duration::from_hours(1);
