@@ -354,7 +354,7 @@ impl Delivery {
         let before = Before::now(&self.context, SaidIn::NewConversation);
         self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
         let answer = self.context.client.start_messaging(&start_messaging, &invitation).await;
-        self.invitation_answered(answer, message.is_some(), before).await
+        self.invitation_answered(answer, problem_of_invitation, message.is_some(), before).await
     }
 
     /// Opens the IM leg of a conversation that has none.
@@ -370,12 +370,13 @@ impl Delivery {
         let before = Before::now(&self.context, said_in);
         self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
         let answer = self.context.client.add_messaging(&link, &operation_id, message.as_deref()).await;
-        self.invitation_answered(answer, message.is_some(), before).await
+        self.invitation_answered(answer, problem_of_added_messaging, message.is_some(), before).await
     }
 
     async fn invitation_answered(
         &mut self,
         answer: Result<Option<String>, UcwaError>,
+        problem_of: fn(&UcwaError) -> Problem,
         carries_text: bool,
         before: Before,
     ) -> Result<Option<Attempt>, Attempt> {
@@ -385,7 +386,7 @@ impl Delivery {
             }
             Ok(_) => Ok(None),
             Err(error) => {
-                let problem = problem_of_invitation(&error);
+                let problem = problem_of(&error);
                 if !matches!(problem, Problem::Unknown) {
                     self.view.send_modify(|view| {
                         if view.invitation == InvitationProgress::Ringing {
@@ -405,7 +406,13 @@ impl Delivery {
                             .not_reached(Healing::Permanent, why, error.status(), &reason_of(&error))
                             .unwrap_or_else(|| Self::refused_by(None, &error)))
                     }
-                    Problem::NotAccepted | Problem::LinkGone => Err(self.not_accepted(&error)),
+                    Problem::NotAccepted => Err(self.not_accepted(&error)),
+                    // The next attempt goes by what is read now: another link, or a new conversation.
+                    Problem::LinkGone => {
+                        let view = self.view.borrow().clone();
+                        self.ask_messaging(&view).await;
+                        Err(self.not_accepted(&error))
+                    }
                     // Without the text nothing can be doubled: the row waits for the call's events like any other.
                     Problem::Unknown if !carries_text => Ok(None),
                     Problem::Unknown => Err(self.settle(&error, before).await),
@@ -924,7 +931,22 @@ fn problem_of_message(error: &UcwaError) -> Problem {
     }
 }
 
-/// `startMessaging` and `addMessaging`.
+/// `addMessaging` is asked of a conversation: whatever is not found there is that or its messaging, unless the answer
+/// says that it is the recipient.
+fn problem_of_added_messaging(error: &UcwaError) -> Problem {
+    match (error.status(), error.subcode().unwrap_or("None")) {
+        (Some(404 | 410), subcode)
+            if error.reason().is_some()
+                && subcode != "DestinationNotFound"
+                && !is_about_the_application(subcode) =>
+        {
+            Problem::LinkGone
+        }
+        _ => problem_of_invitation(error),
+    }
+}
+
+/// `startMessaging`, and what `addMessaging` has in common with it.
 fn problem_of_invitation(error: &UcwaError) -> Problem {
     match (error.status(), error.subcode().unwrap_or("None")) {
         (Some(404), subcode) if is_about_the_application(subcode) => Problem::NotAccepted,
