@@ -60,8 +60,9 @@ struct Options {
     /// Where the databases are made; by default the temporary folder
     #[arg(long)]
     folder: Option<PathBuf>,
-    /// SQLite: the full archive's file; it is filled if it is not there, and stays for other runs with the same numbers
-    #[arg(long)]
+    /// The full archive's file (`SQLite`) or its server's folder (PostgreSQL): filled if it is not there, and stays for other
+    /// runs with the same numbers
+    #[arg(long, requires = "database")]
     keep: Option<PathBuf>,
     /// Given by `cargo bench`
     #[arg(long, hide = true)]
@@ -222,20 +223,20 @@ enum Place {
 }
 
 impl Place {
-    async fn new(kind: Kind, folder: &Path) -> anyhow::Result<Self> {
-        Ok(match kind {
-            Kind::Sqlite => Self::Sqlite(TempDir::new_in(folder)?),
-            Kind::Postgres => {
-                // As an administrator would set a server of this size; it waits for the disk at every commit.
-                let server = postgres::OwnServer::start_in(
-                    folder,
-                    &[
-                        "-c shared_buffers=2GB",
-                        "-c max_wal_size=4GB",
-                        "-c work_mem=16MB",
-                        "-c random_page_cost=1.1",
-                    ],
-                );
+    async fn new(kind: Kind, folder: &Path, keep: Option<&Path>) -> anyhow::Result<Self> {
+        // As an administrator would set a server of this size; it waits for the disk at every commit.
+        const SERVER: [&str; 4] =
+            ["-c shared_buffers=2GB", "-c max_wal_size=4GB", "-c work_mem=16MB", "-c random_page_cost=1.1"];
+        Ok(match (kind, keep) {
+            (Kind::Sqlite, Some(file)) => Self::Kept(file.to_owned()),
+            (Kind::Sqlite, None) => Self::Sqlite(TempDir::new_in(folder)?),
+            (Kind::Postgres, Some(folder)) => {
+                let server = postgres::OwnServer::start_kept_in(folder, &SERVER);
+                let database = postgres::PostgresDatabase::kept_on(&server.admin_url(), "archive").await;
+                Self::Postgres(Arc::new(server), database)
+            }
+            (Kind::Postgres, None) => {
+                let server = postgres::OwnServer::start_in(folder, &SERVER);
                 let database = postgres::PostgresDatabase::on(&server.admin_url()).await;
                 Self::Postgres(Arc::new(server), database)
             }
@@ -582,11 +583,9 @@ fn told(mut times: Vec<f64>) -> (f64, f64) {
 
 async fn measure(kind: Kind, options: &Options, statements: &Statements) -> anyhow::Result<String> {
     let folder = options.folder.clone().unwrap_or_else(std::env::temp_dir);
-    let place = match &options.keep {
-        Some(file) if kind == Kind::Sqlite => Place::Kept(file.clone()),
-        _ => Place::new(kind, &folder).await?,
-    };
-    let is_filled = matches!(&place, Place::Kept(file) if file.exists());
+    let keep = options.keep.as_deref();
+    let is_filled = keep.is_some_and(Path::exists);
+    let place = Place::new(kind, &folder, keep).await?;
     let mut store = connect(&settings(place.url()), Role::Server).await?;
     let members = sign_in(&store, options.accounts).await?;
     let talks = options.messages / TALK / options.accounts;

@@ -8,7 +8,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -234,6 +234,8 @@ async fn signed_in(root: Url, kind: Kind) -> Account {
         session: session.id,
         epoch,
         start_messaging: None,
+        start_online_meeting: None,
+        groups_meet: AtomicBool::new(false),
         channel: Arc::new(ChannelHealth::default()),
         settings: Arc::new(settings),
     });

@@ -4,16 +4,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
-use std::{sync::Arc, time::Duration};
+use std::{iter, sync::Arc, time::Duration};
 
 use jiff::{Timestamp, ToSpan};
 use support::{
-    Relay,
+    PATIENCE, Relay,
     archive::{
         Database, NODE, Online, accepted, bob_joined, conversation, invitation, message_fact, our_message,
         retry_at, row, uri,
     },
-    eventually,
+    eventually, eventually_none,
     scene::QUICK,
     sql::{Kind, Sql},
 };
@@ -26,7 +26,7 @@ use ucwa_relay::{
     identifiers::OutboxId,
     outbox::pruning,
     simulator::{
-        Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, SettingsChange, Simulator,
+        Escalation, Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, SettingsChange, Simulator,
         SimulatorSettings,
     },
     store::{AccountState, ClaimedSend, NewOutboxRow, OutboxState, ShapeCell},
@@ -860,6 +860,294 @@ async fn a_group_is_told_whoever_of_it_can_be_reached(kind: Kind) {
     assert!(scene.relay.server().terminate());
 }
 
+/// An account of a server that plays conversations of two which do not grow, in the given way.
+async fn without_growth(kind: Kind, escalation: Escalation) -> Scene {
+    let settings = SimulatorSettings {
+        ring_time: Duration::from_secs(2),
+        escalation,
+        early_event_share: 0.0,
+        ..SimulatorSettings::default()
+    };
+    Scene::begin(kind, settings, &format!("{QUICK}\n")).await
+}
+
+impl Scene {
+    /// How often the account asked for this.
+    fn asked(&self, operation: Operation) -> u64 {
+        self.asked_by(ALICE, operation)
+    }
+
+    /// As [`Self::asked`], for another account.
+    fn asked_by(&self, account: &str, operation: Operation) -> u64 {
+        self.simulator
+            .requests()
+            .iter()
+            .filter(|count| count.account.as_deref() == Some(account) && count.operation == operation)
+            .map(|count| count.requests)
+            .sum()
+    }
+
+    /// Whom the server took this text for; it took it once.
+    fn told_once(&self, body: &str) -> Vec<String> {
+        let mut entries = self.accepted(body);
+        assert_eq!(entries.len(), 1, "{body}");
+        let mut to = entries.remove(0).to;
+        to.sort();
+        to
+    }
+}
+
+async fn a_group_gets_a_meeting_where_conversations_of_two_do_not_grow(kind: Kind) {
+    let group = "silent.a@fabrikam.example;declines.b@fabrikam.example;silent.c@fabrikam.example";
+    let reached = ["sip:silent.a@fabrikam.example", "sip:silent.c@fabrikam.example"];
+    for escalation in [Escalation::Absent, Escalation::Refused, Escalation::Failing] {
+        let mut scene = without_growth(kind, escalation).await;
+        let first = scene.queue(group, "news", None).await;
+        let (state, error) = scene.outcome(first).await;
+        assert_eq!(state, "delivered", "{escalation:?}: {error}");
+        assert_eq!(scene.told_once("news"), reached, "{escalation:?}");
+        eventually(&format!("{escalation:?}: the row names who declined"), async || {
+            let query = format!("SELECT coalesce(last_error, '') FROM outbox WHERE id = {first}");
+            scene.sql.rows(&query).await.remove(0).starts_with("not reached: sip:declines.b@").then_some(())
+        })
+        .await;
+        assert_eq!(
+            scene.asked(Operation::StartMessaging),
+            1,
+            "{escalation:?}: a conversation of two was tried"
+        );
+        assert_eq!(scene.asked(Operation::StartOnlineMeeting), 1, "{escalation:?}");
+        assert_eq!(scene.sql.count(&format!("outbox_attempts WHERE outbox_id = {first}")).await, 1);
+
+        // What comes next for the same people, or into the conversation, is said in the meeting that is there.
+        let again = scene.queue(group, "more news", None).await;
+        assert_eq!(scene.outcome(again).await.0, "delivered");
+        let conversation =
+            scene.sql.rows(&format!("SELECT conversation_id FROM outbox WHERE id = {first}")).await.remove(0);
+        let answer = scene.queue("", "an answer", Some(("conversation_id", &conversation))).await;
+        assert_eq!(scene.outcome(answer).await.0, "delivered");
+        for text in ["more news", "an answer"] {
+            assert_eq!(scene.told_once(text), reached, "{escalation:?}: {text}");
+        }
+        assert_eq!(scene.asked(Operation::StartOnlineMeeting), 1, "{escalation:?}");
+
+        // Another group meets at once.
+        let other =
+            scene.queue("silent.d@fabrikam.example;silent.e@fabrikam.example", "for others", None).await;
+        let (state, error) = scene.outcome(other).await;
+        assert_eq!(state, "delivered", "{escalation:?}: {error}");
+        assert_eq!(scene.told_once("for others").len(), 2, "{escalation:?}");
+        assert_eq!(scene.asked(Operation::StartMessaging), 1, "{escalation:?}: nobody is called first");
+        assert_eq!(scene.asked(Operation::StartOnlineMeeting), 2, "{escalation:?}");
+
+        // Nobody comes.
+        let nobody =
+            scene.queue("declines.f@fabrikam.example;missing.f@fabrikam.example", "to nobody", None).await;
+        let (state, error) = scene.outcome(nobody).await;
+        assert_eq!(state, "failed", "{escalation:?}");
+        let both = error.contains("declines.f@") && error.contains("missing.f@");
+        assert!(error.starts_with("nobody could be reached: ") && both, "{escalation:?}: {error}");
+        assert!(scene.accepted("to nobody").is_empty());
+        // One person is called as ever.
+        let alone = scene.queue("silent.g@fabrikam.example", "for one", None).await;
+        assert_eq!(scene.outcome(alone).await.0, "delivered");
+        assert_eq!(scene.asked(Operation::StartMessaging), 2, "{escalation:?}");
+        assert!(scene.relay.server().terminate());
+    }
+}
+
+/// The requests with which a row for three gets its meeting where a conversation of two does not grow, in their order: each
+/// with how many of its kind come before it.
+static WAY_TO_A_MEETING: [(Operation, u64); 9] = [
+    (Operation::StartMessaging, 0),
+    (Operation::AddParticipant, 0),
+    (Operation::LeaveConversation, 0),
+    (Operation::StartOnlineMeeting, 0),
+    (Operation::AddMessaging, 0),
+    (Operation::AddParticipant, 1),
+    (Operation::AddParticipant, 2),
+    (Operation::AddParticipant, 3),
+    (Operation::SendMessage, 0),
+];
+
+/// A row for a group, of an account of its own, with a fault on its way.
+struct OnTheWay {
+    account: String,
+    /// Where it is struck, and its text.
+    place: String,
+    fault: u64,
+    /// The row.
+    id: i64,
+    /// What is asked of the server until then.
+    gone: &'static [(Operation, u64)],
+    /// Whether the server has executed the last of it.
+    executed: bool,
+}
+
+impl OnTheWay {
+    /// What is struck.
+    fn operation(&self) -> Operation {
+        self.gone[self.gone.len() - 1].0
+    }
+}
+
+impl Scene {
+    /// Queues a row for three at each account, and lets one of the faults strike it at one of the requests that it needs:
+    /// the first kind before the server executes the request, the second after that.
+    async fn queue_on_the_way_to_meetings(&mut self, faults: [FaultKind; 2]) -> Vec<OnTheWay> {
+        let mut accounts = self.simulator.account_uris().into_iter();
+        let mut rows = Vec::new();
+        for (number, (operation, skip)) in WAY_TO_A_MEETING.into_iter().enumerate() {
+            for (kind, executed) in faults.iter().zip([false, true]) {
+                let account = accounts.next().unwrap();
+                let place = format!("{operation:?} {skip} {}", kind.name());
+                let fault = Fault::new(kind.clone()).on(operation).skip(skip).account(&account);
+                let fault = self.simulator.inject(fault).unwrap();
+                let insert = format!(
+                    "INSERT INTO outbox (account, recipients, body) VALUES ('{account}',
+                     'silent.a@fabrikam.example;silent.b@fabrikam.example;silent.c@fabrikam.example', '{place}') RETURNING id"
+                );
+                let id = self.sql.rows(&insert).await[0].parse().unwrap();
+                rows.push(OnTheWay {
+                    account,
+                    place,
+                    fault,
+                    executed,
+                    id,
+                    gone: &WAY_TO_A_MEETING[..=number],
+                });
+            }
+        }
+        rows
+    }
+}
+
+/// Accounts of a server whose conversations of two do not grow: one for each cut.
+async fn on_the_way_to_meetings(kind: Kind) -> Scene {
+    let settings = SimulatorSettings {
+        accounts: 2 * WAY_TO_A_MEETING.len(),
+        escalation: Escalation::Refused,
+        early_event_share: 0.0,
+        // A meeting that is not known by its invitation at once gets its messaging as any other: then the row asks for none.
+        link_only_share: 0.0,
+        ..SimulatorSettings::default()
+    };
+    let simulator = Simulator::start(settings).await.unwrap();
+    let accounts = simulator.account_uris().into_iter().map(|account| {
+        format!("\n[[accounts]]\nsip_uri = \"{account}\"\npassword = {{ file = \"password\" }}\n")
+    });
+    let configuration = iter::once(QUICK.to_owned()).chain(accounts).collect::<String>();
+    let mut relay = Relay::configure_on_for(kind, &simulator.discovery_url(), &configuration).await;
+    std::fs::write(relay.folder.path().join("password"), "simulated").unwrap();
+    relay.tool_ok(&["migrate"]);
+    relay.start();
+    let sql = relay.connect().await;
+    let mut scene = Scene { simulator, relay, sql };
+    scene.all_online().await;
+    scene
+}
+
+impl Scene {
+    /// The rows were told to all three, once each, and `asked` gives all that was asked of the server for each of them:
+    /// nobody is called or invited oftener.
+    async fn told_each_once(&mut self, rows: &[OnTheWay], asked: impl Fn(&OnTheWay) -> Vec<Operation>) {
+        for row in rows {
+            let place = &row.place;
+            let (state, error) = self.outcome(row.id).await;
+            assert_eq!((state.as_str(), error.as_str()), ("delivered", ""), "{place}");
+            let all = ["a", "b", "c"].map(|name| format!("sip:silent.{name}@fabrikam.example"));
+            assert_eq!(self.told_once(place), all, "{place}");
+            let asked = asked(row);
+            for operation in [
+                Operation::StartMessaging,
+                Operation::AddParticipant,
+                Operation::LeaveConversation,
+                Operation::StartOnlineMeeting,
+                Operation::SendMessage,
+            ] {
+                let expected = asked.iter().filter(|known| **known == operation).count();
+                assert_eq!(self.asked_by(&row.account, operation), expected as u64, "{place}: {operation:?}");
+            }
+        }
+        let doubtful = self.sql.count("outbox WHERE possible_duplicate").await;
+        assert_eq!(doubtful, 0, "nothing was sent again that may have arrived");
+    }
+}
+
+async fn a_meeting_whose_account_is_killed_at_any_point_is_told_once(kind: Kind) {
+    let mut scene = on_the_way_to_meetings(kind).await;
+    let rows = scene
+        .queue_on_the_way_to_meetings([FaultKind::Delay { ms: 60_000 }, FaultKind::DelayAfter { ms: 60_000 }])
+        .await;
+    eventually_none(PATIENCE, "rows whose request is not made", async || {
+        rows.iter()
+            .filter(|row| scene.simulator.struck(row.fault) == 0)
+            .map(|row| row.place.clone())
+            .collect()
+    })
+    .await;
+    scene.relay.server().kill();
+    scene.simulator.clear_faults(None);
+    scene.relay.start();
+    scene
+        .told_each_once(&rows, |row| {
+            let told = row.operation() == Operation::SendMessage && row.executed;
+            // Where nothing told of the text, all is done anew.
+            let anew: &[_] = if told { &[] } else { &WAY_TO_A_MEETING };
+            row.gone.iter().chain(anew).map(|(operation, _)| *operation).collect()
+        })
+        .await;
+}
+
+async fn a_meeting_whose_requests_are_cut_off_is_told_once(kind: Kind) {
+    let mut scene = on_the_way_to_meetings(kind).await;
+    let rows = scene.queue_on_the_way_to_meetings([FaultKind::CutBefore, FaultKind::CutAfter]).await;
+    scene
+        .told_each_once(&rows, |row| {
+            // No event tells that a talk of two can't grow, nor is one waited for that tells of leaving it.
+            let untold = row.gone.len() == 2 || row.operation() == Operation::LeaveConversation;
+            let again = (untold || !row.executed).then(|| row.operation());
+            WAY_TO_A_MEETING.iter().map(|(operation, _)| *operation).chain(again).collect()
+        })
+        .await;
+    for row in &rows {
+        let again = row.operation() == Operation::AddMessaging && !row.executed;
+        let asked = scene.asked_by(&row.account, Operation::AddMessaging);
+        assert_eq!(asked, 1 + u64::from(again), "{}: only the row adds the messaging", row.place);
+    }
+}
+
+async fn a_talk_of_two_that_could_not_be_left_is_not_gone_on_with(kind: Kind) {
+    let mut scene = on_the_way_to_meetings(kind).await;
+    let accounts = scene.simulator.account_uris();
+    for account in &accounts {
+        let stays = Fault::new(FaultKind::status(503)).on(Operation::LeaveConversation).account(account);
+        scene.simulator.inject(stays).unwrap();
+    }
+    // Both are of one thread and with the same people: the talk, and the meeting that took its place.
+    for text in ["first", "second"] {
+        let rows = scene
+            .sql
+            .rows(&format!(
+                "INSERT INTO outbox (account, recipients, body, thread_id)
+                 SELECT sip_uri, 'silent.a@fabrikam.example;silent.b@fabrikam.example', '{text} ' || sip_uri, 'thread'
+                   FROM accounts
+                 RETURNING id"
+            ))
+            .await;
+        assert_eq!(rows.len(), accounts.len());
+        for id in rows {
+            let (state, error) = scene.outcome(id.parse().unwrap()).await;
+            assert_eq!((state.as_str(), error.as_str()), ("delivered", ""), "{text}");
+        }
+        for account in &accounts {
+            assert_eq!(scene.told_once(&format!("{text} {account}")).len(), 2, "{account}: {text}");
+            assert_eq!(scene.asked_by(account, Operation::StartOnlineMeeting), 1, "{account}: {text}");
+            assert_eq!(scene.asked_by(account, Operation::LeaveConversation), 1, "{account}: {text}");
+        }
+    }
+}
+
 /// How many of a rate of so many a second may have left within so long: a second's worth at once, then evenly.
 fn allowed(rate: f64, since: Duration) -> f64 {
     rate + rate * since.as_secs_f64()
@@ -1059,6 +1347,15 @@ impl Cut {
 }
 
 impl Scene {
+    async fn all_online(&mut self) {
+        let query = "SELECT account FROM account_overview WHERE state = 'online'";
+        let accounts = self.simulator.account_uris().len();
+        eventually("every account is online", async || {
+            (self.sql.rows(query).await.len() == accounts).then_some(())
+        })
+        .await;
+    }
+
     async fn restart(&mut self) {
         self.relay.start();
         self.relay.account_state(ALICE, "online").await;
@@ -1220,6 +1517,10 @@ on_both_databases!(
     a_message_that_is_cut_at_any_point_is_sent_once,
     what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted,
     a_group_is_told_whoever_of_it_can_be_reached,
+    a_group_gets_a_meeting_where_conversations_of_two_do_not_grow,
+    a_talk_of_two_that_could_not_be_left_is_not_gone_on_with,
+    a_meeting_whose_account_is_killed_at_any_point_is_told_once,
+    a_meeting_whose_requests_are_cut_off_is_told_once,
     an_account_sends_no_faster_than_its_rate_allows,
     who_keeps_us_waiting_or_declines_holds_back_only_themselves,
     a_call_that_failed_by_events_that_only_link_is_tried_again,

@@ -1025,6 +1025,19 @@ async fn accounts_take_turns_when_there_is_too_much(kind: Kind) {
     assert_eq!(accounts, [1, 2]);
 }
 
+/// From the moment on at which it is disabled, not only when its actor hears of it.
+async fn rows_of_a_disabled_account_wait(kind: Kind) {
+    let database = Database::new(kind).await;
+    database.online("alice").await;
+    database.store.enqueue(&row("bob@contoso.com")).await.unwrap();
+    let mut outside = database.outside().await;
+    outside.run("UPDATE accounts SET enabled = FALSE WHERE sip_uri = 'sip:alice@contoso.com'").await.unwrap();
+    assert_eq!(database.store.claim_due(Timestamp::now(), &claim_settings()).await.unwrap().len(), 0);
+    assert_eq!(database.state(1).await.0, OutboxState::Queued);
+    outside.run("UPDATE accounts SET enabled = TRUE").await.unwrap();
+    assert_eq!(database.store.claim_due(Timestamp::now(), &claim_settings()).await.unwrap().len(), 1);
+}
+
 async fn an_account_may_claim_only_so_much_and_its_destinations_take_turns(kind: Kind) {
     let database = Database::new(kind).await;
     let alice = database.online("alice").await;
@@ -1768,6 +1781,7 @@ on_both_databases!(
     a_destination_is_served_in_order_one_at_a_time,
     rows_wait_for_their_time_their_account_and_their_node,
     accounts_take_turns_when_there_is_too_much,
+    rows_of_a_disabled_account_wait,
     an_account_may_claim_only_so_much_and_its_destinations_take_turns,
     what_cannot_be_sent_fails_with_words_and_blocks_nothing,
     a_row_that_waited_too_long_expires,

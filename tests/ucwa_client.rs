@@ -27,8 +27,8 @@ use tokio::{io::AsyncReadExt, net::TcpListener, sync::Barrier};
 use ucwa_relay::{
     identifiers::OperationId,
     ucwa::{
-        Action, EventParameters, HttpClients, HttpSettings, NewApplication, OutgoingInvitation, SignInMethod,
-        SignInSettings, SignInStep, SignedIn, UcwaClient, UcwaError, Url,
+        Action, EventParameters, HttpClients, HttpSettings, NewApplication, NewMeeting, OutgoingInvitation,
+        SignInMethod, SignInSettings, SignInStep, SignedIn, UcwaClient, UcwaError, Url,
     },
 };
 
@@ -989,6 +989,21 @@ async fn invitations_carry_their_text_as_a_data_uri() {
         "name=\"threadId\">t1<",
         "<link rel=\"message\" href=\"data:text/plain;charset=utf-8,Hi%2C%20%2250%25%22\"",
     ] {
+        assert!(body.contains(part), "{part}: {body}");
+    }
+    let meeting = NewMeeting {
+        operation_id: OperationId("op-3".to_owned()),
+        subject: Some("C & D".to_owned()),
+        importance: "Normal".to_owned(),
+        thread_id: Some("t2".to_owned()),
+    };
+    client.start_online_meeting(&server.url("/meet?onlineMeetingUri=adhoc"), &meeting).await.unwrap();
+    let started = server.only("POST", "/meet");
+    assert_eq!(started.path, "/meet?onlineMeetingUri=adhoc");
+    let body = started.body;
+    for part in
+        ["\"operationId\">op-3<", "\"importance\">Normal<", "\"subject\">C &amp; D<", "\"threadId\">t2<"]
+    {
         assert!(body.contains(part), "{part}: {body}");
     }
     let operation = OperationId("op-2".to_owned());

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -27,7 +27,8 @@ use crate::{
             InvitationProgress, MessagingView, SharedView, StopConversation, Unreached, shared_view,
         },
         delivery::{
-            DeliveryContext, call_operation_id, commit_send, first_to_call, release_claim, settle_left_over,
+            DeliveryContext, call_operation_id, commit_send, first_to_call, meeting_operation_ids,
+            release_claim, settle_left_over,
         },
         event_channel::{
             ChannelExited, ChannelHealth, Continuity, EventChannel, EventsCommitted, Follow, Reading,
@@ -39,7 +40,7 @@ use crate::{
     archive::{
         fact::{
             ArchiveCommit, Fact, FailureReason, Fetch, FetchedResource, InvitationAction, InvitationAnswered,
-            InvitationKind, OperationStatus, SendFact, SendOutcome, Unfetchable,
+            InvitationKind, SendFact, SendOutcome, Unfetchable,
         },
         interpret::interpret_fetched,
     },
@@ -294,6 +295,8 @@ impl AccountActor {
             session: session.id,
             epoch: self.epoch,
             start_messaging: application.start_messaging(),
+            start_online_meeting: application.start_online_meeting(),
+            groups_meet: AtomicBool::new(false),
             channel: Arc::clone(&health),
             settings: Arc::clone(&self.environment.settings),
         });
@@ -656,12 +659,12 @@ impl AccountActor {
         let incoming = is_incoming(resource);
         self.learn_of_thread(&progress, ctx);
         let conversation = resource.link("conversation").map(|link| link.href.clone());
+        let operation_id = resource.property("operationId").map(|id| OperationId(id.to_owned()));
         let number = if incoming {
             conversation.as_ref().and_then(|conversation| self.conversation_by_href(conversation, ctx))
         } else {
-            let number = resource
-                .property("operationId")
-                .and_then(|operation_id| self.operations.get(&OperationId(operation_id.to_owned())).copied());
+            let number =
+                operation_id.as_ref().and_then(|operation_id| self.operations.get(operation_id).copied());
             if let (Some(number), Some(conversation)) = (number, &conversation) {
                 self.bind(number, conversation);
             }
@@ -697,6 +700,9 @@ impl AccountActor {
             conversation.view.send_modify(|view| {
                 if let Some(link) = resource.link("messaging") {
                     view.messaging_href.get_or_insert_with(|| link.href.clone());
+                }
+                if let Some(operation_id) = operation_id.filter(|_| !incoming) {
+                    view.hear_of(operation_id, progress.clone());
                 }
                 view.see_invitation(progress);
             });
@@ -739,20 +745,13 @@ impl AccountActor {
 
     /// Somebody whom this account brings into a group: from an event, or fetched after one.
     fn see_participant_invitation(&mut self, progress: InvitationProgress, resource: &Resource) {
-        let outcome = match progress {
-            InvitationProgress::Accepted => (OperationStatus::Success, FailureReason::default()),
-            InvitationProgress::Failed(reason) => (OperationStatus::Failure, reason),
-            InvitationProgress::None | InvitationProgress::Ringing => return,
-        };
         let Some(operation_id) = resource.property("operationId") else { return };
         let Some(conversation) =
             resource.link("conversation").and_then(|link| self.known_conversation(&link.href))
         else {
             return;
         };
-        conversation.view.send_modify(|view| {
-            view.completed.insert(OperationId(operation_id.to_owned()), outcome);
-        });
+        conversation.view.send_modify(|view| view.hear_of(OperationId(operation_id.to_owned()), progress));
     }
 
     /// In a conference everybody adds messaging for themselves: what is said in one that this account is in is only
@@ -1088,6 +1087,11 @@ impl AccountActor {
         for called in [Some(0), first].into_iter().flatten() {
             self.operations.entry(call_operation_id(&send.operation_id, called)).or_insert(number);
         }
+        if send.recipients.len() > 1 {
+            for operation_id in meeting_operation_ids(&send.operation_id) {
+                self.operations.insert(operation_id, number);
+            }
+        }
         let (outbox, operation_id) = (send.outbox, send.operation_id.clone());
         let accepted = self
             .conversations
@@ -1184,8 +1188,8 @@ impl AccountActor {
         self.spawn(async move { release_claim(&store, outbox, &operation_id).await }, ctx);
     }
 
-    /// A recipient of a group can't be had: begins its conversation with the next one.
-    fn relay_to_the_rest(
+    /// The conversation of a group came to nothing before anything was said in it: begins another one.
+    fn relay_anew(
         &mut self,
         outbox: OutboxId,
         operation_id: &OperationId,
@@ -1230,6 +1234,9 @@ impl AccountActor {
             self.operations.remove(operation_id);
             for called in 0..recipients.max(1) {
                 self.operations.remove(&call_operation_id(operation_id, called));
+            }
+            for meeting in meeting_operation_ids(operation_id) {
+                self.operations.remove(&meeting);
             }
         }
         if self.handed.is_empty() {
@@ -1720,8 +1727,8 @@ impl Handler<DeliveryFinished> for AccountActor {
     fn handle(&mut self, finished: DeliveryFinished, ctx: &mut Self::Context) {
         let DeliveryFinished { outbox, operation_id, end } = finished;
         match end {
-            DeliveryEnd::Unreached(unreached) => {
-                self.relay_to_the_rest(outbox, &operation_id, unreached, ctx);
+            DeliveryEnd::BeginAnew(unreached) => {
+                self.relay_anew(outbox, &operation_id, unreached, ctx);
             }
             DeliveryEnd::ThreadTaken => match self.handed.get_mut(&outbox) {
                 Some(handed) if handed.send.operation_id == operation_id => {

@@ -19,10 +19,7 @@ use tokio::{
 
 use crate::{
     account::delivery::{Delivery, DeliveryContext},
-    archive::{
-        fact::{FailureReason, OperationStatus},
-        retry::Healing,
-    },
+    archive::{fact::FailureReason, retry::Healing},
     identifiers::{OperationId, OutboxId, SipUri},
     store::{ClaimedSend, SettledSend},
     ucwa::Resource,
@@ -80,6 +77,18 @@ impl MessagingView {
     }
 }
 
+/// How far the recipients of a group row are together in a conversation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Gathering {
+    /// They were not invited, but for the one with whom the conversation began.
+    #[default]
+    NotBegun,
+    /// It is a meeting that this account started for them, and they were not invited: nobody else is in it.
+    Meeting,
+    /// They were invited; later rows find them there.
+    Assembled,
+}
+
 /// A recipient of a group who could not be brought into its conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreached {
@@ -110,12 +119,12 @@ pub struct ConversationView {
     pub multiparty: bool,
     /// Its `state`, verbatim.
     pub state: Option<String>,
-    /// The recipients of a group row were invited; later rows find them there.
-    pub group_assembled: bool,
+    /// How far it is the conversation of a group row.
+    pub gathering: Gathering,
     /// Who of them could not be brought in, and why.
     pub not_reached: Vec<Unreached>,
-    /// Completed operations of ours in it, by operation id (`participantInvitation`).
-    pub completed: HashMap<OperationId, (OperationStatus, FailureReason)>,
+    /// How far invitations of ours to it have come, of this account or of others, as far as events told of them.
+    pub told: HashMap<OperationId, InvitationProgress>,
     /// It is over.
     pub ended: bool,
     /// When something was last said in it.
@@ -133,9 +142,9 @@ impl Default for ConversationView {
             invitation: InvitationProgress::None,
             multiparty: false,
             state: None,
-            group_assembled: false,
+            gathering: Gathering::default(),
             not_reached: Vec::new(),
-            completed: HashMap::new(),
+            told: HashMap::new(),
             ended: false,
             last_activity: Instant::now(),
         }
@@ -157,6 +166,19 @@ impl ConversationView {
         if progress != InvitationProgress::Ringing || self.invitation == InvitationProgress::None {
             self.invitation = progress;
         }
+    }
+
+    /// Takes over what an event told of an invitation of ours.
+    pub fn hear_of(&mut self, operation_id: OperationId, progress: InvitationProgress) {
+        let known = self.told.entry(operation_id).or_default();
+        if progress != InvitationProgress::Ringing || *known == InvitationProgress::None {
+            *known = progress;
+        }
+    }
+
+    /// An event told of this invitation, and of what came of it.
+    pub fn has_come_to_an_end(&self, operation_id: &OperationId) -> bool {
+        self.told.get(operation_id).is_some_and(|progress| *progress != InvitationProgress::Ringing)
     }
 
     /// Takes over what a `conversation` resource says.
@@ -195,7 +217,10 @@ impl ConversationView {
         let silent = self.messaging.as_ref().is_none_or(|messaging| {
             !messaging.connected && messaging.disconnected && messaging.add_messaging.is_some()
         });
-        self.is_conference() && !self.ended && self.invitation != InvitationProgress::Ringing && silent
+        // In a meeting for a group, whoever began it adds the messaging.
+        let is_being_made = self.gathering == Gathering::Meeting;
+        let rings = self.invitation == InvitationProgress::Ringing;
+        self.is_conference() && !self.ended && !rings && !is_being_made && silent
     }
 }
 
@@ -225,9 +250,9 @@ pub enum DeliveryEnd {
     Done,
     /// The server has a conversation of its thread open, in which it is to be said.
     ThreadTaken,
-    /// Nothing was said: of the recipients of a group these can't be had, and the conversation that was to begin with the
-    /// last of them is over. It is to begin with another one.
-    Unreached(Vec<Unreached>),
+    /// Nothing was said, and the conversation that was to become that of a group is over: it is to begin anew, without these
+    /// recipients, who can't be had.
+    BeginAnew(Vec<Unreached>),
 }
 
 /// Sent to the account when a delivery came to its end, whatever it was.

@@ -5,7 +5,13 @@
 //! repeated blindly (G5): the event stream is asked first, and only a channel that missed nothing may say "not
 //! accepted".
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
@@ -20,21 +26,19 @@ use crate::{
         actor::commit_facts,
         backoff::Backoff,
         conversation::{
-            ConversationView, DeliveryEnd, InvitationProgress, MessagingView, SharedView, Unreached,
+            ConversationView, DeliveryEnd, Gathering, InvitationProgress, MessagingView, SharedView,
+            Unreached,
         },
         event_channel::{ChannelHealth, SILENCE_COUNTS_AFTER},
     },
     archive::{
-        fact::{
-            ArchiveCommit, ConversationEnded, Fact, FailureReason, OperationStatus, SaidIn, SendFact,
-            SendOutcome,
-        },
+        fact::{ArchiveCommit, ConversationEnded, Fact, FailureReason, SaidIn, SendFact, SendOutcome},
         retry::{Healing, classify_invitation_failure, describe_invitation_failure},
     },
     identifiers::{AccountId, OperationId, OutboxId, SessionId, SipUri},
     metrics,
     store::{ClaimedSend, SettledSend, SharedStore, StoreError},
-    ucwa::{Action, OutgoingInvitation, Resource, UcwaClient, UcwaError, html::plain_from_html},
+    ucwa::{Action, NewMeeting, OutgoingInvitation, Resource, UcwaClient, UcwaError, html::plain_from_html},
 };
 
 /// How long a conversation may take to become ready for the message: the ring time and what goes before and after it.
@@ -62,6 +66,10 @@ pub struct DeliveryContext {
     pub epoch: i64,
     /// Link `startMessaging` of `communication`; absent if the server does not allow it.
     pub start_messaging: Option<Url>,
+    /// Link `startOnlineMeeting` of `communication`; absent if the server does not allow it.
+    pub start_online_meeting: Option<Url>,
+    /// The server did not let a conversation of two become that of a group: groups get a meeting from their beginning.
+    pub groups_meet: AtomicBool,
     /// For judging whether silence means anything.
     pub channel: Arc<ChannelHealth>,
     /// Configuration.
@@ -79,8 +87,14 @@ pub fn first_to_call(recipients: &[SipUri], not_reached: &[Unreached]) -> Option
     recipients.iter().position(|uri| not_reached.iter().all(|unreached| unreached.uri != *uri))
 }
 
-fn participant_operation_id(row: &OperationId, number: usize) -> OperationId {
-    OperationId(format!("{row}-p{number}"))
+/// The operation ids with which the meeting of a group is started, and its messaging added.
+pub fn meeting_operation_ids(row: &OperationId) -> [OperationId; 2] {
+    [OperationId(format!("{row}-meet")), OperationId(format!("{row}-meetcall"))]
+}
+
+/// `in_meeting` keeps an invitation to a meeting apart from that to the conversation which could not grow.
+fn participant_operation_id(row: &OperationId, number: usize, in_meeting: bool) -> OperationId {
+    OperationId(if in_meeting { format!("{row}-m{number}") } else { format!("{row}-p{number}") })
 }
 
 /// One attempt.
@@ -120,8 +134,9 @@ enum Attempt {
     Release,
     /// The server did not take it because a conversation of its thread is open.
     ThreadTaken,
-    /// None of these recipients of a group can be had; another one may.
-    Unreached(Vec<Unreached>),
+    /// The conversation of a group came to nothing, before the text was sent; another one may not. These recipients can't
+    /// be had.
+    BeginAnew(Vec<Unreached>),
 }
 
 /// What the state of the conversation asks for.
@@ -178,7 +193,7 @@ impl Delivery {
         }
         let end = match attempt {
             Attempt::ThreadTaken => DeliveryEnd::ThreadTaken,
-            Attempt::Unreached(unreached) => DeliveryEnd::Unreached(unreached),
+            Attempt::BeginAnew(unreached) => DeliveryEnd::BeginAnew(unreached),
             Attempt::Settled => DeliveryEnd::Done,
             Attempt::Release => {
                 release_claim(&self.context.store, self.send.outbox, &self.send.operation_id).await;
@@ -217,7 +232,8 @@ impl Delivery {
         });
         let mut asked_messaging = false;
         let mut link_was_gone = false;
-        let mut called = false;
+        // A call brings the messaging along, a meeting does not.
+        let (mut called, mut asked_for_messaging) = (false, false);
         let is_group = self.send.recipients.len() > 1;
         loop {
             let now = view.borrow_and_update().clone();
@@ -228,9 +244,9 @@ impl Delivery {
                 let unknown = FailureReason::default();
                 return if called { self.call_failed(&now, &unknown) } else { Attempt::Release };
             }
-            match Self::next_move(&now, called) {
+            match Self::next_move(&now, called, asked_for_messaging) {
                 Move::Say { send_message, html } => {
-                    if is_group && !now.group_assembled {
+                    if is_group && now.gathering != Gathering::Assembled {
                         match self.gather(&now, &mut view, deadline).await {
                             Some(attempt) => return attempt,
                             None => continue,
@@ -250,12 +266,15 @@ impl Delivery {
                 }
                 Move::AddMessaging(link) => match self.add_messaging(&link).await {
                     Ok(Some(attempt)) => return attempt,
-                    Ok(None) => called = true,
+                    Ok(None) => (called, asked_for_messaging) = (true, true),
                     Err(attempt) => return attempt,
                 },
                 Move::Start => match self.start().await {
                     Ok(Some(attempt)) => return attempt,
-                    Ok(None) => called = true,
+                    Ok(None) => {
+                        (called, asked_for_messaging) =
+                            (true, self.view.borrow().gathering != Gathering::Meeting);
+                    }
                     Err(attempt) => return attempt,
                 },
                 Move::Wait => {
@@ -266,6 +285,9 @@ impl Delivery {
                         Ok(Err(_)) => return Attempt::Release,
                         Err(_) if Instant::now() >= deadline => {
                             self.gave_up = true;
+                            if now.gathering == Gathering::Meeting {
+                                self.leave().await;
+                            }
                             return self.retry_or_fail(
                                 Timestamp::now(),
                                 None,
@@ -283,14 +305,14 @@ impl Delivery {
         }
     }
 
-    fn next_move(view: &ConversationView, called: bool) -> Move {
+    fn next_move(view: &ConversationView, called: bool, asked_for_messaging: bool) -> Move {
         if let Some(messaging) = &view.messaging {
             if let Some(send_message) = &messaging.send_message {
                 return Move::Say { send_message: send_message.clone(), html: messaging.html };
             }
             if let Some(add) = &messaging.add_messaging
                 && messaging.disconnected
-                && !called
+                && !asked_for_messaging
                 && view.invitation != InvitationProgress::Ringing
             {
                 return Move::AddMessaging(add.clone());
@@ -311,8 +333,15 @@ impl Delivery {
         self.send.content_type.eq_ignore_ascii_case("text/html")
     }
 
-    /// Calls the recipient. `Ok(None)`: a call without the text is ringing; the text follows once it is answered.
+    /// Calls the recipient. `Ok(None)`: a call without the text is ringing, or a meeting for the group begins; the text
+    /// follows once it is answered.
     async fn start(&mut self) -> Result<Option<Attempt>, Attempt> {
+        if self.destination.len() > 1
+            && self.context.groups_meet.load(Ordering::Relaxed)
+            && let Some(start_online_meeting) = self.context.start_online_meeting.clone()
+        {
+            return self.start_meeting(&start_online_meeting).await;
+        }
         let Some(start_messaging) = self.context.start_messaging.clone() else {
             return Err(Self::refused(
                 None,
@@ -354,7 +383,27 @@ impl Delivery {
         let before = Before::now(&self.context, SaidIn::NewConversation);
         self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
         let answer = self.context.client.start_messaging(&start_messaging, &invitation).await;
-        self.invitation_answered(answer, problem_of_invitation, message.is_some(), before).await
+        self.invitation_answered(answer, problem_of_invitation, &operation_id, message.is_some(), before)
+            .await
+    }
+
+    /// Begins a meeting of nobody yet, for a group.
+    async fn start_meeting(&mut self, start_online_meeting: &Url) -> Result<Option<Attempt>, Attempt> {
+        let [operation_id, _] = meeting_operation_ids(&self.send.operation_id);
+        let thread_id = self.send.thread_id.clone();
+        let meeting = NewMeeting {
+            operation_id: operation_id.clone(),
+            subject: self.send.subject.clone(),
+            importance: self.send.importance.clone(),
+            thread_id: thread_id.or_else(|| Some(uuid::Uuid::new_v4().simple().to_string())),
+        };
+        let before = Before::now(&self.context, SaidIn::NewConversation);
+        self.view.send_modify(|view| {
+            view.gathering = Gathering::Meeting;
+            view.invitation = InvitationProgress::Ringing;
+        });
+        let answer = self.context.client.start_online_meeting(start_online_meeting, &meeting).await;
+        self.invitation_answered(answer, problem_of_invitation, &operation_id, false, before).await
     }
 
     /// Opens the IM leg of a conversation that has none.
@@ -363,6 +412,9 @@ impl Delivery {
         let message = self.text_for_invitation();
         let operation_id = if message.is_some() {
             self.send.operation_id.clone()
+        } else if self.view.borrow().gathering == Gathering::Meeting {
+            let [_, operation_id] = meeting_operation_ids(&self.send.operation_id);
+            operation_id
         } else {
             call_operation_id(&self.send.operation_id, 0)
         };
@@ -370,13 +422,15 @@ impl Delivery {
         let before = Before::now(&self.context, said_in);
         self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
         let answer = self.context.client.add_messaging(&link, &operation_id, message.as_deref()).await;
-        self.invitation_answered(answer, problem_of_added_messaging, message.is_some(), before).await
+        self.invitation_answered(answer, problem_of_added_messaging, &operation_id, message.is_some(), before)
+            .await
     }
 
     async fn invitation_answered(
         &mut self,
         answer: Result<Option<String>, UcwaError>,
         problem_of: fn(&UcwaError) -> Problem,
+        operation_id: &OperationId,
         carries_text: bool,
         before: Before,
     ) -> Result<Option<Attempt>, Attempt> {
@@ -386,7 +440,18 @@ impl Delivery {
             }
             Ok(_) => Ok(None),
             Err(error) => {
-                let problem = problem_of(&error);
+                let mut problem = problem_of(&error);
+                if !carries_text && matches!(problem, Problem::Unknown) {
+                    // What an invitation of which nothing was told is for may have come of it.
+                    let connected = |view: &ConversationView| {
+                        view.messaging.as_ref().is_some_and(|messaging| messaging.connected)
+                    };
+                    match self.hear_of(operation_id, before.continuity, &error, connected).await {
+                        // Without the text nothing can be doubled: where nobody can tell, what is there to see decides.
+                        Word::Told | Word::NotToBeHad(_) => return Ok(None),
+                        Word::Silence => problem = Problem::NotAccepted,
+                    }
+                }
                 if !matches!(problem, Problem::Unknown) {
                     self.view.send_modify(|view| {
                         if view.invitation == InvitationProgress::Ringing {
@@ -413,12 +478,37 @@ impl Delivery {
                         self.ask_messaging(&view).await;
                         Err(self.not_accepted(&error))
                     }
-                    // Without the text nothing can be doubled: the row waits for the call's events like any other.
-                    Problem::Unknown if !carries_text => Ok(None),
                     Problem::Unknown => Err(self.settle(&error, before).await),
                 }
             }
         }
+    }
+
+    /// The answer to an invitation without the text was lost: asks the events of it. `or` says what else shows that the
+    /// server took it.
+    async fn hear_of(
+        &self,
+        operation_id: &OperationId,
+        continuity: Option<u64>,
+        error: &UcwaError,
+        or: impl Fn(&ConversationView) -> bool,
+    ) -> Word {
+        tracing::warn!(
+            outbox.id = self.send.outbox.0,
+            operation.id = %operation_id,
+            error = %crate::error_chain(error),
+            "the answer to an invitation was lost; the event stream will tell what became of it"
+        );
+        let mut view = self.view.subscribe();
+        let told = async {
+            let told =
+                |view: &ConversationView| view.ended || view.told.contains_key(operation_id) || or(view);
+            let told = view.wait_for(told).await;
+            if told.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        hear(&self.context, told, continuity, self.context.settings.settle_after).await
     }
 
     /// The call without the text failed.
@@ -457,23 +547,79 @@ impl Delivery {
         let mut unreached = self.view.borrow().not_reached.clone();
         unreached.push(Unreached { uri, why, healing });
         if first_to_call(&self.destination, &unreached).is_some() {
-            return Some(Attempt::Unreached(unreached));
+            return Some(Attempt::BeginAnew(unreached));
         }
+        Some(self.nobody_reached(&unreached, http_status, reason))
+    }
+
+    /// No recipient of a group can be had.
+    fn nobody_reached(
+        &self,
+        unreached: &[Unreached],
+        http_status: Option<u16>,
+        reason: &FailureReason,
+    ) -> Attempt {
         let words: Vec<String> = unreached.iter().map(|one| format!("{} ({})", one.uri, one.why)).collect();
         let error = format!("nobody could be reached: {}", words.join(", "));
-        Some(if unreached.iter().any(|one| one.healing == Healing::Temporary) {
+        if unreached.iter().any(|one| one.healing == Healing::Temporary) {
             self.retry_or_fail(self.next_attempt_at(None), http_status, reason.clone(), error)
         } else {
             Self::refused(None, http_status, reason.clone(), error)
-        })
+        }
+    }
+
+    /// Ends what was to become the conversation of a group, or leaves it: nothing is said in it.
+    async fn leave(&self) {
+        let Some(href) = self.view.borrow().href.clone() else { return };
+        let left = match self.context.client.resolve(&href) {
+            Ok(url) => match self.context.client.delete(&url).await {
+                // Whoever has left already is told so.
+                Err(error) if error.is_transport() => self.context.client.delete(&url).await,
+                left => left,
+            },
+            Err(error) => Err(error),
+        };
+        if let Err(error) = left
+            && !matches!(error.status(), Some(404 | 410))
+        {
+            tracing::warn!(
+                outbox.id = self.send.outbox.0,
+                error = %crate::error_chain(&error),
+                "a conversation in which nothing was said could not be ended"
+            );
+        }
+    }
+
+    /// Whether a meeting can take the place of this conversation: only of one that this attempt began with a call without
+    /// the text, so that nothing was said in it.
+    fn may_meet_instead(&self, view: &ConversationView) -> bool {
+        self.calling.is_some()
+            && self.destination.len() > 1
+            && self.context.start_online_meeting.is_some()
+            && !view.multiparty
+            && !view.ended
+    }
+
+    /// The server does not let this conversation of two grow: the group gets a meeting, as do those that follow.
+    async fn meet_instead(&mut self, why: &str) -> Attempt {
+        tracing::info!(
+            outbox.id = self.send.outbox.0,
+            why,
+            "the server does not let conversations grow into groups; groups get online meetings"
+        );
+        self.context.groups_meet.store(true, Ordering::Relaxed);
+        self.leave().await;
+        self.gave_up = true;
+        Attempt::BeginAnew(self.view.borrow().not_reached.clone())
     }
 
     /// Numbers of the recipients of a group who are still to be invited. In a conversation that we began is the one with
-    /// whom we did; who is in one that the row names, the server says.
+    /// whom we did, in a meeting that we began nobody; who is in one that the row names, the server says.
     fn missing_from(&self, view: &ConversationView) -> Vec<usize> {
-        let begun_with = (self.calling.is_some() || self.send.conversation.is_none())
-            .then(|| first_to_call(&self.send.recipients, &view.not_reached))
-            .flatten();
+        let begun_with = (view.gathering != Gathering::Meeting
+            && (self.calling.is_some() || self.send.conversation.is_none()))
+        .then(|| first_to_call(&self.send.recipients, &view.not_reached))
+        .flatten();
         let unreached = |uri: &SipUri| view.not_reached.iter().any(|unreached| unreached.uri == *uri);
         (0..self.send.recipients.len())
             .filter(|number| Some(*number) != begun_with && !unreached(&self.send.recipients[*number]))
@@ -483,7 +629,7 @@ impl Delivery {
     /// The group is as complete as it will be.
     fn assembled(&self, not_reached: Vec<Unreached>) {
         self.view.send_modify(|view| {
-            view.group_assembled = true;
+            view.gathering = Gathering::Assembled;
             view.multiparty = true;
             view.not_reached.extend(not_reached);
         });
@@ -491,7 +637,7 @@ impl Delivery {
 
     /// Does the next thing there is to do before a group can be spoken to. What it returns ends the attempt.
     async fn gather(
-        &self,
+        &mut self,
         now: &ConversationView,
         view: &mut watch::Receiver<ConversationView>,
         deadline: Instant,
@@ -501,7 +647,16 @@ impl Delivery {
             return None;
         }
         if let Some(link) = &now.add_participant {
-            self.invite_the_others(now, link, view).await;
+            return self.invite_the_others(now, link, view).await;
+        }
+        let connected = now.state.as_ref().is_some_and(|state| state.eq_ignore_ascii_case("Connected"));
+        if connected && self.may_meet_instead(now) {
+            // What an event said may be older than the conversation's being connected.
+            self.ask_conversation(now).await;
+            let told = self.view.borrow().clone();
+            if told.add_participant.is_none() && self.may_meet_instead(&told) {
+                return Some(self.meet_instead("there is no addParticipant link").await);
+            }
             return None;
         }
         if Instant::now() >= deadline {
@@ -521,63 +676,104 @@ impl Delivery {
         None
     }
 
+    /// Invites somebody to the conversation. Where the answer is lost, the events would have told of the invitation, and did
+    /// not, it is made once more.
+    async fn invite(&self, link: &str, operation_id: &OperationId, uri: &SipUri) -> Result<(), UcwaError> {
+        let url = self.context.client.resolve(link)?;
+        let continuity = Some(self.context.channel.continuity());
+        match self.context.client.add_participant(&url, operation_id, uri.as_str()).await {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(problem_of_invitation(&error), Problem::Unknown) => {
+                match self.hear_of(operation_id, continuity, &error, |_| false).await {
+                    Word::Silence => {
+                        self.context.client.add_participant(&url, operation_id, uri.as_str()).await.map(drop)
+                    }
+                    Word::Told | Word::NotToBeHad(_) => Ok(()),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Brings the other recipients of a group in, and waits until each has joined or failed. Who could not be brought
-    /// in is noted in the view; the others get the message.
+    /// in is noted in the view; the others get the message. What it returns ends the attempt.
     async fn invite_the_others(
-        &self,
+        &mut self,
         now: &ConversationView,
         link: &str,
         view: &mut watch::Receiver<ConversationView>,
-    ) {
+    ) -> Option<Attempt> {
+        let in_meeting = now.gathering == Gathering::Meeting;
+        let (mut anybody, mut last_reason) = (false, FailureReason::default());
         let mut pending = Vec::new();
         let mut not_reached = Vec::new();
         for number in self.missing_from(now) {
             let uri = &self.send.recipients[number];
-            let operation_id = participant_operation_id(&self.send.operation_id, number);
-            let invited = match self.context.client.resolve(link) {
-                Ok(url) => {
-                    self.context.client.add_participant(&url, &operation_id, uri.as_str()).await.map(drop)
-                }
-                Err(error) => Err(error),
-            };
-            match invited {
+            let operation_id = participant_operation_id(&self.send.operation_id, number, in_meeting);
+            match self.invite(link, &operation_id, uri).await {
                 Ok(()) => pending.push((operation_id, uri.clone())),
-                Err(error) if error.subcode() == Some("AlreadyExists") => {}
+                Err(error) if error.subcode() == Some("AlreadyExists") => anybody = true,
+                Err(error) if pending.is_empty() && refuses_growth(&error) && self.may_meet_instead(now) => {
+                    return Some(self.meet_instead(&crate::error_chain(&error)).await);
+                }
                 Err(error) => {
+                    last_reason = reason_of(&error);
                     tracing::warn!(
                         outbox.id = self.send.outbox.0,
                         error = %crate::error_chain(&error),
                         "a recipient could not be invited to the group"
                     );
+                    let healing = match problem_of_invitation(&error) {
+                        Problem::NotOurs => return Some(Attempt::Release),
+                        Problem::Refused => Healing::Permanent,
+                        Problem::NotAccepted | Problem::LinkGone | Problem::Unknown => Healing::Temporary,
+                    };
                     let why = crate::error_chain(&error);
-                    not_reached.push(Unreached { uri: uri.clone(), why, healing: Healing::Permanent });
+                    not_reached.push(Unreached { uri: uri.clone(), why, healing });
                 }
             }
         }
         {
             let all = view.wait_for(|view| {
-                view.ended
-                    || pending.iter().all(|(operation_id, _)| view.completed.contains_key(operation_id))
+                view.ended || pending.iter().all(|(operation_id, _)| view.has_come_to_an_end(operation_id))
             });
             // Who has not answered after the ring time will not.
             let _ = timeout(Duration::from_secs(40), all).await;
         }
-        let completed = view.borrow().completed.clone();
+        let told = view.borrow().clone();
+        let mut failed_to_grow = false;
         for (operation_id, uri) in pending {
-            let unreached = match completed.get(&operation_id) {
-                Some((OperationStatus::Success, _)) => continue,
-                Some((OperationStatus::Failure, reason)) => Unreached {
-                    uri,
-                    why: describe_invitation_failure(reason),
-                    healing: classify_invitation_failure(reason),
-                },
-                None => {
+            let unreached = match told.told.get(&operation_id) {
+                Some(InvitationProgress::Accepted) => {
+                    anybody = true;
+                    continue;
+                }
+                Some(InvitationProgress::Failed(reason)) => {
+                    failed_to_grow |= reason.subcode.as_deref() == Some("EscalationFailed");
+                    last_reason = reason.clone();
+                    Unreached {
+                        uri,
+                        why: describe_invitation_failure(reason),
+                        healing: classify_invitation_failure(reason),
+                    }
+                }
+                Some(InvitationProgress::None | InvitationProgress::Ringing) | None => {
                     Unreached { uri, why: "did not answer in time".to_owned(), healing: Healing::Temporary }
                 }
             };
             not_reached.push(unreached);
         }
+        if failed_to_grow && !anybody && self.may_meet_instead(&told) {
+            return Some(self.meet_instead("EscalationFailed").await);
+        }
+        if in_meeting && !anybody {
+            self.leave().await;
+            self.gave_up = true;
+            let unreached = [now.not_reached.clone(), not_reached].concat();
+            return Some(self.nobody_reached(&unreached, None, &last_reason));
+        }
         self.assembled(not_reached);
+        None
     }
 
     /// Posts the text. `Err`: the link is gone, nothing was executed.
@@ -830,7 +1026,58 @@ pub(super) async fn settle_left_over(
             commit_send(&context, SendFact { outbox: send.outbox, operation_id: send.operation_id, outcome })
                 .await;
         }
-        Attempt::Settled | Attempt::Release | Attempt::ThreadTaken | Attempt::Unreached(_) => {}
+        Attempt::Settled | Attempt::Release | Attempt::ThreadTaken | Attempt::BeginAnew(_) => {}
+    }
+}
+
+/// What the events say of a request whose answer was lost.
+enum Word {
+    /// They told of it.
+    Told,
+    /// The channel missed nothing and tells of no such operation: the server did not take it.
+    Silence,
+    /// Nobody can tell, and why.
+    NotToBeHad(&'static str),
+}
+
+/// Waits until the event stream tells of an operation, or has had its time to. `continuity` is that of the channel before
+/// the request, `None` if events are known to have been missed since.
+async fn hear(
+    context: &DeliveryContext,
+    told: impl Future<Output = ()>,
+    continuity: Option<u64>,
+    wait: Duration,
+) -> Word {
+    let began = Instant::now();
+    tokio::pin!(told);
+    if timeout(wait / 2, told.as_mut()).await.is_ok() {
+        return Word::Told;
+    }
+    // A half-open connection would keep the event for itself: ask anew, then listen for as long again.
+    let asked_again_at = Instant::now();
+    // Those who ask at the same time share a GET, though it may be begun between them.
+    let anew = asked_again_at.checked_sub(AT_THE_SAME_TIME).unwrap_or(asked_again_at);
+    loop {
+        context.channel.ask_again(anew, Instant::now());
+        if timeout(LOOK_EVERY, told.as_mut()).await.is_ok() {
+            return Word::Told;
+        }
+        if asked_again_at.elapsed() < wait / 2 {
+            continue;
+        }
+        // Before the continuity: whatever broke it did so before its answer counted as heard.
+        let heard_all_until = context.channel.heard_all_until(Instant::now());
+        if continuity != Some(context.channel.continuity()) {
+            return Word::NotToBeHad("events may have been missed since it was sent");
+        }
+        // A GET that was begun since would have brought the event, or still waits for it.
+        if context.channel.asked_since(anew) && heard_all_until >= Some(asked_again_at + SILENCE_COUNTS_AFTER)
+        {
+            return Word::Silence;
+        }
+        if began.elapsed() > SETTLE_AT_MOST {
+            return Word::NotToBeHad("the event channel can't be read");
+        }
     }
 }
 
@@ -842,40 +1089,17 @@ async fn settle(
     wait: Duration,
     why: &str,
 ) -> Attempt {
-    let began = Instant::now();
     // Whoever could tell has gone: then there is only time to wait for.
     let told = async {
         if settled.await.is_err() {
             std::future::pending::<()>().await;
         }
     };
-    tokio::pin!(told);
-    if timeout(wait / 2, told.as_mut()).await.is_ok() {
-        return Attempt::Settled;
-    }
-    // A half-open connection would keep the event for itself: ask anew, then listen for as long again.
-    let asked_again_at = Instant::now();
-    // Those who ask at the same time share a GET, though it may be begun between them.
-    let anew = asked_again_at.checked_sub(AT_THE_SAME_TIME).unwrap_or(asked_again_at);
-    loop {
-        context.channel.ask_again(anew, Instant::now());
-        if timeout(LOOK_EVERY, told.as_mut()).await.is_ok() {
-            return Attempt::Settled;
-        }
-        if asked_again_at.elapsed() < wait / 2 {
-            continue;
-        }
-        // Before the continuity: whatever broke it did so before its answer counted as heard.
-        let heard_all_until = context.channel.heard_all_until(Instant::now());
-        if before.continuity != Some(context.channel.continuity()) {
-            let because = "events may have been missed since it was sent";
-            return Attempt::Outcome(uncertain(context, send, because, why));
-        }
-        // A GET that was begun since would have brought the event, or still waits for it.
-        if context.channel.asked_since(anew) && heard_all_until >= Some(asked_again_at + SILENCE_COUNTS_AFTER)
-        {
-            // The channel missed nothing and tells of no such operation: the server did not take it, unless an event
-            // without an id was of it.
+    match hear(context, told, before.continuity, wait).await {
+        Word::Told => Attempt::Settled,
+        Word::NotToBeHad(because) => Attempt::Outcome(uncertain(context, send, because, why)),
+        // Unless an event without an id was of it.
+        Word::Silence => {
             let silent = retry_or_fail(
                 send,
                 Timestamp::now(),
@@ -884,15 +1108,12 @@ async fn settle(
                 format!("not accepted by the server: {why}"),
             );
             let because = "the server told of a message from this account that nobody can place";
-            return Attempt::Outcome(SendOutcome::Unheard {
+            Attempt::Outcome(SendOutcome::Unheard {
                 since: before.at,
                 said_in: before.said_in,
                 silent: Box::new(silent),
                 doubtful: Box::new(uncertain(context, send, because, why)),
-            });
-        }
-        if began.elapsed() > SETTLE_AT_MOST {
-            return Attempt::Outcome(uncertain(context, send, "the event channel can't be read", why));
+            })
         }
     }
 }
@@ -910,6 +1131,12 @@ fn reason_of(error: &UcwaError) -> FailureReason {
         subcode: reason.subcode.clone(),
         message: reason.message.clone(),
     })
+}
+
+/// `addParticipant` is refused for the conversation's sake: nothing is said of the one who was to be added.
+fn refuses_growth(error: &UcwaError) -> bool {
+    matches!(error.status(), Some(403 | 405 | 409))
+        && matches!(error.subcode().unwrap_or("None"), "None" | "EscalationFailed")
 }
 
 /// The application is gone, whatever was asked of it.

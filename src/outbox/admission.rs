@@ -17,13 +17,18 @@ use crate::{
 /// for it.
 pub(crate) const ADMITTED_AT_ONCE: i64 = 200;
 
-/// Whether some account used up its share of [`ADMITTED_AT_ONCE`], told from the accounts of the rows that were found.
+/// So many of them may be of one account, whose burst everybody else's rows wait for in each transaction.
+pub(crate) const ADMITTED_OF_ACCOUNT: i64 = 50;
+
+/// Whether some account used up its share of what is [admitted at once](ADMITTED_AT_ONCE), told from the accounts of the rows
+/// that were found.
 pub(crate) fn more_may_wait<'a>(accounts: impl Iterator<Item = &'a str>) -> bool {
-    let mut found: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut found: BTreeMap<&str, i64> = BTreeMap::new();
     for account in accounts {
         *found.entry(account).or_default() += 1;
     }
-    let share = usize::try_from(ADMITTED_AT_ONCE).unwrap_or(usize::MAX) / found.len().max(1);
+    let accounts = i64::try_from(found.len()).unwrap_or(i64::MAX).max(1);
+    let share = (ADMITTED_AT_ONCE / accounts).min(ADMITTED_OF_ACCOUNT);
     found.values().any(|count| *count >= share)
 }
 

@@ -25,21 +25,22 @@
 //! | `GET /requests` | for each account and operation how many `requests` came, how many `too_early` (before a `Retry-After` was over), and how many `at_once` |
 //! | `DELETE /requests` | counts anew |
 //! | `GET /logs?account=A` | the conversation logs of an account, the oldest first |
-//! | `POST /settings` `{"token_lifetime_ms"?,"application_expiry_ms"?,"link_only_share"?,"early_event_share"?,"started_share"?,"discovery_redirect"?:{"location","status"?},"user_redirect"?,"conversation_logs"?,"log_delay_ms"?,"missed_calls_logged"?,"password_sign_in"?,"windows_sign_in"?}` | changes settings from now on and answers as `GET /settings`; an empty location switches a redirect off; `windows_sign_in` is `off`, `ntlm`, `negotiate` or `kerberos` |
+//! | `POST /settings` `{"token_lifetime_ms"?,"application_expiry_ms"?,"link_only_share"?,"early_event_share"?,"started_share"?,"escalation"?,"discovery_redirect"?:{"location","status"?},"user_redirect"?,"conversation_logs"?,"log_delay_ms"?,"missed_calls_logged"?,"password_sign_in"?,"windows_sign_in"?}` | changes settings from now on and answers as `GET /settings`; an empty location switches a redirect off; `escalation` says whether a conversation of two can become a conference: `offered`, `absent` (no `addParticipant` link), `refused` (409) or `failing` (`EscalationFailed`); `windows_sign_in` is `off`, `ntlm`, `negotiate` or `kerberos` |
 //! | `GET /settings` | what `POST /settings` can change, as it is now |
 //!
 //! Bodies are JSON. A request that cannot be carried out is answered with `{"error"}`.
 //!
 //! # Faults
 //!
-//! A fault is one flat object: `{"account"?, "operation"?, "fault", "count"?, "share"?, ...}`. Without `account` it
-//! concerns all of them, without `operation` every request. It strikes `count` times; once where neither `count` nor
-//! `share` is given; with a `share` alone without end, in that share of the requests, by the seed.
+//! A fault is one flat object: `{"account"?, "operation"?, "fault", "count"?, "share"?, "skip"?, ...}`. Without
+//! `account` it concerns all of them, without `operation` every request. It strikes `count` times; once where neither
+//! `count` nor `share` is given; with a `share` alone without end, in that share of the requests, by the seed. The first
+//! `skip` requests pass.
 //!
 //! `operation` is one of `any`, `discovery`, `user`, `token`, `ntlmNegotiate`, `ntlmAuthenticate`, `applications`, `application`, `makeMeAvailable`,
-//! `reportMyActivity`, `events`, `batch`, `startMessaging`, `addMessaging`, `addParticipant`, `accept`, `decline`,
+//! `reportMyActivity`, `events`, `batch`, `startMessaging`, `startOnlineMeeting`, `addMessaging`, `addParticipant`, `accept`, `decline`,
 //! `invitation`, `sendMessage`, `stopMessaging`, `messaging`, `participant`, `message`, `conversation`,
-//! `conversations`, `conversationLogs`, `people`, `other`.
+//! `leaveConversation`, `conversations`, `conversationLogs`, `people`, `other`.
 //!
 //! | `fault` | with | what happens |
 //! | --- | --- | --- |
@@ -275,12 +276,13 @@ async fn expire_tokens(State(simulator): State<Simulator>, Json(request): Json<A
 }
 
 /// What a fault can say; a misspelt name would make it strike more than it should.
-const FAULT_FIELDS: [&str; 19] = [
+const FAULT_FIELDS: [&str; 20] = [
     "account",
     "operation",
     "fault",
     "count",
     "share",
+    "skip",
     "ms",
     "status",
     "subcode",

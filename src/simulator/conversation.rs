@@ -28,6 +28,7 @@ use super::{
     payload::{Failure, Reason, Resource},
     server::Server,
 };
+use crate::simulator::Escalation;
 
 /// How long after an answer the events that belong to it come, unless they come before it.
 pub(crate) const EVENTS_AFTER_ANSWER: Duration = Duration::from_millis(5);
@@ -56,6 +57,11 @@ const DERIVED: Reason = Reason {
 };
 const UNAVAILABLE: Reason =
     Reason { code: "RemoteFailure", subcode: "Unavailable", message: "The person is not signed in." };
+const ESCALATION_FAILED: Reason = Reason {
+    code: "ServiceFailure",
+    subcode: "EscalationFailed",
+    message: "The conversation could not become a conference.",
+};
 const ENDED: Reason =
     Reason { code: "Informational", subcode: "Ended", message: "The conversation has ended." };
 
@@ -154,6 +160,8 @@ pub(crate) struct Hub {
     last_call: u64,
     /// Whether more than two have been in it.
     pub(crate) conference: bool,
+    /// Whether it can become a conference while it is none.
+    grows: bool,
     /// Whether messaging is closed while the conversation goes on.
     messaging_closed: bool,
     /// Whether it is an online meeting, whose messaging everybody joins alone.
@@ -278,6 +286,7 @@ impl Conversation {
             calls: Vec::new(),
             last_call: 0,
             conference: false,
+            grows: server.now().escalation != Escalation::Absent,
             messaging_closed: false,
             meeting: None,
             drafts: HashMap::new(),
@@ -519,12 +528,26 @@ pub(crate) fn announce(
 
 /// Lets the callee of a call know of it, or settles at once that it cannot.
 pub(crate) fn ring(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) {
-    let uri = {
+    let (uri, alone, escalates) = {
         let hub = conversation.hub();
         let Some(call) = hub.calls.iter().find(|call| call.number == number) else { return };
-        hub.seats[call.to].uri.clone()
+        let escalates = !hub.conference && conversation.phase() == ConversationPhase::Connected;
+        (hub.seats[call.to].uri.clone(), call.from == call.to, escalates && !hub.seats[call.to].present)
     };
     let this = Arc::clone(conversation);
+    if alone {
+        // Who is alone in a meeting and adds messaging is answered by the meeting.
+        server.timers.after_scripted(server.settings.answer_delay.0, move |server| {
+            accept(server, &this, number);
+        });
+        return;
+    }
+    if escalates && server.now().escalation == Escalation::Failing {
+        server.timers.after_scripted(server.settings.answer_delay.0, move |server| {
+            fail(server, &this, number, ESCALATION_FAILED, MISSED);
+        });
+        return;
+    }
     let ring_time = server.settings.ring_time;
     if let Some(account) = server.accounts.get(&uri) {
         let Some(application) = account.reachable() else {
@@ -691,6 +714,7 @@ pub(crate) fn new_leg(conversation: &Arc<Conversation>, hub: &Hub, id: String, s
         conversation: Arc::clone(conversation),
         id,
         state,
+        grows: hub.grows,
         thread_id: hub.thread_id.clone(),
         subject: hub.subject.clone(),
         importance: hub.importance.clone(),
@@ -741,10 +765,10 @@ pub(crate) fn accept(server: &Arc<Server>, conversation: &Arc<Conversation>, num
     for index in 0..hub.seats.len() {
         let Seat { place, present, .. } = &hub.seats[index];
         if let (true, Place::Application { application, leg }) = (present, place) {
-            let role = if index == call.to {
-                Role::Callee
-            } else if index == call.from {
+            let role = if index == call.from {
                 Role::Caller
+            } else if index == call.to {
+                Role::Callee
             } else {
                 Role::Bystander
             };
@@ -816,10 +840,21 @@ fn connect_leg(
         events.push(conferencing.resource(leg.conversation_resource(application)));
         leg.generation += 1;
     }
+    let own = match role {
+        Role::Callee => call.callee_invitation.as_ref(),
+        Role::Caller => call.caller_invitation.as_ref(),
+        Role::Bystander => None,
+    };
+    let invitation = own.and_then(|id| state.invitations.get(id));
+    let brings = invitation.is_some_and(|invitation| invitation.rel == "participantInvitation");
+    // In a meeting everybody adds messaging for themselves.
+    if !brings || leg.state != "Conferenced" {
+        leg.messaging = "Connected";
+    }
     leg.state = if conference { "Conferenced" } else { "Connected" };
-    leg.messaging = "Connected";
     leg.html = html;
-    if role != Role::Callee && leg.member(&joiner.uri).is_none_or(|member| !member.present) {
+    let is_own = joiner.uri == application.account.uri;
+    if role != Role::Callee && !is_own && leg.member(&joiner.uri).is_none_or(|member| !member.present) {
         leg.members.retain(|member| member.uri != joiner.uri);
         leg.members.push(joiner.clone());
         let added = leg.participant_event(application, EventKind::Added, joiner);
@@ -841,14 +876,9 @@ fn connect_leg(
             events.push(leg.participant_event(application, EventKind::Updated, member));
         }
     }
-    let own = match role {
-        Role::Callee => call.callee_invitation.as_ref(),
-        Role::Caller => call.caller_invitation.as_ref(),
-        Role::Bystander => None,
-    };
     if let Some(invitation) = own.and_then(|id| state.invitations.get_mut(id)) {
         invitation.state = "Connected";
-        if invitation.direction == Direction::Outgoing {
+        if invitation.direction == Direction::Outgoing && !is_own {
             invitation.accepted_by = Some(joiner.clone());
         }
     }
@@ -912,7 +942,9 @@ pub(crate) fn fail(
     let hub = &mut *guard;
     let Some(call) = hub.take_call(number) else { return };
     end_call(server, hub, &call, caller_is_told, other_is_told);
-    if hub.seats.iter().filter(|seat| seat.present).count() < 2 || hub.is_forsaken() {
+    // A meeting waits for people.
+    let alone = hub.meeting.is_none() && hub.seats.iter().filter(|seat| seat.present).count() < 2;
+    if alone || hub.is_forsaken() {
         close(server, conversation, hub, None);
     }
 }

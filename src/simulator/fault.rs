@@ -72,6 +72,8 @@ pub enum Operation {
     Batch,
     /// `startMessaging`.
     StartMessaging,
+    /// `startOnlineMeeting`.
+    StartOnlineMeeting,
     /// `addMessaging`.
     AddMessaging,
     /// `addParticipant`.
@@ -92,8 +94,10 @@ pub enum Operation {
     Participant,
     /// GET of a message or the list of them.
     Message,
-    /// GET or DELETE of one conversation.
+    /// GET of one conversation.
     Conversation,
+    /// DELETE of one conversation: the account leaves it.
+    LeaveConversation,
     /// The list of conversations.
     Conversations,
     /// `conversationLogs` and everything below it.
@@ -144,6 +148,7 @@ impl Operation {
             ["people", ..] => Self::People,
             ["communication", rest @ ..] => match rest {
                 ["messagingInvitations"] if post => Self::StartMessaging,
+                ["onlineMeetingInvitations"] if post => Self::StartOnlineMeeting,
                 ["participantInvitations"] if post => Self::AddParticipant,
                 ["messagingInvitations" | "onlineMeetingInvitations", _, "accept"] => Self::Accept,
                 ["messagingInvitations" | "onlineMeetingInvitations", _, "decline"] => Self::Decline,
@@ -152,6 +157,7 @@ impl Operation {
                 }
                 ["conversationLogs", ..] | ["missedItems"] => Self::ConversationLogs,
                 ["conversations"] => Self::Conversations,
+                ["conversations", _] if exchange.method == Method::DELETE => Self::LeaveConversation,
                 ["conversations", _] => Self::Conversation,
                 ["conversations", _, "participants" | "leaders" | "attendees" | "lobby", ..] => {
                     Self::Participant
@@ -447,12 +453,15 @@ pub struct Fault {
     /// In which share of the requests it strikes; all where it is absent.
     #[serde(default)]
     pub share: Option<f64>,
+    /// How many requests that it could strike it lets pass before.
+    #[serde(default)]
+    pub skip: u64,
 }
 
 impl Fault {
     /// A fault that strikes once, whoever asks for whatever.
     pub fn new(kind: FaultKind) -> Self {
-        Self { account: None, operation: Operation::Any, kind, count: None, share: None }
+        Self { account: None, operation: Operation::Any, kind, count: None, share: None, skip: 0 }
     }
 
     /// Only on this operation.
@@ -471,6 +480,12 @@ impl Fault {
     #[must_use]
     pub fn times(self, count: u64) -> Self {
         Self { count: Some(count), ..self }
+    }
+
+    /// Not before so many requests have passed.
+    #[must_use]
+    pub fn skip(self, skip: u64) -> Self {
+        Self { skip, ..self }
     }
 
     /// In this share of the requests.
@@ -492,6 +507,8 @@ pub struct FaultState {
     pub struck: u64,
     /// How often it will strike yet, if that is limited.
     pub remaining: Option<u64>,
+    /// How many requests it has let pass.
+    pub passed: u64,
 }
 
 impl FaultState {
@@ -580,7 +597,7 @@ impl Faults {
         list.last_id += 1;
         let id = list.last_id;
         let remaining = fault.count.or(if fault.share.is_some() { None } else { Some(1) });
-        list.active.push(FaultState { id, fault, struck: 0, remaining });
+        list.active.push(FaultState { id, fault, struck: 0, remaining, passed: 0 });
         self.sort_out(&mut list);
         drop(list);
         self.changed.send_modify(|number| *number = id);
@@ -624,6 +641,10 @@ impl Faults {
     /// Whether the fault strikes now; it has one less to go, and the striking is yet to be counted.
     fn strikes(server: &Server, state: &mut FaultState) -> bool {
         if state.spent() || state.fault.share.is_some_and(|share| !server.dice.chance(share)) {
+            return false;
+        }
+        if state.passed < state.fault.skip {
+            state.passed += 1;
             return false;
         }
         state.remaining = state.remaining.map(|remaining| remaining - 1);

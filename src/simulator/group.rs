@@ -1,7 +1,7 @@
 //! Groups: `addParticipant` and the participant invitations that it makes.
 //!
 //! The first addition turns a conversation of two into a conference, which takes the messaging down and builds it
-//! anew under other addresses.
+//! anew under other addresses. Where the settings do not let it grow ([`Escalation`]), only a meeting has room for many.
 
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use super::{
     payload::{Failure, Input},
     server::{Exchange, Outcome, Server},
 };
+use crate::simulator::Escalation;
 
 /// `communication/participantInvitations` and what is below it.
 pub(crate) async fn participant_invitations(
@@ -48,6 +49,9 @@ async fn add_participant(
         return Err(messaging::destination_not_found());
     }
     let conversation = Arc::clone(&application.lock().leg(id)?.conversation);
+    if server.now().escalation == Escalation::Refused && !conversation.hub().conference {
+        return Err(Failure::conflict("None", "The service is not supported."));
+    }
     let invite = Invite { rel: "participantInvitation", operation_id, to, text: None };
     messaging::add_to_conversation(server, application, &conversation, invite).await
 }

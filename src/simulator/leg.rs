@@ -51,6 +51,8 @@ pub(crate) struct Leg {
     pub(crate) id: String,
     /// Incoming, Connecting, Connected, Conferencing, Conferenced, Disconnected.
     pub(crate) state: &'static str,
+    /// Whether it can become a conference while it is none.
+    pub(crate) grows: bool,
     pub(crate) thread_id: String,
     pub(crate) subject: String,
     pub(crate) importance: String,
@@ -213,8 +215,10 @@ impl Leg {
             let invite = format!("{}/communication/participantInvitations", application.href());
             resource = resource
                 .links([self.local_participant_link(application)])
-                .link("participants", format!("{href}/participants"))
-                .link("addParticipant", format!("{invite}?conversation={}", self.id));
+                .link("participants", format!("{href}/participants"));
+            if self.grows || self.state != "Connected" {
+                resource = resource.link("addParticipant", format!("{invite}?conversation={}", self.id));
+            }
         }
         if self.state == "Conferenced" {
             for list in ["attendees", "leaders", "lobby"] {

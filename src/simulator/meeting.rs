@@ -2,17 +2,18 @@
 //!
 //! Accepting the `onlineMeetingInvitation` joins the meeting but not its messaging, which each application adds for
 //! itself. With a lobby, whoever accepts waits until they are admitted or denied. A conversation of two becomes a
-//! conference when a third correspondent joins it.
+//! conference when a third correspondent joins it. An account may start a meeting of its own (`startOnlineMeeting`), in
+//! which it is alone until it brings others in.
 
 use std::sync::Arc;
 
 use super::{
-    application::{Application, display_name},
-    conversation::{self, Call, Conversation, ConversationPhase, Hub, Place, Seat, maybe_embedded},
+    application::{Account, Application, ApplicationState, display_name, uuid_of},
+    conversation::{self, Conversation, ConversationPhase, Hub, Place, Seat, maybe_embedded},
     correspondent::Script,
     event_channel::{EventKind, Status},
-    leg::{Leg, Member, participant_resource},
-    payload::{Link, Reason, Resource},
+    leg::{Direction, Invitation, Leg, Member, participant_resource},
+    payload::{Failure, Link, Reason, Resource},
     server::Server,
 };
 
@@ -72,6 +73,90 @@ pub(crate) fn invite(
     Some(conversation)
 }
 
+/// An application starts a meeting and is in it at once; its events come when it is [`announce`]d. Gives the
+/// conversation, the leg, and the invitation's id and address.
+pub(crate) fn start(
+    server: &Server,
+    application: &Arc<Application>,
+    operation_id: Option<String>,
+    thread_id: String,
+    subject: String,
+    importance: String,
+) -> Result<Started, Failure> {
+    let Account { uri, name, .. } = &*application.account;
+    let leg_id = uuid_of(server);
+    let seat = Seat {
+        uri: uri.clone(),
+        name: name.clone(),
+        place: Place::Application { application: Arc::clone(application), leg: leg_id.clone() },
+        present: true,
+    };
+    let conversation = Conversation::open(server, seat, thread_id, subject, importance);
+    let mut hub = conversation.hub();
+    hub.conference = true;
+    hub.meeting = Some(Meeting::default());
+    let organizer = Member { uri: uri.clone(), name: name.clone(), title: name.clone(), present: true };
+    let invitation = Invitation {
+        rel: "onlineMeetingInvitation",
+        id: server.dice.hex(),
+        direction: Direction::Outgoing,
+        state: "Connecting",
+        leg: leg_id.clone(),
+        // Nobody is called.
+        call: 0,
+        operation_id,
+        thread_id: hub.thread_id.clone(),
+        subject: hub.subject.clone(),
+        importance: hub.importance.clone(),
+        message: None,
+        from: organizer,
+        to: uri.clone(),
+        accepted_by: None,
+        derived: None,
+    };
+    let (id, location) = (invitation.id.clone(), invitation.href(application));
+    {
+        let mut state = application.lock();
+        state.alive()?;
+        let mut leg = conversation::new_leg(&conversation, &hub, leg_id.clone(), "Conferencing");
+        leg.messaging = "Disconnected";
+        state.legs.insert(leg_id.clone(), leg);
+        state.invitations.insert(id.clone(), invitation);
+    }
+    conversation.phase.send_replace(ConversationPhase::Connected);
+    drop(hub);
+    Ok(Started { application: Arc::clone(application), leg: leg_id, invitation: id, location })
+}
+
+/// A meeting that an application has started.
+pub(crate) struct Started {
+    application: Arc<Application>,
+    leg: String,
+    invitation: String,
+    /// The invitation's address.
+    pub(crate) location: String,
+}
+
+/// Tells the application that its meeting has begun, and that it is in it.
+pub(crate) fn announce(server: &Server, started: &Started) {
+    let Started { application, leg, invitation, .. } = started;
+    {
+        let mut state = application.lock();
+        let state = &mut *state;
+        let (Some(shown), Some(invitation)) = (state.legs.get(leg), state.invitations.get(invitation)) else {
+            return;
+        };
+        let begun = invitation.event(application, EventKind::Started, None);
+        let begun = maybe_embedded(server, begun, invitation.resource(application, state, true));
+        let added = shown.conversation_event(application, EventKind::Added);
+        let added = maybe_embedded(server, added, shown.conversation_resource(application));
+        for event in [begun, added] {
+            state.channel.push(event);
+        }
+    }
+    show_meeting(server, application, leg, Some(invitation), Vec::new());
+}
+
 /// Whether somebody waits in the lobby.
 pub(crate) fn somebody_waits(conversation: &Conversation) -> bool {
     conversation.hub().meeting.as_ref().is_some_and(|meeting| meeting.waiting.is_some())
@@ -108,18 +193,27 @@ pub(crate) fn join(
     conversation.phase.send_replace(ConversationPhase::Connected);
     let others: Vec<Member> =
         hub.others_present(to).into_iter().map(|index| hub.member(server, index)).collect();
-    show_meeting(server, &application, &leg, &call, others);
+    show_meeting(server, &application, &leg, call.callee_invitation.as_ref(), others);
     let joiner = hub.member(server, to);
     for index in hub.others_present(to) {
         if let Place::Application { application, leg } = &hub.seats[index].place {
             show_joiner(server, application, leg, &joiner);
+            if index == call.from {
+                complete(server, application, &mut application.lock(), call.caller_invitation.as_ref());
+            }
         }
     }
     Some(true)
 }
 
 /// Shows an application that it has joined, and who is there.
-fn show_meeting(server: &Server, application: &Application, leg: &str, call: &Call, others: Vec<Member>) {
+fn show_meeting(
+    server: &Server,
+    application: &Application,
+    leg: &str,
+    own: Option<&String>,
+    others: Vec<Member>,
+) {
     let mut state = application.lock();
     let state = &mut *state;
     let Some(leg) = state.legs.get_mut(leg) else { return };
@@ -147,17 +241,21 @@ fn show_meeting(server: &Server, application: &Application, leg: &str, call: &Ca
     events.push(maybe_embedded(server, conversation, leg.conversation_resource(application)));
     let messaging = leg.messaging_event(application);
     events.push(maybe_embedded(server, messaging, leg.messaging_resource(application)));
-    let own = call.callee_invitation.as_ref();
+    for event in events {
+        state.channel.push(event);
+    }
+    complete(server, application, state, own);
+}
+
+/// An invitation has come to what it was for.
+fn complete(server: &Server, application: &Application, state: &mut ApplicationState, own: Option<&String>) {
     if let Some(invitation) = own.and_then(|id| state.invitations.get_mut(id)) {
         invitation.state = "Connected";
     }
     if let Some(invitation) = own.and_then(|id| state.invitations.get(id)) {
         let completed = invitation.event(application, EventKind::Completed, None).status(Status::Success);
         let resource = invitation.resource(application, state, false);
-        events.push(maybe_embedded(server, completed, resource));
-    }
-    for event in events {
-        state.channel.push(event);
+        state.channel.push(maybe_embedded(server, completed, resource));
     }
 }
 

@@ -138,6 +138,37 @@ pub(crate) async fn messaging_invitations(
     }
 }
 
+/// The importance that a new conversation is to have.
+fn importance(input: &Input) -> Result<&'static str, Failure> {
+    let importance = input.text("importance").unwrap_or("Normal");
+    ["Normal", "Urgent", "Emergency"]
+        .into_iter()
+        .find(|known| known.eq_ignore_ascii_case(importance))
+        .ok_or_else(|| Failure::parameter("importance", "The value is not an importance."))
+}
+
+/// `startOnlineMeeting`: a meeting of nobody yet, which an existing thread may go on in. Other meetings can't be joined
+/// here.
+pub(crate) async fn start_online_meeting(
+    server: &Arc<Server>,
+    application: &Arc<Application>,
+    exchange: &Exchange,
+) -> Outcome {
+    exchange.only(&Method::POST)?;
+    if exchange.query("onlineMeetingUri") != Some("adhoc") {
+        return Err(Failure::not_found());
+    }
+    let input = Input::read(&exchange.headers, &exchange.body)?;
+    let operation_id = input.optional("operationId", 50)?.map(str::to_owned);
+    let importance = importance(&input)?.to_owned();
+    let subject = input.optional("subject", 250)?.unwrap_or_default().to_owned();
+    let thread_id = input.optional("threadId", 250)?.map_or_else(|| server.dice.hex(), str::to_owned);
+    let started = meeting::start(server, application, operation_id, thread_id, subject, importance)?;
+    let answer = created(&started.location);
+    let events = move |server: &Arc<Server>| meeting::announce(server, &started);
+    Ok(answer_around(server, application, Operation::StartOnlineMeeting, answer, events).await)
+}
+
 async fn start_messaging(
     server: &Arc<Server>,
     application: &Arc<Application>,
@@ -147,11 +178,7 @@ async fn start_messaging(
     let input = Input::read(&exchange.headers, &exchange.body)?;
     let operation_id = input.optional("operationId", 50)?.map(str::to_owned);
     let to = sip_uri(input.required("to", 1000)?)?;
-    let importance = input.text("importance").unwrap_or("Normal");
-    let importance = ["Normal", "Urgent", "Emergency"]
-        .into_iter()
-        .find(|known| known.eq_ignore_ascii_case(importance))
-        .ok_or_else(|| Failure::parameter("importance", "The value is not an importance."))?;
+    let importance = importance(&input)?;
     let subject = input.optional("subject", 250)?.unwrap_or_default().to_owned();
     let thread_id = input.optional("threadId", 250)?.map(str::to_owned);
     let text = first_message(server, &input)?;
@@ -404,6 +431,7 @@ async fn add_messaging(
         // In a meeting nobody is called: whoever stands for it must not be an account.
         let scripted = |index: &&usize| matches!(hub.seats[**index].place, Place::Script(_));
         let other = others.iter().find(scripted).or(others.first()).copied();
+        let other = other.or(hub.meeting.is_some().then_some(seat));
         let other = other.ok_or_else(Failure::conversation_not_found)?;
         {
             let mut state = application.lock();

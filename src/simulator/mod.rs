@@ -117,6 +117,8 @@ pub struct SimulatorSettings {
     pub early_event_share: f64,
     /// Share of incoming messages that are announced by `started` before `completed`.
     pub started_share: f64,
+    /// What becomes of a conversation of two that is to grow.
+    pub escalation: Escalation,
     /// Share of messages that an ordinary correspondent answers.
     pub answer_share: f64,
     /// Where all chance begins.
@@ -142,6 +144,22 @@ pub struct SimulatorSettings {
     pub password_sign_in: bool,
     /// By what the web ticket service takes the Windows grant.
     pub windows_sign_in: WindowsSignIn,
+}
+
+/// Whether a conversation of two can become a conference (resource `addParticipant`). One that was a conference from
+/// its beginning can always grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Escalation {
+    /// `addParticipant` is linked and works.
+    #[default]
+    Offered,
+    /// Conversations that begin from now on do not link it while they are of two.
+    Absent,
+    /// It is linked, and answered with 409 `Conflict`, the service not being supported.
+    Refused,
+    /// It is taken, and its `participantInvitation` fails with `EscalationFailed`.
+    Failing,
 }
 
 /// By what a web ticket service takes the grant `urn:microsoft.rtc:windows`.
@@ -183,6 +201,8 @@ pub struct SettingsChange {
     pub early_event_share: Option<f64>,
     /// Share of incoming messages that are announced by `started` before `completed`.
     pub started_share: Option<f64>,
+    /// What becomes of a conversation of two that is to grow.
+    pub escalation: Option<Escalation>,
     /// Where discovery leads to; nowhere else where its `location` is empty.
     pub discovery_redirect: Option<DiscoveryRedirect>,
     /// Where the `user` resource leads to; nowhere else where it is empty.
@@ -221,6 +241,7 @@ impl Default for SimulatorSettings {
             link_only_share: 0.2,
             early_event_share: 0.2,
             started_share: 0.1,
+            escalation: Escalation::Offered,
             answer_share: 0.5,
             seed: 1,
             traffic: None,
@@ -869,6 +890,7 @@ impl Simulator {
             link_only_share,
             early_event_share,
             started_share,
+            escalation,
             discovery_redirect,
             user_redirect,
             conversation_logs,
@@ -883,6 +905,7 @@ impl Simulator {
         settings.link_only_share = link_only_share.unwrap_or(settings.link_only_share);
         settings.early_event_share = early_event_share.unwrap_or(settings.early_event_share);
         settings.started_share = started_share.unwrap_or(settings.started_share);
+        settings.escalation = escalation.unwrap_or(settings.escalation);
         set(&mut settings.log_delay, log_delay_ms);
         settings.conversation_logs = conversation_logs.unwrap_or(settings.conversation_logs);
         settings.missed_calls_logged = missed_calls_logged.unwrap_or(settings.missed_calls_logged);
@@ -906,6 +929,7 @@ impl Simulator {
             link_only_share: Some(settings.link_only_share),
             early_event_share: Some(settings.early_event_share),
             started_share: Some(settings.started_share),
+            escalation: Some(settings.escalation),
             discovery_redirect: settings.discovery_redirect.clone(),
             user_redirect: settings.user_redirect.clone(),
             conversation_logs: Some(settings.conversation_logs),

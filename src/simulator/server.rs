@@ -443,7 +443,9 @@ async fn route(
         ["communication", "conversations", rest @ ..] => {
             messaging::conversations(server, application, exchange, rest).await
         }
-        ["communication", "onlineMeetingInvitations"] => Err(Failure::not_found()),
+        ["communication", "onlineMeetingInvitations"] => {
+            messaging::start_online_meeting(server, application, exchange).await
+        }
         ["communication", "messagingInvitations" | "onlineMeetingInvitations", rest @ ..] => {
             messaging::messaging_invitations(server, application, exchange, rest).await
         }

@@ -38,10 +38,10 @@ pub(super) trait Dialect: Send + Sync {
     fn time_from_text(&self, placeholder: &str) -> String;
     /// Whether an index tells which messages may have this text in them.
     fn narrows(&self, text: &str) -> bool;
-    /// Adds ` AND ` and a condition that is true where that index names the message, if it [narrows](Dialect::narrows).
-    fn may_have_text(&self, sql: &mut Sql<'_>, text: &str);
     /// Adds a condition that is true where `m.body` has this text in it, as [`crate::query::fold::find`] does.
     fn has_text(&self, sql: &mut Sql<'_>, text: &str);
+    /// The same condition, which asks that index first, if it [narrows](Dialect::narrows).
+    fn finds_text(&self, sql: &mut Sql<'_>, text: &str);
 }
 
 /// A finished statement.
@@ -116,9 +116,12 @@ impl<'d> Sql<'d> {
         for term in query.terms.iter().filter(|term| term.is_of_text()) {
             // An index does not tell what is not in a text.
             if let Term { negated: false, condition: Condition::Text(text) } = term {
-                self.dialect.may_have_text(self, text);
+                let dialect = self.dialect;
+                dialect.finds_text(self.push(" AND ("), text);
+                self.push(")");
+            } else {
+                self.and(term, query);
             }
-            self.and(term, query);
         }
         self
     }

@@ -54,6 +54,11 @@ impl Application {
         self.link("communication", "startMessaging")
     }
 
+    /// `startOnlineMeeting` of `communication`, for a meeting of the moment. Absent when policies forbid meetings.
+    pub fn start_online_meeting(&self) -> Option<Url> {
+        self.link("communication", "startOnlineMeeting")
+    }
+
     /// `conversations` of `communication`.
     pub fn conversations(&self) -> Option<Url> {
         self.link("communication", "conversations")
@@ -107,6 +112,7 @@ mod tests {
              <resource rel=\"me\" href=\"/me\"><link rel=\"makeMeAvailable\" href=\"/avail\"/>\
              <property name=\"name\">Alice A</property></resource>\
              <resource rel=\"communication\" href=\"/c\"><link rel=\"startMessaging\" href=\"/start\"/>\
+             <link rel=\"startOnlineMeeting\" href=\"/meet?onlineMeetingUri=adhoc\"/>\
              <link rel=\"conversations\" href=\"/all?filter=active\"/></resource>",
         )
         .unwrap();
@@ -116,6 +122,7 @@ mod tests {
         assert_eq!(application.make_me_available(), at("/avail"));
         assert_eq!(application.report_my_activity(), None);
         assert_eq!(application.start_messaging(), at("/start"));
+        assert_eq!(application.start_online_meeting(), at("/meet?onlineMeetingUri=adhoc"));
         assert_eq!(application.conversations(), at("/all?filter=active"));
         assert_eq!(application.conversation_logs(), None);
         assert_eq!(application.display_name().as_deref(), Some("Alice A"));

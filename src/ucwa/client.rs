@@ -118,6 +118,19 @@ pub struct OutgoingInvitation {
     pub message: Option<String>,
 }
 
+/// Input of the resource `startOnlineMeeting`, for a meeting of the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewMeeting {
+    /// New for each meeting; the events about its invitation carry it.
+    pub operation_id: OperationId,
+    /// At most 250 characters.
+    pub subject: Option<String>,
+    /// `Normal`, `Urgent` or `Emergency`.
+    pub importance: String,
+    /// Ties conversations together; at most 250 characters.
+    pub thread_id: Option<String>,
+}
+
 /// Whether the client may still make requests.
 pub type Permit = Arc<dyn Fn() -> bool + Send + Sync>;
 
@@ -430,6 +443,24 @@ impl UcwaClient {
         let input =
             Input { properties, links: message_link(invitation.message.as_deref()), ..Input::default() };
         self.create("startMessaging", href, &input).await
+    }
+
+    /// Starts an online meeting that this account is in and nobody else yet (resource `startOnlineMeeting`, POST). Returns
+    /// the address of the `onlineMeetingInvitation` as the server gave it; its events tell the conversation, which has no
+    /// messaging before that is added.
+    ///
+    /// # Errors
+    /// Like [`Self::start_messaging`].
+    pub async fn start_online_meeting(
+        &self,
+        href: &Url,
+        meeting: &NewMeeting,
+    ) -> Result<Option<String>, UcwaError> {
+        let mut properties =
+            vec![("operationId", meeting.operation_id.0.clone()), ("importance", meeting.importance.clone())];
+        properties.extend(meeting.subject.clone().map(|subject| ("subject", subject)));
+        properties.extend(meeting.thread_id.clone().map(|thread_id| ("threadId", thread_id)));
+        self.create("startOnlineMeeting", href, &Input { properties, ..Input::default() }).await
     }
 
     /// Opens the instant messages of a conversation that has none (resource `addMessaging`, POST). Returns the

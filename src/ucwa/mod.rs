@@ -34,7 +34,8 @@ pub use url::Url;
 pub use self::{
     application::{Application, NewApplication},
     client::{
-        EventParameters, OutgoingInvitation, Permit, PollAnswer, SignInMethod, SignInSettings, UcwaClient,
+        EventParameters, NewMeeting, OutgoingInvitation, Permit, PollAnswer, SignInMethod, SignInSettings,
+        UcwaClient,
     },
     discovery::{SignInStep, SignedIn},
     error::{Action, UcwaError},

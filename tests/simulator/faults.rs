@@ -442,6 +442,27 @@ async fn shares_follow_the_seed_and_other_accounts_are_left_alone() {
 }
 
 #[tokio::test]
+async fn a_fault_lets_pass_what_it_skips_and_leaving_a_conversation_is_not_reading_it() {
+    let simulator = simulator(|_| {}).await;
+    let mut user = User::sign_in(&simulator, "user0001", true).await;
+    let messaging = conversation(&mut user, "silent1").await;
+    let href = messaging.link("conversation").to_owned();
+    let request =
+        |method: Method| async { user.request(method, &href).send().await.unwrap().status().as_u16() };
+    let busy = |operation| Fault::new(FaultKind::status(503)).on(operation);
+    let leaving = simulator.inject(busy(Operation::LeaveConversation).skip(1)).unwrap();
+    let reading = simulator.inject(busy(Operation::Conversation).skip(2).times(2)).unwrap();
+    let mut answers = Vec::new();
+    for _ in 0..5 {
+        answers.push(request(Method::GET).await);
+    }
+    assert_eq!(answers, [200, 200, 503, 503, 200]);
+    assert_eq!((simulator.struck(reading), simulator.struck(leaving)), (2, 0));
+    assert_eq!([request(Method::DELETE).await, request(Method::DELETE).await], [204, 503]);
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
 async fn faults_are_switched_by_the_control_api() {
     let simulator = simulator(|settings| settings.admin_listen = Some("127.0.0.1:0".parse().unwrap())).await;
     let http = http();
@@ -452,7 +473,7 @@ async fn faults_are_switched_by_the_control_api() {
     };
     let switched_on = post(json!({
         "account": "user0001", "operation": "token", "fault": "status", "status": 400, "body": "oauth",
-        "subcode": "invalid_grant", "count": 2
+        "subcode": "invalid_grant", "count": 2, "skip": 0
     }))
     .await;
     assert_eq!(switched_on.text().await.unwrap(), "{\"id\":1}");

@@ -15,8 +15,8 @@ use percent_encoding::percent_decode_str;
 use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
 use ucwa_relay::simulator::{
-    CallRequest, ConversationPhase, IncomingState, LedgerSnapshot, MessageKind, OutgoingState, Simulator,
-    SimulatorSettings, TrafficSettings,
+    CallRequest, ConversationPhase, Escalation, IncomingState, LedgerSnapshot, MessageKind, OutgoingState,
+    SettingsChange, Simulator, SimulatorSettings, TrafficSettings,
 };
 
 use user::{LIMIT, Node, Package, UCWA_XML, User, http, token};
@@ -671,6 +671,77 @@ async fn a_third_person_makes_it_a_conference_with_new_addresses() {
     assert_eq!(user.send(&before, "x", "text/plain", "x").await.status(), StatusCode::NOT_FOUND);
     assert_eq!(user.send(&after, "x", "text/plain", "y").await.status(), StatusCode::CREATED);
     assert_eq!(simulator.ledger().outgoing[0].to.len(), 2);
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_meeting_that_a_user_starts_is_joined_at_once_and_others_are_brought_in() {
+    let simulator = simulator(|_| {}).await;
+    let mut user = User::sign_in(&simulator, "user0001", true).await;
+    let communication = user.application.embedded["communication"].clone();
+    let properties = [("operationId", "op-1"), ("subject", "Plan"), ("threadId", "thread-1")];
+    let answer = user.post(communication.link("startOnlineMeeting"), &properties, &[]).await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    let completed = user.wait("completed", "onlineMeetingInvitation").await;
+    assert_eq!(completed.status, "Success");
+    let invitation = user.resource_of(&completed).await;
+    let told = ["direction", "operationId", "subject", "threadId", "state"].map(|name| invitation.text(name));
+    assert_eq!(told, ["Outgoing", "op-1", "Plan", "thread-1", "Connected"]);
+    let conversation = user.read(invitation.link("conversation")).await;
+    assert_eq!(conversation.text("state"), "Conferenced");
+
+    // Its messaging is not there before it is added, which needs nobody else.
+    let messaging = user.read(conversation.link("messaging")).await;
+    assert_eq!(messaging.text("state"), "Disconnected");
+    user.seen.clear();
+    let answer = user.post(messaging.link("addMessaging"), &[("operationId", "op-2")], &[]).await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    assert_eq!(user.wait("completed", "messagingInvitation").await.status, "Success");
+    // Who declines does not end it, though nobody else is there yet.
+    for (name, status) in [("declines", "Failure"), ("silent1", "Success"), ("silent2", "Success")] {
+        user.seen.clear();
+        let to = format!("sip:{name}@contoso.example");
+        let properties = [("operationId", name), ("to", to.as_str())];
+        let answer = user.post(conversation.link("addParticipant"), &properties, &[]).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        assert_eq!(user.wait("completed", "participantInvitation").await.status, status, "{name}");
+    }
+    let participants = user.read(conversation.link("participants")).await;
+    assert_eq!(participants.links["participant"].len(), 2);
+    let messaging = user.read(conversation.link("messaging")).await;
+    assert_eq!(user.send(&messaging, "x", "text/plain", "hello").await.status(), StatusCode::CREATED);
+    assert_eq!(simulator.ledger().outgoing[0].to.len(), 2);
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_conversation_of_two_grows_only_where_the_settings_let_it() {
+    let simulator = simulator(|_| {}).await;
+    let mut user = User::sign_in(&simulator, "user0001", true).await;
+    for (number, escalation) in
+        [Escalation::Absent, Escalation::Refused, Escalation::Failing].into_iter().enumerate()
+    {
+        simulator.change_settings(SettingsChange { escalation: Some(escalation), ..Default::default() });
+        user.seen.clear();
+        user.start(&format!("sip:silent{number}@contoso.example"), None, "op").await;
+        let messaging = user.wait_connected().await;
+        let conversation = user.read(messaging.link("conversation")).await;
+        let offered = conversation.links.contains_key("addParticipant");
+        assert_eq!(offered, escalation != Escalation::Absent, "{escalation:?}");
+        if !offered {
+            continue;
+        }
+        let properties = [("operationId", "add"), ("to", "sip:silent9@contoso.example")];
+        let answer = user.post(conversation.link("addParticipant"), &properties, &[]).await;
+        if escalation == Escalation::Refused {
+            assert_eq!(answer.status(), StatusCode::CONFLICT);
+            continue;
+        }
+        let completed = user.wait("completed", "participantInvitation").await;
+        assert_eq!(completed.status, "Failure");
+        // The conversation of two goes on.
+        assert_eq!(user.send(&messaging, "x", "text/plain", "x").await.status(), StatusCode::CREATED);
+    }
     simulator.shutdown().await;
 }
 

@@ -22,6 +22,7 @@ pub(crate) struct PostgresDatabase {
     url: String,
     admin: String,
     name: String,
+    is_kept: bool,
 }
 
 impl PostgresDatabase {
@@ -34,9 +35,26 @@ impl PostgresDatabase {
     pub(crate) async fn on(admin: &str) -> Self {
         let name = format!("test_{}", uuid::Uuid::new_v4().simple());
         run(admin, format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")).await;
+        Self::named(admin, name)
+    }
+
+    /// The database with this name on that server, which is made if it is not there, and stays.
+    pub(crate) async fn kept_on(admin: &str, name: &str) -> Self {
+        let mut connection = PgConnection::connect(admin).await.expect("the server can be reached");
+        let there =
+            rows(&mut connection, &format!("SELECT 1 FROM pg_database WHERE datname = '{name}'")).await;
+        if there.is_empty() {
+            run(admin, format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")).await;
+        }
+        let mut database = Self::named(admin, name.to_owned());
+        database.is_kept = true;
+        database
+    }
+
+    fn named(admin: &str, name: String) -> Self {
         let mut url: url::Url = admin.parse().expect("a URL");
         url.set_path(&name);
-        Self { url: url.into(), admin: admin.to_owned(), name }
+        Self { url: url.into(), admin: admin.to_owned(), name, is_kept: false }
     }
 
     /// The same database for this user, who needs no password.
@@ -60,6 +78,9 @@ impl PostgresDatabase {
 
 impl Drop for PostgresDatabase {
     fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
         let (admin, statement) =
             (self.admin.clone(), format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
         let dropped = std::thread::spawn(move || {
@@ -166,8 +187,10 @@ fn is_running(data: &Path) -> bool {
 /// A server for one test, which may stop it; it keeps what it was told.
 pub(crate) struct OwnServer {
     installation: Installation,
-    folder: TempDir,
+    data: PathBuf,
     port: u16,
+    /// Goes with the server, if its data are not to be kept.
+    temporary: Option<TempDir>,
 }
 
 impl OwnServer {
@@ -184,12 +207,25 @@ impl OwnServer {
         let data = folder.path().join("data");
         installation.init(&data);
         let port = installation.start(&data, options);
-        Self { installation, folder, port }
+        Self { installation, data, port, temporary: Some(folder) }
+    }
+
+    /// Starts one whose data stay in this folder, or are there already.
+    pub(crate) fn start_kept_in(folder: &Path, options: &[&str]) -> Self {
+        let installation = Installation::find();
+        let data = folder.join("data");
+        if !data.exists() {
+            fs::create_dir_all(folder).expect("the folder can be made");
+            installation.own(folder);
+            installation.init(&data);
+        }
+        let port = installation.start(&data, options);
+        Self { installation, data, port, temporary: None }
     }
 
     /// Where it writes its log.
     pub(crate) fn log(&self) -> PathBuf {
-        self.data().join("log")
+        self.data.join("log")
     }
 
     /// Of the maintenance database.
@@ -199,23 +235,20 @@ impl OwnServer {
 
     /// As after a power cut.
     pub(crate) fn stop_immediately(&self) {
-        self.installation.pg_ctl(&self.data(), &["stop", "-m", "immediate"]);
+        self.installation.pg_ctl(&self.data, &["stop", "-m", "immediate"]);
     }
 
     /// After [`OwnServer::stop_immediately`], at the same address.
     pub(crate) fn start_again(&self) {
-        self.installation.start_at(&self.data(), self.port, &[]).expect("the server starts again");
-    }
-
-    fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.installation.start_at(&self.data, self.port, &[]).expect("the server starts again");
     }
 }
 
 impl Drop for OwnServer {
     fn drop(&mut self) {
+        let mode = if self.temporary.is_some() { "immediate" } else { "fast" };
         let mut stop = self.installation.command("pg_ctl");
-        let _ = stop.arg("-D").arg(self.data()).args(["stop", "-m", "immediate"]).status();
+        let _ = stop.arg("-D").arg(&self.data).args(["-w", "stop", "-m", mode]).status();
     }
 }
 

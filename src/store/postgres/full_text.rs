@@ -26,6 +26,10 @@ const LOCK: i64 = 6_076_142_301_170_134;
 /// for everything.
 const LONGEST_TEXT: usize = 100_000;
 
+/// Whether every word of `m.body` is in the index: it has at most [`LONGEST_TEXT`] characters, since it has no more bytes,
+/// which are told sooner.
+pub(super) const IS_WHOLE: &str = "octet_length(m.body) <= 100000";
+
 /// Letters of a word that are indexed: an entry has less than 2 KiB. Longer than any text that is looked for.
 const LONGEST_WORD: usize = 500;
 
@@ -109,6 +113,18 @@ pub(super) fn candidates(text: &str) -> Option<String> {
     if words.is_empty() { None } else { Some(format!("({}) | '{TOO_LONG}'", words.join(" & "))) }
 }
 
+/// Whether the index knows of a text whose words are [all in it](IS_WHOLE) if it has `text` in it, so that nobody has to look
+/// at the text: there is nothing to it but the beginning of one word. Of several words the index does not tell whether they
+/// stand in a row.
+pub(super) fn decides(text: &str) -> bool {
+    match pattern::words(text).as_slice() {
+        [word] => {
+            word.is_open && word.letters == fold::folded(text) && word.letters.chars().count() <= LONGEST_WORD
+        }
+        _ => false,
+    }
+}
+
 /// Whether there is an index that folds as this program does.
 pub(super) async fn is_there(pool: &PgPool) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
@@ -185,6 +201,24 @@ pub(super) async fn arrange(connection: &mut PgConnection, wanted: bool) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_beginning_of_one_word_needs_no_look_at_the_text() {
+        assert!(IS_WHOLE.ends_with(&format!(" {LONGEST_TEXT}")));
+        for (text, decided) in [
+            ("Köl", true),
+            ("budget2", true),
+            ("会", false),
+            ("budget.", false),
+            ("(budget", false),
+            (" budget", false),
+            ("two words", false),
+            ("%", false),
+        ] {
+            assert_eq!(decides(text), decided, "{text}");
+        }
+        assert!(!decides(&"a".repeat(LONGEST_WORD + 1)));
+    }
 
     #[test]
     fn candidates_are_words_by_their_beginning() {

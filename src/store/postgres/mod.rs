@@ -227,8 +227,14 @@ impl PostgresStore {
             ("lock_timeout", "2s"),
             ("idle_in_transaction_session_timeout", patience.as_str()),
         ]));
+        // A page is found sooner than further processes are started to look for it, and whoever reads leaves the others
+        // the database's processors.
         let reading = pool(settings.max_connections.max(1)).test_before_acquire(true).connect_lazy_with(
-            options.clone().options([("default_transaction_read_only", "on"), ("statement_timeout", "5min")]),
+            options.clone().options([
+                ("default_transaction_read_only", "on"),
+                ("statement_timeout", "5min"),
+                ("max_parallel_workers_per_gather", "0"),
+            ]),
         );
         let writer_id = uuid::Uuid::new_v4().to_string();
         let node = (role == Role::Server).then(|| settings.node.clone());

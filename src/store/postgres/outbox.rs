@@ -16,7 +16,8 @@ use super::{
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
     outbox::admission::{
-        ADMITTED_AT_ONCE, Admitted, GivenTime, Lookup, Refusal, Submission, admit, more_may_wait,
+        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, GivenTime, Lookup, Refusal, Submission, admit,
+        more_may_wait,
     },
     store::{
         ClaimSettings, ClaimedSend, NOT_FOLLOWED, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow,
@@ -48,7 +49,7 @@ const NEW_ROWS: &str = "
          CROSS JOIN LATERAL (SELECT o.id FROM outbox o
                               WHERE o.state = 'queued' AND o.destination IS NULL AND o.account = a.account
                               ORDER BY o.id
-                              LIMIT (SELECT $1 / count(*) FROM accounts)) r
+                              LIMIT (SELECT least($1 / count(*), $2) FROM accounts)) r
     )
     SELECT o.id, o.account, o.recipients, o.body, o.content_type, o.subject, o.importance, o.conversation_id,
            o.thread_id, o.send_after, o.expires_at
@@ -111,7 +112,11 @@ async fn admit_new_rows(
     now: Timestamp,
     settings: &ClaimSettings,
 ) -> Result<bool, sqlx::Error> {
-    let found = sqlx::query(NEW_ROWS).bind(ADMITTED_AT_ONCE).fetch_all(&mut *connection).await?;
+    let found = sqlx::query(NEW_ROWS)
+        .bind(ADMITTED_AT_ONCE)
+        .bind(ADMITTED_OF_ACCOUNT)
+        .fetch_all(&mut *connection)
+        .await?;
     if found.is_empty() {
         return Ok(false);
     }
@@ -281,9 +286,9 @@ async fn expire(connection: &mut PgConnection, now: Timestamp) -> Result<(), sql
     .map(drop)
 }
 
-/// Claims the first due row of every free destination of every account that is online here and held by this node ($4), and
-/// begins its attempt: as many as the account may send ($5 to $7, else $8). Who may send less than waits goes on after the
-/// destination at which the last claim stopped.
+/// Claims the first due row of every free destination of every account that is enabled, online here and held by this node
+/// ($4), and begins its attempt: as many as the account may send ($5 to $7, else $8). Who may send less than waits goes on
+/// after the destination at which the last claim stopped.
 /// Destinations are found by jumping from one to the next in the index, so the cost grows with the number of destinations
 /// and not with the queue. Accounts take turns when there are more rows than `limit`. A destination whose first row is
 /// being changed by its user is passed over.
@@ -311,6 +316,7 @@ const CLAIM: &str = "
                  WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = w.account_id)
           FROM waiting w
           JOIN account_status s ON s.account_id = w.account_id
+          JOIN accounts b ON b.id = w.account_id AND b.enabled
          WHERE s.state = 'online' AND s.node_id = $1 AND ($4::bigint[] IS NULL OR w.account_id = ANY ($4))
            AND coalesce((SELECT a.allowed FROM allowances a WHERE a.account_id = w.account_id), $8) > 0
         UNION ALL

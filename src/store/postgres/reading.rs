@@ -56,14 +56,22 @@ impl Dialect for PostgresDialect {
         self.is_indexed && full_text::candidates(text).is_some()
     }
 
-    fn may_have_text(&self, sql: &mut Sql<'_>, text: &str) {
-        if let Some(query) = full_text::candidates(text).filter(|_| self.is_indexed) {
-            sql.push(" AND ucwa_relay_search(m.body) @@ ").bind_text(query).push("::tsquery");
-        }
-    }
-
     fn has_text(&self, sql: &mut Sql<'_>, text: &str) {
         sql.push("m.body ~ ").bind_text(pattern::expression(text));
+    }
+
+    fn finds_text(&self, sql: &mut Sql<'_>, text: &str) {
+        let Some(query) = full_text::candidates(text).filter(|_| self.is_indexed) else {
+            return self.has_text(sql, text);
+        };
+        sql.push("ucwa_relay_search(m.body) @@ ").bind_text(query).push("::tsquery AND ");
+        if full_text::decides(text) {
+            sql.push("CASE WHEN ").push(full_text::IS_WHOLE).push(" THEN TRUE ELSE ");
+            self.has_text(sql, text);
+            sql.push(" END");
+        } else {
+            self.has_text(sql, text);
+        }
     }
 }
 

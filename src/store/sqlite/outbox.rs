@@ -17,7 +17,8 @@ use super::{
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
     outbox::admission::{
-        ADMITTED_AT_ONCE, Admitted, GivenTime, Lookup, Refusal, Submission, admit, more_may_wait,
+        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, GivenTime, Lookup, Refusal, Submission, admit,
+        more_may_wait,
     },
     store::{
         ClaimSettings, ClaimedSend, NOT_FOLLOWED, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow,
@@ -50,7 +51,7 @@ const NEW_ROWS: &str = "
                              FROM (SELECT n.id FROM outbox n INDEXED BY outbox_new
                                     WHERE n.state = 'queued' AND n.destination IS NULL AND n.account = a.account
                                     ORDER BY n.id
-                                    LIMIT (SELECT ?1 / count(*) FROM accounts)) r)) k
+                                    LIMIT (SELECT min(?1 / count(*), ?2) FROM accounts)) r)) k
      ORDER BY k.value";
 
 /// What was written into a new row.
@@ -110,8 +111,11 @@ async fn admit_new_rows(
     now: Timestamp,
     settings: &ClaimSettings,
 ) -> Result<bool, sqlx::Error> {
-    let ids: Vec<i64> =
-        sqlx::query_scalar(NEW_ROWS).bind(ADMITTED_AT_ONCE).fetch_all(&mut *connection).await?;
+    let ids: Vec<i64> = sqlx::query_scalar(NEW_ROWS)
+        .bind(ADMITTED_AT_ONCE)
+        .bind(ADMITTED_OF_ACCOUNT)
+        .fetch_all(&mut *connection)
+        .await?;
     if ids.is_empty() {
         return Ok(false);
     }
@@ -296,9 +300,9 @@ async fn expire(connection: &mut SqliteConnection, now: Timestamp) -> Result<(),
     .map(drop)
 }
 
-/// The first due row of every free destination of every account that is online here, as many as the account may send: who
-/// may send less than waits goes on after the destination at which the last claim stopped. Destinations are found by
-/// jumping from one to the next in the index, so the cost grows with the number of destinations and not with the queue.
+/// The first due row of every free destination of every account that is enabled and online here, as many as the account may
+/// send: who may send less than waits goes on after the destination at which the last claim stopped. Destinations are found
+/// by jumping from one to the next in the index, so the cost grows with the number of destinations and not with the queue.
 /// Accounts take turns when there are more rows than `limit`.
 async fn due_heads(
     connection: &mut SqliteConnection,
@@ -329,6 +333,7 @@ async fn due_heads(
                       WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = w.account_id)
                FROM waiting w
                JOIN account_status s ON s.account_id = w.account_id
+               JOIN accounts b ON b.id = w.account_id AND b.enabled
               WHERE s.state = 'online' AND s.node_id = ?1
                 AND coalesce((SELECT a.allowed FROM allowances a WHERE a.account_id = w.account_id), ?5) > 0
              UNION ALL

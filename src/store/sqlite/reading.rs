@@ -64,20 +64,21 @@ impl Dialect for SqliteDialect {
         self.is_indexed && full_text::candidates(text).is_some()
     }
 
-    fn may_have_text(&self, sql: &mut Sql<'_>, text: &str) {
-        if let Some(words) = full_text::candidates(text).filter(|_| self.is_indexed) {
-            sql.push(" AND m.id IN (SELECT f.rowid FROM messages_fts f WHERE f.messages_fts MATCH ")
-                .bind_text(words)
-                .push(")");
-        }
-    }
-
     fn has_text(&self, sql: &mut Sql<'_>, text: &str) {
         sql.push("CASE WHEN ")
             .push(UNREADABLE)
             .push(" THEN FALSE ELSE m.body REGEXP ")
             .bind_text(pattern::expression(text))
             .push(" END");
+    }
+
+    fn finds_text(&self, sql: &mut Sql<'_>, text: &str) {
+        if let Some(words) = full_text::candidates(text).filter(|_| self.is_indexed) {
+            sql.push("m.id IN (SELECT f.rowid FROM messages_fts f WHERE f.messages_fts MATCH ")
+                .bind_text(words)
+                .push(") AND ");
+        }
+        self.has_text(sql, text);
     }
 }
 
