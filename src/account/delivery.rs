@@ -383,7 +383,8 @@ impl Delivery {
         let before = Before::now(&self.context, SaidIn::NewConversation);
         self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
         let answer = self.context.client.start_messaging(&start_messaging, &invitation).await;
-        self.invitation_answered(answer, &operation_id, message.is_some(), before).await
+        self.invitation_answered(answer, problem_of_invitation, &operation_id, message.is_some(), before)
+            .await
     }
 
     /// Begins a meeting of nobody yet, for a group.
@@ -402,7 +403,7 @@ impl Delivery {
             view.invitation = InvitationProgress::Ringing;
         });
         let answer = self.context.client.start_online_meeting(start_online_meeting, &meeting).await;
-        self.invitation_answered(answer, &operation_id, false, before).await
+        self.invitation_answered(answer, problem_of_invitation, &operation_id, false, before).await
     }
 
     /// Opens the IM leg of a conversation that has none.
@@ -421,12 +422,14 @@ impl Delivery {
         let before = Before::now(&self.context, said_in);
         self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
         let answer = self.context.client.add_messaging(&link, &operation_id, message.as_deref()).await;
-        self.invitation_answered(answer, &operation_id, message.is_some(), before).await
+        self.invitation_answered(answer, problem_of_added_messaging, &operation_id, message.is_some(), before)
+            .await
     }
 
     async fn invitation_answered(
         &mut self,
         answer: Result<Option<String>, UcwaError>,
+        problem_of: fn(&UcwaError) -> Problem,
         operation_id: &OperationId,
         carries_text: bool,
         before: Before,
@@ -437,7 +440,7 @@ impl Delivery {
             }
             Ok(_) => Ok(None),
             Err(error) => {
-                let mut problem = problem_of_invitation(&error);
+                let mut problem = problem_of(&error);
                 if !carries_text && matches!(problem, Problem::Unknown) {
                     // What an invitation of which nothing was told is for may have come of it.
                     let connected = |view: &ConversationView| {
@@ -468,7 +471,13 @@ impl Delivery {
                             .not_reached(Healing::Permanent, why, error.status(), &reason_of(&error))
                             .unwrap_or_else(|| Self::refused_by(None, &error)))
                     }
-                    Problem::NotAccepted | Problem::LinkGone => Err(self.not_accepted(&error)),
+                    Problem::NotAccepted => Err(self.not_accepted(&error)),
+                    // The next attempt goes by what is read now: another link, or a new conversation.
+                    Problem::LinkGone => {
+                        let view = self.view.borrow().clone();
+                        self.ask_messaging(&view).await;
+                        Err(self.not_accepted(&error))
+                    }
                     Problem::Unknown => Err(self.settle(&error, before).await),
                 }
             }
@@ -1149,7 +1158,22 @@ fn problem_of_message(error: &UcwaError) -> Problem {
     }
 }
 
-/// `startMessaging` and `addMessaging`.
+/// `addMessaging` is asked of a conversation: whatever is not found there is that or its messaging, unless the answer
+/// says that it is the recipient.
+fn problem_of_added_messaging(error: &UcwaError) -> Problem {
+    match (error.status(), error.subcode().unwrap_or("None")) {
+        (Some(404 | 410), subcode)
+            if error.reason().is_some()
+                && subcode != "DestinationNotFound"
+                && !is_about_the_application(subcode) =>
+        {
+            Problem::LinkGone
+        }
+        _ => problem_of_invitation(error),
+    }
+}
+
+/// `startMessaging`, and what `addMessaging` has in common with it.
 fn problem_of_invitation(error: &UcwaError) -> Problem {
     match (error.status(), error.subcode().unwrap_or("None")) {
         (Some(404), subcode) if is_about_the_application(subcode) => Problem::NotAccepted,
