@@ -6,7 +6,10 @@ export RUSTDOCFLAGS = -D warnings
 # Checks pages for people who can't see them well. Its licence is MPL-2.0; it is used by tests and never shipped.
 AXE = target/tools/axe
 
-.PHONY: help test tools postgresql browser fmt clippy unit doc deny bench growth demo
+# Checks alert rules and metrics. Of Debian's package only this program is taken: no server is installed.
+PROMTOOL = target/tools/prometheus
+
+.PHONY: help test tools postgresql browser promtool systemd fmt clippy unit doc deny bench growth demo
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +25,8 @@ tools: ## Install what the checks need, if it is missing
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || $(MAKE) --no-print-directory browser
 	@[ -e $(AXE)/node_modules/axe-core/axe.min.js ] || { command -v npm >/dev/null || { echo "npm is missing (the tests of the admin page check with axe-core whether everybody can use it): apt-get install npm" >&2; exit 1; }; \
 	 npm install --silent --no-audit --no-fund --prefix $(AXE) axe-core@4.14.1; }
+	@command -v promtool >/dev/null || [ -x $(PROMTOOL)/usr/bin/promtool ] || $(MAKE) --no-print-directory promtool
+	@command -v systemd-analyze >/dev/null && command -v systemd-sysusers >/dev/null && command -v systemd-tmpfiles >/dev/null || $(MAKE) --no-print-directory systemd
 	@command -v cc >/dev/null || { echo "a C compiler is missing (SQLite and ring are built with it): apt-get install gcc libc6-dev" >&2; exit 1; }
 
 # The tests start servers of their own; the package shall not start one beside them.
@@ -38,6 +43,19 @@ browser: # Debian's browser and its driver, for the tests of the admin page
 	@echo "installing Chromium for the tests of the admin page"
 	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	 $$sudo apt-get install -y --no-install-recommends chromium chromium-driver fonts-dejavu-core || { $$sudo apt-get update && $$sudo apt-get install -y --no-install-recommends chromium chromium-driver fonts-dejavu-core; }
+
+promtool: # The checker of alert rules, out of Debian's package
+	@command -v apt-get >/dev/null || { echo "promtool is missing (Prometheus' checker of alert rules): install it" >&2; exit 1; }
+	@echo "fetching promtool for the tests of deploy/prometheus"
+	@mkdir -p $(PROMTOOL) && cd $(PROMTOOL) && rm -f prometheus_*.deb && \
+	 { apt-get download prometheus || { sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo apt-get update && apt-get download prometheus; }; } && \
+	 dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool && rm -f prometheus_*.deb
+
+systemd: # Its checkers of units, users and folders
+	@command -v apt-get >/dev/null || { echo "systemd-analyze, systemd-sysusers and systemd-tmpfiles are missing: the tests of deploy/systemd need them" >&2; exit 1; }
+	@echo "installing systemd's checkers for the tests of deploy/systemd"
+	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	 $$sudo apt-get install -y --no-install-recommends systemd || { $$sudo apt-get update && $$sudo apt-get install -y --no-install-recommends systemd; }
 
 fmt:
 	$(CARGO) fmt --all --check
