@@ -9,7 +9,7 @@ AXE = target/tools/axe
 # Checks alert rules and metrics. Of Debian's package only this program is taken: no server is installed.
 PROMTOOL = target/tools/prometheus
 
-.PHONY: help test tools postgresql browser promtool systemd fmt clippy unit doc deny bench growth demo
+.PHONY: help test tools postgresql browser promtool systemd fmt clippy unit doc deny bench growth validate deb trydeb demo
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,44 @@ bench: ## What this machine can do, on SQLite and on PostgreSQL: about ten minut
 # What docs/scaling.md shows: MESSAGES=10000000 takes hours and tens of gigabytes in FOLDER.
 growth: ## How the archive behaves as it grows (MESSAGES, ACCOUNTS, FOLDER)
 	$(CARGO) bench --locked --bench growth -- --messages $(or $(MESSAGES),1000000) --accounts $(or $(ACCOUNTS),1000) --sample 20000 --folder $(or $(FOLDER),/var/tmp)
+
+# Schemas of compose files and of Kubernetes from PyPI, a linter from npm. The image itself is not built, but the program is
+# checked from what the image copies.
+VALIDATORS = target/tools/validators
+DOCKERFILE_LINT = target/tools/dockerfilelint
+
+validate: ## Check image, compose file and Kubernetes manifests, without any of them
+	@[ -x $(VALIDATORS)/bin/check-jsonschema ] && [ -x $(VALIDATORS)/bin/kubernetes-validate ] || { \
+	 python3 -m venv $(VALIDATORS) && $(VALIDATORS)/bin/pip install --quiet check-jsonschema==0.39.0 kubernetes-validate==1.37.0; }
+	$(VALIDATORS)/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/docker/compose.yaml
+	$(VALIDATORS)/bin/kubernetes-validate --strict deploy/kubernetes/ucwa-relay.yaml
+	@[ -x $(DOCKERFILE_LINT)/node_modules/.bin/dockerfilelint ] || npm install --silent --no-audit --no-fund --prefix $(DOCKERFILE_LINT) dockerfilelint@1.8.0
+	$(DOCKERFILE_LINT)/node_modules/.bin/dockerfilelint deploy/docker/Dockerfile
+	rm -rf target/image && mkdir -p target/image
+	@awk '$$1 == "COPY" && $$2 !~ /^--/ { for (i = 2; i < NF; i++) print $$i }' deploy/docker/Dockerfile | xargs cp -r --target-directory target/image
+	$(CARGO) check --locked --manifest-path target/image/Cargo.toml --target-dir target
+	rm -rf target/image
+
+# PROFILE=dev packages what has just been built, for trying the package and not for shipping.
+PROFILE = dist
+BUILT = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/ucwa-relay
+PACKAGE = target/package
+
+deb: ## A Debian package of this machine's architecture (PROFILE)
+	@$(CARGO) deb --version >/dev/null 2>&1 || { echo "cargo-deb is missing: cargo install --locked cargo-deb" >&2; exit 1; }
+	$(CARGO) build --locked --profile $(PROFILE)
+	@rm -rf $(PACKAGE) && mkdir -p $(PACKAGE)
+	$(BUILT) completions bash > $(PACKAGE)/ucwa-relay.bash
+	$(BUILT) completions zsh > $(PACKAGE)/_ucwa-relay
+	$(BUILT) completions fish > $(PACKAGE)/ucwa-relay.fish
+	$(CARGO) deb --locked --no-build --profile $(PROFILE) --deb-revision $(or $(REVISION),1)
+
+# Needs root, mmdebstrap and systemd-container (Debian), and a mirror: no part of make test.
+trydeb: ## Install, start, upgrade, remove and purge the package in a Debian of its own (PROFILE)
+	$(MAKE) --no-print-directory deb REVISION=1
+	rm -rf target/trydeb && mkdir -p target/trydeb && mv target/debian/*-1_*.deb target/trydeb/
+	$(MAKE) --no-print-directory deb REVISION=2
+	deploy/debian/try target/trydeb/*-1_*.deb target/debian/*-2_*.deb
 
 demo: ## See it work: simulator, relay and lively traffic on loopback
 	$(CARGO) run --locked --release -- demo
