@@ -10,6 +10,7 @@
 //! [`data_uri`], [`html`], [`time`]) need no network.
 
 mod application;
+mod certificates;
 mod challenge;
 pub mod character;
 mod client;
@@ -24,6 +25,7 @@ mod http;
 pub mod json;
 pub mod model;
 mod ntlm;
+mod observe;
 pub mod time;
 mod token;
 mod trust;
@@ -33,6 +35,7 @@ pub use url::Url;
 
 pub use self::{
     application::{Application, NewApplication},
+    certificates::{CertificateLog, ShownCertificate},
     client::{
         EventParameters, NewMeeting, OutgoingInvitation, Permit, PollAnswer, SignInMethod, SignInSettings,
         UcwaClient,
@@ -41,4 +44,5 @@ pub use self::{
     error::{Action, UcwaError},
     http::{HttpClients, HttpSettings},
     model::{Continuation, Event, EventBatch, EventKind, Link, Reason, Resource, Sender},
+    observe::{Exchange, Observation, Observer},
 };
