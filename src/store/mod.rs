@@ -12,6 +12,7 @@ mod browse;
 mod columns;
 mod coverage;
 mod health;
+mod inspect;
 mod known_accounts;
 mod leases;
 mod migrations;
@@ -45,6 +46,7 @@ pub use self::{
         OpenGap, ParticipantStay, TranscriptMessage, TranscriptPage, TroubledAccount,
     },
     coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap, Stretch},
+    inspect::{ClockReading, Connections, Inspection, SchemaVersion, inspect},
     leases::{Cluster, ClusterStore, LeaseStore, Leases},
     quarantine::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload},
     reading::{
@@ -198,11 +200,16 @@ pub enum Role {
 /// [`StoreError::Url`] for a database that this program does not speak, [`StoreError::Schema`] for one that a newer program has
 /// migrated, [`StoreError::InUse`] if another server runs on it (PostgreSQL: one of the same name), [`StoreError::CannotOpen`] or [`StoreError::Unavailable`] if it cannot be opened.
 pub async fn connect(settings: &StoreSettings, role: Role) -> Result<SharedStore, StoreError> {
-    if settings.url.starts_with("postgres://") || settings.url.starts_with("postgresql://") {
+    if is_postgres(&settings.url) {
         Ok(Arc::new(postgres::PostgresStore::connect(settings, role).await?))
     } else {
         Ok(Arc::new(sqlite::SqliteStore::connect(settings, role).await?))
     }
+}
+
+/// Which dialect a URL is for.
+fn is_postgres(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
 
 /// A URL for people.
