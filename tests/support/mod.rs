@@ -243,6 +243,8 @@ pub(crate) struct Relay {
     postgres: Option<PostgresDatabase>,
     /// A file that may not grow is an error for the server, and not its end.
     pub survives_full_files: bool,
+    /// What a shell is told before it becomes the program.
+    prelude: Option<String>,
 }
 
 impl Relay {
@@ -277,7 +279,7 @@ impl Relay {
 
     fn write(discovery_url: &str, postgres: Option<PostgresDatabase>, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let relay = Self { folder, server: None, postgres, survives_full_files: false };
+        let relay = Self { folder, server: None, postgres, survives_full_files: false, prelude: None };
         // Many servers run at once on the machine that tests.
         let admin = if more.contains("[admin]") { "" } else { "[admin]\nlisten = \"127.0.0.1:0\"\n" };
         let text = format!(
@@ -313,9 +315,21 @@ impl Relay {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(BINARY);
+        let mut command = match &self.prelude {
+            None => Command::new(BINARY),
+            Some(prelude) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("{prelude}; exec \"$0\" \"$@\""), BINARY]);
+                shell
+            }
+        };
         command.current_dir(self.folder.path()).args(arguments).env("NO_COLOR", "1");
         command
+    }
+
+    /// From now on every run of the program is limited in its file descriptors, as `ulimit` in a shell says.
+    pub(crate) fn limit_descriptors(&mut self, ulimit: &str) {
+        self.prelude = Some(ulimit.to_owned());
     }
 
     /// Runs a command of the program to its end.
