@@ -31,6 +31,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod descriptors;
+pub mod doctor;
 
 pub mod evidence;
 pub mod export;

@@ -30,12 +30,14 @@ pub(in crate::store) async fn inspect(settings: &StoreSettings) -> Result<Inspec
 
 async fn look(connection: &mut PgConnection, settings: &StoreSettings) -> Result<Inspection, StoreError> {
     let failed = failed("looking at it");
-    let version: String = sqlx::query_scalar("SHOW server_version").fetch_one(&mut *connection).await.map_err(&failed)?;
+    let version: String =
+        sqlx::query_scalar("SHOW server_version").fetch_one(&mut *connection).await.map_err(&failed)?;
     let asked = Timestamp::now();
-    let microseconds: i64 = sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(&failed)?;
+    let microseconds: i64 =
+        sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(&failed)?;
     let answered = Timestamp::now();
     let clock = Timestamp::from_microsecond(microseconds)
         .ok()

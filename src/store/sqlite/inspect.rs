@@ -1,10 +1,7 @@
 //! A look at a SQLite file that changes nothing.
 
 use jiff::Timestamp;
-use sqlx::{
-    Connection as _, Row, SqliteConnection,
-    sqlite::SqliteConnectOptions,
-};
+use sqlx::{Connection as _, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use super::{BUSY_TIMEOUT, Location, column::time_text, locate, migrations};
 use crate::store::{
@@ -23,12 +20,9 @@ pub(in crate::store) async fn inspect(settings: &StoreSettings) -> Result<Inspec
         Location::Memory => options.in_memory(true),
         Location::File(path) => options.filename(path).create_if_missing(false),
     };
-    let mut connection =
-        SqliteConnection::connect_with(&options).await.map_err(|source| StoreError::CannotOpen {
-            database: settings.url.clone(),
-            advice: ADVICE,
-            source,
-        })?;
+    let mut connection = SqliteConnection::connect_with(&options).await.map_err(|source| {
+        StoreError::CannotOpen { database: settings.url.clone(), advice: ADVICE, source }
+    })?;
     let looked = look(&mut connection, &settings.node).await;
     // What was found does not depend on it.
     let _ = connection.close().await;
