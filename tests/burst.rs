@@ -43,6 +43,10 @@ impl Scene {
         std::fs::write(relay.folder.path().join("password"), "simulated").unwrap();
         relay.tool_ok(&["migrate"]);
         let mut sql = relay.connect().await;
+        if kind == Kind::Sqlite {
+            // As a program should that inserts beside thousands of others' rows, on a disk that other tests use as well.
+            sql.run("PRAGMA busy_timeout = 60000").await.unwrap();
+        }
         relay.start();
         let everybody = i64::try_from(accounts.len()).unwrap();
         eventually("every account is online", async || {
@@ -126,13 +130,26 @@ async fn twenty_thousand_rows_under_every_fault_all_end_as_the_server_says(kind:
     assert_eq!(scene.sql.count("outbox").await, rows);
     let reckoning = scene.relay.reckon_with(&scene.simulator.ledger()).await;
     let none = Vec::<String>::new();
-    assert_eq!((&reckoning.duplicated, &reckoning.out_of_order), (&none, &none));
+    let alike = "SELECT m.id, m.account_id, m.conversation_id, m.session_id, m.source, m.status, m.outbox_id, m.sent_at,
+                        m.archived_at, m.href, m.operation_id, m.body
+                   FROM messages m
+                   JOIN (SELECT account_id, body FROM messages WHERE direction = 'outgoing'
+                          GROUP BY account_id, body HAVING count(*) > 1) d
+                     ON d.account_id = m.account_id AND d.body = m.body
+                  WHERE m.direction = 'outgoing' ORDER BY m.body, m.id";
+    assert_eq!(
+        (&reckoning.duplicated, &reckoning.out_of_order),
+        (&none, &none),
+        "{:#?}",
+        scene.sql.rows(alike).await
+    );
     println!("faults struck: {struck:?}; uncertain rows: {}", reckoning.uncertain);
     assert!(reckoning.uncertain * 100 <= usize::try_from(rows).unwrap(), "{} uncertain", reckoning.uncertain);
     let healthy_and_failed = "SELECT account, recipients, attempts, last_code, last_subcode, last_error FROM outbox
                                WHERE state = 'failed' AND recipients NOT LIKE 'sip:deaf%' AND recipients NOT LIKE 'sip:missing%'";
     assert_eq!(scene.sql.rows(healthy_and_failed).await, Vec::<String>::new());
-    let missing = "outbox WHERE recipients LIKE 'sip:missing%' AND state <> 'failed'";
+    // Of a call whose answer was lost nobody may be able to tell that it was refused.
+    let missing = "outbox WHERE recipients LIKE 'sip:missing%' AND state NOT IN ('failed', 'uncertain')";
     assert_eq!(scene.sql.count(missing).await, 0);
 }
 
