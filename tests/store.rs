@@ -861,6 +861,73 @@ async fn the_text_of_a_call_that_can_not_be_read_is_archived_when_it_was_accepte
     assert_eq!(outside.rows("SELECT recipients FROM message_history").await, ["sip:bob@contoso.com"]);
 }
 
+/// Of a call whose event only links it, a log may tell before the link turns out to lead nowhere.
+async fn a_log_that_is_read_before_a_call_can_not_be_read_leads_to_one_message(kind: Kind) {
+    let database = Database::new(kind).await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    database.store.enqueue(&row("bob@contoso.com")).await.unwrap();
+    let send = database.claim().await.remove(0);
+    let href = "/invitations/1".to_owned();
+    alice.send_fact(&send, SendOutcome::InvitationAccepted { invitation_href: Some(href.clone()) }).await;
+    let linked = |phase, status| {
+        Fact::Invitation(InvitationFact {
+            href: href.clone(),
+            kind: InvitationKind::Messaging,
+            phase,
+            direction: None,
+            state: None,
+            operation_id: None,
+            conversation_href: None,
+            derived_conversation_href: None,
+            thread_id: None,
+            subject: None,
+            importance: None,
+            from: None,
+            to_uri: None,
+            online_meeting_uri: None,
+            content: Content::default(),
+            status,
+            reason: None,
+            link_only: true,
+        })
+    };
+    alice.events("/events?ack=2", vec![linked(Phase::Started, None)]).await;
+    alice.events("/events?ack=3", vec![linked(Phase::Completed, Some(OperationStatus::Success))]).await;
+    let bob = Person {
+        contact_uri: None,
+        href: None,
+        uri: Some("sip:bob@contoso.com".to_owned()),
+        name: Some("bob".to_owned()),
+    };
+    let logged = LoggedMessage {
+        sent_at: Timestamp::now(),
+        direction: Direction::Outgoing,
+        sender: None,
+        content: Content { plain: Some("Deploy finished".to_owned()), html: None },
+    };
+    let log = LoggedConversation {
+        href: "/logs/bob".to_owned(),
+        thread_id: Some("thread of bob".to_owned()),
+        people: vec![bob],
+        messages: vec![logged],
+        ..LoggedConversation::default()
+    };
+    alice.answer(Fact::Logged(log)).await;
+    let fetch = Fetch {
+        resource: FetchedResource::Invitation(InvitationKind::Messaging),
+        href: href.clone(),
+        conversation_href: None,
+    };
+    alice.answer(Fact::Unfetchable(Unfetchable { fetch, why: "404".to_owned() })).await;
+    database.store.settle_overdue(Timestamp::now() + 61.seconds()).await.unwrap();
+    assert_eq!(
+        outside.rows("SELECT body, status, outbox_id FROM messages").await,
+        ["Deploy finished|delivered|1"]
+    );
+    assert_eq!(outside.rows("SELECT state FROM outbox").await, ["delivered"]);
+}
+
 async fn a_spoilt_account_leaves_the_others_messages_settled(kind: Kind) {
     let database = Database::new(kind).await;
     let mut outside = database.outside().await;
@@ -1823,6 +1890,7 @@ on_both_databases!(
     a_log_tells_of_a_call_whose_events_never_came_what_is_archived_once,
     the_text_of_a_call_without_events_is_dated_when_it_was_accepted,
     the_text_of_a_call_that_can_not_be_read_is_archived_when_it_was_accepted,
+    a_log_that_is_read_before_a_call_can_not_be_read_leads_to_one_message,
     a_spoilt_account_leaves_the_others_messages_settled,
     ids_of_removed_rows_are_not_given_again,
     payloads_are_quarantined_outside_a_batch_too,

@@ -590,6 +590,8 @@ impl Workspace {
             let send = self.outbox.by_id(attempt.outbox)?;
             Some((self.outbox.get(send).account, attempt.operation_id.clone()))
         }));
+        operations
+            .extend(self.invitations.iter().filter_map(|row| Some((row.account, row.operation_id.clone()?))));
         operations.sort_unstable();
         operations.dedup();
         operations
