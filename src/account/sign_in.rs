@@ -152,12 +152,27 @@ async fn read_password(
     environment: &AccountEnvironment,
     account: &Account,
 ) -> Result<SecretString, SignInFailure> {
+    match resolve(environment, account).await? {
+        // The row was read before this account's turn came; meanwhile the password may have been sealed with a new key.
+        Err(error @ SecretError::Unsealable { .. }) => {
+            match environment.store.account(&account.sip_uri).await? {
+                Some(now) if now.secret != account.secret => Ok(resolve(environment, &now).await??),
+                _ => Err(error.into()),
+            }
+        }
+        password => Ok(password?),
+    }
+}
+
+async fn resolve(
+    environment: &AccountEnvironment,
+    account: &Account,
+) -> Result<Result<SecretString, SecretError>, SignInFailure> {
     let (uri, secret) = (account.sip_uri.clone(), account.secret.clone());
     let key_file = Arc::clone(&environment.key_file);
-    match tokio::task::spawn_blocking(move || secrets::resolve(&uri, &secret, &key_file)).await {
-        Ok(password) => Ok(password?),
-        Err(_) => Err(SignInFailure::Temporary("reading the password was interrupted".to_owned(), None)),
-    }
+    tokio::task::spawn_blocking(move || secrets::resolve(&uri, &secret, &key_file))
+        .await
+        .map_err(|_| SignInFailure::Temporary("reading the password was interrupted".to_owned(), None))
 }
 
 enum Resumed {

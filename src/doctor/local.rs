@@ -94,6 +94,13 @@ pub(super) fn key_file(config: &Config, subjects: &[Subject]) -> Step {
         .filter(|(account, sealed)| key.open(account, sealed).is_err())
         .map(|(account, _)| account.to_string())
         .collect();
+    if refused.is_empty() && key.keys() > 1 {
+        let found =
+            format!("{} holds {} keys: a new one and what it is to replace", path.display(), key.keys());
+        return Step::new("key file", Outcome::Warning, began.elapsed(), found).advise(
+            "`ucwa-relay account reseal` seals all passwords with the new one and drops the old ones",
+        );
+    }
     if refused.is_empty() {
         let found =
             format!("{} is its owner's alone and opens {} sealed passwords", path.display(), sealed.len());

@@ -20,6 +20,7 @@ mod postgres;
 mod quarantine;
 mod reading;
 mod rows;
+mod secrets;
 mod selection;
 mod sqlite;
 mod trouble;
@@ -53,6 +54,7 @@ pub use self::{
         ArchivedAccount, ArchivedMessage, ChainRange, ChainedMessage, ConversationDetails, DayCount,
         ExportOrder, Head, Page, Place, ReadingStore, Stay,
     },
+    secrets::{Resealed, SealedSecret, SecretStore},
 };
 
 /// What a store could not do, by what the caller can do about it.
@@ -150,6 +152,7 @@ pub trait Store:
     + HistoryStore
     + ReadingStore
     + LeaseStore
+    + SecretStore
 {
 }
 impl<T> Store for T where
@@ -162,6 +165,7 @@ impl<T> Store for T where
         + HistoryStore
         + ReadingStore
         + LeaseStore
+        + SecretStore
 {
 }
 

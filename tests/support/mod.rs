@@ -337,6 +337,13 @@ impl Relay {
         self.command(arguments).stdin(Stdio::null()).output().expect("the binary starts")
     }
 
+    /// Starts a command of the program that does not end by itself, or is not to.
+    pub(crate) fn start_tool(&self, arguments: &[&str]) -> Process {
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        Process::start(command)
+    }
+
     /// As [`Relay::tool`]; it has to succeed. Gives its stdout.
     pub(crate) fn tool_ok(&self, arguments: &[&str]) -> String {
         let output = self.tool(arguments);
@@ -352,6 +359,14 @@ impl Relay {
         let username = uri.trim_start_matches("sip:");
         let file = file.to_str().expect("a path in UTF-8");
         self.tool_ok(&["account", "add", uri, "--username", username, "--password-file", file]);
+    }
+
+    /// Gives an account a password that is not its own.
+    pub(crate) fn add_wrong_password(&self, uri: &str) {
+        let file = self.folder.path().join("wrong-password");
+        std::fs::write(&file, "wrong").expect("the password file is written");
+        let file = file.to_str().expect("a path in UTF-8");
+        self.tool_ok(&["account", "set-password", uri, "--password-file", file]);
     }
 
     /// Starts `run`.

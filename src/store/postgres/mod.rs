@@ -1,7 +1,7 @@
 //! PostgreSQL: one database for any number of programs.
 //!
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
-//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in
+//! - [`accounts`], [`secrets`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in
 //!   full beside its method. [`reading`]: the words for statements that stand once for all databases, in `store::reading`.
 //! - [`mod@inspect`]: a look that changes nothing. [`schema`], [`full_text`]: the schema, roles and rights. [`mod@column`]: how values stand in columns.
 //! - [`wake_up`]: `LISTEN`, for new rows of the queue and for leases.
@@ -28,6 +28,7 @@ mod outbox;
 mod quarantine;
 mod reading;
 mod schema;
+mod secrets;
 mod wake_up;
 
 use std::{

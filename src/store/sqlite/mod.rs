@@ -1,7 +1,7 @@
 //! SQLite: one file, one server at a time.
 //!
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
-//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in
+//! - [`accounts`], [`secrets`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in
 //!   full beside its method. [`reading`]: the words for statements that stand once for all databases, in `store::reading`.
 //! - [`mod@inspect`]: a look that changes nothing. [`migrations`], [`full_text`]: the schema. [`mod@column`]: how values stand in columns.
 //!
@@ -23,6 +23,7 @@ mod migrations;
 mod outbox;
 mod quarantine;
 mod reading;
+mod secrets;
 
 use std::{
     collections::BTreeSet,
