@@ -6,7 +6,7 @@ export RUSTDOCFLAGS = -D warnings
 # Checks pages for people who can't see them well. Its licence is MPL-2.0; it is used by tests and never shipped.
 AXE = target/tools/axe
 
-.PHONY: help test tools postgresql browser fmt clippy unit doc deny bench growth demo
+.PHONY: help test tools postgresql browser fmt clippy unit doc docs deny bench growth demo
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ unit:
 
 doc:
 	$(CARGO) doc --locked --no-deps --document-private-items
+
+docs: ## Write the documents anew that are made of the code and the migrations
+	UPDATE_DOCUMENTS=1 $(CARGO) test --locked --test documents -- --quiet
 
 deny: ## Licences, bans and sources of what we depend on
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
