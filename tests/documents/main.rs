@@ -1,6 +1,7 @@
 //! Documents that are made of the code say what the code says. `make docs` writes them anew.
 
 mod configuration;
+mod manual;
 
 use std::path::Path;
 
