@@ -38,15 +38,17 @@ fn the_reference_of_the_configuration_is_what_the_code_says() {
 
 fn describe(text: &mut String, section: &SectionReference, key: &KeyReference) {
     let KeyReference { name, meaning, values, default, examples } = key;
-    write!(text, "\n### `{}.{name}`\n\n{}\n\n", section.name, escape(meaning)).unwrap();
-    writeln!(text, "- takes {values}").unwrap();
+    write!(text, "\n### `{}.{name}`\n\n{}\n\n", section.name, escape(meaning))
+        .expect("a text takes everything");
+    writeln!(text, "- takes {values}").expect("a text takes everything");
     match default {
-        Some(default) => writeln!(text, "- default `{default}`").unwrap(),
-        None => writeln!(text, "- no fixed default; such as `{}`", examples.join("` or `")).unwrap(),
+        Some(default) => writeln!(text, "- default `{default}`").expect("a text takes everything"),
+        None => writeln!(text, "- no fixed default; such as `{}`", examples.join("` or `"))
+            .expect("a text takes everything"),
     }
     if section.name != "accounts" {
         let variable = format!("UCWA_RELAY__{}__{}", section.name, name).to_uppercase();
-        writeln!(text, "- environment `{variable}`").unwrap();
+        writeln!(text, "- environment `{variable}`").expect("a text takes everything");
     }
 }
 

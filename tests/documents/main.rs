@@ -9,7 +9,7 @@ use std::path::Path;
 fn check(document: &str, made: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
     if std::env::var_os("UPDATE_DOCUMENTS").is_some() {
-        std::fs::write(&path, made).unwrap();
+        std::fs::write(&path, made).expect("the document can be written");
         return;
     }
     let there = std::fs::read_to_string(&path).unwrap_or_default();

@@ -6,8 +6,11 @@ use clap::CommandFactory;
 use ucwa_relay::{cli::Cli, config};
 
 fn run(arguments: &[&str], folder: &Path) -> Vec<u8> {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_ucwa-relay")).args(arguments).current_dir(folder).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_ucwa-relay"))
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .expect("the program starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
 }
