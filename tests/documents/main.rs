@@ -1,7 +1,12 @@
 //! Documents that are made of the code say what the code says. `make docs` writes them anew.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod configuration;
 mod manual;
+mod schema;
+
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::path::Path;
 
