@@ -3,6 +3,7 @@
 
 mod configuration;
 mod manual;
+mod runbook;
 mod schema;
 
 #[path = "../support/mod.rs"]
