@@ -19,6 +19,7 @@ tools: ## Install what the checks need, if it is missing
 	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
 	@command -v python3 >/dev/null || { echo "python3 is missing (tests read exports with it): apt-get install python3" >&2; exit 1; }
 	@[ -n "$$TEST_POSTGRES_URL" ] || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || $(MAKE) --no-print-directory postgresql
+	@command -v psql >/dev/null && command -v pg_dump >/dev/null || $(MAKE) --no-print-directory postgresql
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || $(MAKE) --no-print-directory browser
 	@[ -e $(AXE)/node_modules/axe-core/axe.min.js ] || { command -v npm >/dev/null || { echo "npm is missing (the tests of the admin page check with axe-core whether everybody can use it): apt-get install npm" >&2; exit 1; }; \
 	 npm install --silent --no-audit --no-fund --prefix $(AXE) axe-core@4.14.1; }

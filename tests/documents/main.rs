@@ -1,6 +1,7 @@
 //! Documents that are made of the code say what the code says. `make docs` writes them anew.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod backup;
 mod configuration;
 mod manual;
 mod runbook;
