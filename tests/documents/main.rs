@@ -3,6 +3,7 @@
 
 mod backup;
 mod configuration;
+mod examples;
 mod manual;
 mod runbook;
 mod schema;
