@@ -7,6 +7,7 @@ mod examples;
 mod manual;
 mod runbook;
 mod schema;
+mod security;
 
 #[path = "../support/mod.rs"]
 mod support;
