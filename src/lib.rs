@@ -30,6 +30,8 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod descriptors;
+pub mod doctor;
 
 pub mod evidence;
 pub mod export;

@@ -19,12 +19,13 @@ use crate::{
     admin::AdminServer,
     archive::retry::RetryPolicy,
     config::{AdminSection, Config, UncertainPolicy},
+    descriptors::{self, Limits},
     outbox::{
         dispatcher::{self, Dispatcher},
         pace::Paces,
         pruning,
     },
-    store::{self, Allowances, ClaimSettings, Role, SharedStore},
+    store::{self, Allowances, ClaimSettings, Role, SharedStore, Store},
     systemd,
     ucwa::{EventParameters, HttpClients, HttpSettings},
 };
@@ -59,21 +60,8 @@ impl Relay {
                 format!("account {} of the configuration could not be declared", declared.sip_uri)
             })?;
         }
-        let extra_ca_pem = match &config.server.ca_file {
-            Some(path) => Some(
-                tokio::fs::read(path)
-                    .await
-                    .with_context(|| format!("server.ca_file {} can't be read", path.display()))?,
-            ),
-            None => None,
-        };
-        let clients = HttpClients::new(&HttpSettings {
-            extra_ca_pem,
-            request_timeout: config.server.request_timeout,
-            poll_margin: Duration::from_secs(30),
-            connect_timeout: Duration::from_secs(10),
-            allow_http: config.server.allow_http,
-        })?;
+        warn_of_few_descriptors(config, store.as_ref()).await?;
+        let clients = HttpClients::new(&http_settings(config).await?)?;
         let node = config.cluster.node_id.clone();
         let (states, writing_states) = StateBoard::start(Arc::clone(&store), node.clone());
         let current_states = states.current();
@@ -172,6 +160,43 @@ impl Relay {
     }
 }
 
+/// Says so where not every enabled account can get the connections that it needs. With several nodes each account counts
+/// here, too: the others may be gone.
+async fn warn_of_few_descriptors(config: &Config, store: &dyn Store) -> anyhow::Result<()> {
+    let enabled = store.accounts().await?.iter().filter(|account| account.enabled).count();
+    let needed = descriptors::needed(enabled, config.database.max_connections.get());
+    let limits = Limits::current();
+    if let Some(limit) = limits.soft.filter(|_| !limits.allow(needed)) {
+        tracing::warn!(
+            limit,
+            needed,
+            "the enabled accounts ({enabled}) may need up to {needed} file descriptors, and this process may have {limit}: \
+             accounts beyond that can't sign in, and the database can't be opened; {}",
+            descriptors::advice(needed)
+        );
+    }
+    Ok(())
+}
+
+/// How accounts talk HTTP.
+pub(crate) async fn http_settings(config: &Config) -> anyhow::Result<HttpSettings> {
+    let extra_ca_pem = match &config.server.ca_file {
+        Some(path) => Some(
+            tokio::fs::read(path)
+                .await
+                .with_context(|| format!("server.ca_file {} can't be read", path.display()))?,
+        ),
+        None => None,
+    };
+    Ok(HttpSettings {
+        extra_ca_pem,
+        request_timeout: config.server.request_timeout,
+        poll_margin: Duration::from_secs(30),
+        connect_timeout: Duration::from_secs(10),
+        allow_http: config.server.allow_http,
+    })
+}
+
 fn account_settings(config: &Config) -> AccountSettings {
     AccountSettings {
         discovery_url: config.server.discovery_url.clone(),
@@ -198,6 +223,9 @@ fn account_settings(config: &Config) -> AccountSettings {
 /// Runs the server until it is interrupted or terminated: a first signal stops it in order, a second one at once. Fails
 /// if the database can be written no more: whoever supervises the process starts it anew.
 pub fn run(config: &Config) -> anyhow::Result<()> {
+    if let Err(error) = descriptors::raise() {
+        tracing::warn!(%error, "the limit of file descriptors can't be raised to what this process is allowed");
+    }
     on_actix(async {
         let relay = Relay::start(config).await?;
         let admin = match relay.answer_admin(&config.admin).await {

@@ -164,9 +164,10 @@ on_both_databases!(
 fn usage_errors_end_with_2_and_help_with_0() {
     let place = Place::empty();
     let help = place.run(&["--help"]).succeeded();
-    for command in
-        ["run", "demo", "simulate", "init", "migrate", "account", "send", "outbox", "history", "decode"]
-    {
+    for command in [
+        "run", "demo", "simulate", "init", "migrate", "check", "account", "send", "outbox", "history",
+        "decode",
+    ] {
         assert!(help.stdout.contains(&format!("\n  {command} ")), "{command}: {help:?}");
     }
     place.run(&["--version"]).succeeded();

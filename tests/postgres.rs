@@ -475,29 +475,70 @@ async fn a_claim_reads_the_heads_of_the_queue_and_not_the_queue() {
     run(&mut sql, "UPDATE outbox SET state = 'delivered', revision = revision + 1 WHERE state = 'sending'")
         .await
         .unwrap();
-    // A backend counts what it has read at the latest when it ends.
     store.close().await;
-    let read = "SELECT (sum(idx_tup_read) + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'outbox'))::bigint
-                  FROM pg_stat_user_indexes WHERE relname = 'outbox'";
-    let backends =
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
-                       AND backend_type = 'client backend'";
-    let counted = async |sql: &mut PgConnection| -> i64 {
-        eventually("the store's connections are closed", async || {
-            (rows(sql, backends).await == ["0"]).then_some(())
-        })
-        .await;
-        rows(sql, read).await[0].parse().unwrap()
-    };
-    let before = counted(&mut sql).await;
+    let before = outbox_entries_read(&mut sql).await;
 
     let store = serve(database.url()).await;
     take_leases(&store).await;
     store.record_state(alice.account, AccountState::Online, None, NODE).await.unwrap();
     assert_eq!(store.claim_due(Timestamp::now(), &claiming()).await.unwrap().len(), 50);
     store.close().await;
-    let read = counted(&mut sql).await - before;
+    let read = outbox_entries_read(&mut sql).await - before;
     assert!(read < ROWS / 2, "{read} entries were read for 50 of {ROWS} rows");
+}
+
+/// A burst of one account must not make looking at its new rows dearer, and with it everybody's transactions.
+#[tokio::test]
+async fn an_admission_reads_what_it_admits_and_not_the_queue() {
+    const ROWS: i64 = 40_000;
+    const ACCOUNTS: i64 = 20;
+    const CLAIMS: i64 = 10;
+    let database = PostgresDatabase::new().await;
+    let store = serve(database.url()).await;
+    let mut online = Vec::new();
+    for account in 0..ACCOUNTS {
+        online.push(Online::new(&store, &format!("somebody.of.accounting.{account}")).await);
+    }
+    let mut sql = database.connect().await;
+    // What the planner knows is from when the queue was empty.
+    run(&mut sql, "ALTER TABLE outbox SET (autovacuum_enabled = off); ANALYZE outbox").await.unwrap();
+    let insert = format!(
+        "INSERT INTO outbox (account, recipients, body)
+         SELECT 'somebody.of.accounting.' || n % {ACCOUNTS} || '@contoso.com', 'bob' || n % 5 || '@contoso.com', 'text'
+           FROM generate_series(1, {ROWS}) n"
+    );
+    run(&mut sql, &insert).await.unwrap();
+    store.close().await;
+    let before = outbox_entries_read(&mut sql).await;
+
+    let store = serve(database.url()).await;
+    take_leases(&store).await;
+    for account in &online {
+        store.record_state(account.account, AccountState::Online, None, NODE).await.unwrap();
+    }
+    for _ in 0..CLAIMS {
+        store.claim_due(Timestamp::now(), &claiming()).await.unwrap();
+    }
+    store.close().await;
+    let admitted = rows(&mut sql, "SELECT id FROM outbox WHERE destination IS NOT NULL").await;
+    assert_eq!(admitted.len(), usize::try_from(CLAIMS).unwrap() * 200);
+    let read = outbox_entries_read(&mut sql).await - before;
+    assert!(read < ROWS, "{read} entries were read for {} of {ROWS} rows", admitted.len());
+}
+
+/// Entries of indexes and rows of the table that were read of the queue. A backend counts what it has read at the latest
+/// when it ends, so the store has to be closed.
+async fn outbox_entries_read(sql: &mut PgConnection) -> i64 {
+    let backends = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND pid <> pg_backend_pid()
+                       AND backend_type = 'client backend'";
+    eventually("the store's connections are closed", async || {
+        (rows(sql, backends).await == ["0"]).then_some(())
+    })
+    .await;
+    let read = "SELECT (sum(idx_tup_read) + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'outbox'))::bigint
+                  FROM pg_stat_user_indexes WHERE relname = 'outbox'";
+    rows(sql, read).await[0].parse().unwrap()
 }
 
 #[tokio::test]

@@ -391,7 +391,8 @@ CREATE UNIQUE INDEX outbox_idempotency ON outbox (
 ) WHERE idempotency_key IS NOT NULL;
 
 -- What the queue looks for is in partial indexes, so that finished rows cost nothing.
-CREATE INDEX outbox_new ON outbox (account, id) WHERE state = 'queued' AND destination IS NULL;
+-- Not of the column alone, so that what looks for new rows can be answered by no other index.
+CREATE INDEX outbox_new ON outbox ((account || ''), id) WHERE state = 'queued' AND destination IS NULL;
 CREATE INDEX outbox_queued ON outbox (account_id, destination, priority, id)
     WHERE state = 'queued' AND destination IS NOT NULL;
 CREATE INDEX outbox_sending ON outbox (account_id, destination) WHERE state = 'sending';

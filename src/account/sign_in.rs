@@ -11,6 +11,7 @@ use url::Url;
 
 use crate::{
     account::{AccountEnvironment, channel_state::ChannelEnd},
+    identifiers::SipUri,
     secrets::{self, SecretError},
     store::{Account, AttentionReason, Auth, NOT_FOLLOWED, Session, StoreError},
     ucwa::{
@@ -109,7 +110,7 @@ pub async fn sign_in(
     progress: Arc<dyn Fn(SignInStep) + Send + Sync>,
 ) -> Result<SignedIn, SignInFailure> {
     let settings = &environment.settings;
-    let method = method_of(account)?;
+    let method = method_of(&account.sip_uri, account.auth)?;
     let _permit = environment.gate.enter().await;
     let password = read_password(environment, account).await?;
     let (leases, id) = (environment.store.leases(), account.id);
@@ -152,8 +153,8 @@ pub async fn sign_in(
 }
 
 /// What the account's row asks for, if this program does it.
-fn method_of(account: &Account) -> Result<SignInMethod, SignInFailure> {
-    let instead = match account.auth {
+pub(crate) fn method_of(sip_uri: &SipUri, auth: Auth) -> Result<SignInMethod, SignInFailure> {
+    let instead = match auth {
         Auth::Password => return Ok(SignInMethod::Password),
         Auth::Ntlm => return Ok(SignInMethod::Ntlm),
         Auth::Kerberos => {
@@ -165,7 +166,7 @@ fn method_of(account: &Account) -> Result<SignInMethod, SignInFailure> {
              on the server set it to password or ntlm"
         }
     };
-    let words = format!("auth of {} is {}: {instead}", account.sip_uri, account.auth.as_str());
+    let words = format!("auth of {sip_uri} is {}: {instead}", auth.as_str());
     Err(SignInFailure::Attention(AttentionReason::SignInMethod, words, None))
 }
 
@@ -173,12 +174,27 @@ async fn read_password(
     environment: &AccountEnvironment,
     account: &Account,
 ) -> Result<SecretString, SignInFailure> {
+    match resolve(environment, account).await? {
+        // The row was read before this account's turn came; meanwhile the password may have been sealed with a new key.
+        Err(error @ SecretError::Unsealable { .. }) => {
+            match environment.store.account(&account.sip_uri).await? {
+                Some(now) if now.secret != account.secret => Ok(resolve(environment, &now).await??),
+                _ => Err(error.into()),
+            }
+        }
+        password => Ok(password?),
+    }
+}
+
+async fn resolve(
+    environment: &AccountEnvironment,
+    account: &Account,
+) -> Result<Result<SecretString, SecretError>, SignInFailure> {
     let (uri, secret) = (account.sip_uri.clone(), account.secret.clone());
     let key_file = Arc::clone(&environment.key_file);
-    match tokio::task::spawn_blocking(move || secrets::resolve(&uri, &secret, &key_file)).await {
-        Ok(password) => Ok(password?),
-        Err(_) => Err(SignInFailure::Temporary("reading the password was interrupted".to_owned(), None)),
-    }
+    tokio::task::spawn_blocking(move || secrets::resolve(&uri, &secret, &key_file))
+        .await
+        .map_err(|_| SignInFailure::Temporary("reading the password was interrupted".to_owned(), None))
 }
 
 enum Resumed {

@@ -25,6 +25,7 @@ use crate::{
     },
     identifiers::AccountId,
     metrics::{self, Restarted},
+    secrets,
     store::{Account, AccountState, Leases, StoreError},
 };
 
@@ -491,7 +492,7 @@ fn same_settings(known: &Account, read: &Account) -> bool {
     known.sip_uri == read.sip_uri
         && known.username == read.username
         && known.auth == read.auth
-        && known.secret == read.secret
+        && secrets::is_same_password(&known.secret, &read.secret)
         && known.enabled == read.enabled
         && known.invitations == read.invitations
 }

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     config::Config,
     identifiers::SipUri,
+    secrets::{Sealer, rotation},
     store::{Account, AccountOverview, Auth, InvitationPolicy, NewAccount, SecretSource, Store},
 };
 
@@ -55,6 +56,8 @@ pub enum AccountCommand {
         #[arg(value_name = "URI")]
         account: SipUri,
     },
+    /// Seal all passwords with a new key; running servers go on
+    Reseal(ResealOptions),
     /// All about one account
     Show {
         /// SIP address
@@ -83,6 +86,19 @@ pub struct AddOptions {
     invitations: Option<InvitationPolicy>,
     #[command(flatten)]
     password: PasswordOptions,
+}
+
+/// `account reseal`.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct ResealOptions {
+    /// Only put a new key into the key file, to be copied to the machines of other servers before the passwords are
+    /// resealed
+    #[arg(long)]
+    prepare: bool,
+    /// The other servers read the very same key file, and not copies of it
+    #[arg(long)]
+    shared: bool,
 }
 
 fn auth_parser() -> impl TypedValueParser<Value = Auth> {
@@ -116,11 +132,13 @@ pub(super) async fn account(config: &Config, command: AccountCommand) -> anyhow:
         AccountCommand::SetPassword { account, password } => {
             with_store(config, IfMissing::Refuse, async |store| {
                 let known = existing(store, &account).await?;
-                store.set_secret(known.id, &password.secret_source(&account, config)?).await?;
+                let given = password.secret_source(&account, config)?;
+                store.set_secret(known.id, &given.source).await?;
                 output::line(&format!("the password of {account} is changed"))
             })
             .await
         }
+        AccountCommand::Reseal(options) => reseal(config, &options).await,
         AccountCommand::Enable { account } => set_enabled(config, &account, true).await,
         AccountCommand::Disable { account } => set_enabled(config, &account, false).await,
         AccountCommand::Remove { account } => {
@@ -145,10 +163,46 @@ async fn add(config: &Config, options: AddOptions) -> anyhow::Result<()> {
                 "{account} is there already; change it with `ucwa-relay account set-password`, `enable` or `disable`"
             );
         }
-        let secret = password.secret_source(&account, config)?;
+        let given = password.secret_source(&account, config)?;
+        let secret = given.source.clone();
         let new = NewAccount { sip_uri: account.clone(), username: username.clone(), auth, secret, invitations };
         store.add_account(&new).await?;
         output::line(&format!("added {account}, which signs in as {username}"))
+    })
+    .await
+}
+
+async fn reseal(config: &Config, options: &ResealOptions) -> anyhow::Result<()> {
+    let key_file = config.key_file();
+    let shown = key_file.display();
+    if options.prepare {
+        let added = rotation::prepare(&key_file)?;
+        let found = if added { "has a new key besides the old one" } else { "has a new key already" };
+        return output::line(&format!(
+            "{shown} {found}; copy the file to the machines of the other servers, then run `ucwa-relay account reseal`"
+        ));
+    }
+    with_store(config, IfMissing::Refuse, async |store| {
+        let others = store.other_nodes(&config.cluster.node_id).await?;
+        let prepared = Sealer::load(&key_file)?.keys() > 1;
+        if !others.is_empty() && !options.shared && !prepared {
+            bail!(
+                "other servers run on this database: {}. If they read the very same key file, add --shared. If they have \
+                 copies of it, use `ucwa-relay account reseal --prepare` first, copy the file to them, and then reseal",
+                others.join(", ")
+            );
+        }
+        let rotation::Rotated { resealed, resumed } = rotation::rotate(&key_file, store).await?;
+        if resumed {
+            eprintln!("went on with the new key that {shown} had already");
+        }
+        if !others.is_empty() && !options.shared {
+            eprintln!("copy {shown} to the machines of the other servers once more: the old key is gone from it");
+        }
+        output::line(&format!(
+            "resealed {resealed} passwords with the new key in {shown}; back it up. Older copies of the database need the \
+             old key file"
+        ))
     })
     .await
 }

@@ -10,6 +10,7 @@
 mod account;
 mod actor;
 mod bench;
+mod check;
 mod coverage;
 mod decode;
 mod export;
@@ -80,6 +81,8 @@ pub enum Command {
     Init(init::InitOptions),
     /// Create the database or bring its schema up to date (`run` does so too)
     Migrate,
+    /// The doctor: look at everything that `run` needs, sign each account in, and say what to do
+    Check(check::CheckOptions),
     /// Accounts: list, add, change, remove; a running server picks changes up
     #[command(subcommand)]
     Account(account::AccountCommand),
@@ -168,6 +171,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             logging::start(&logging::filter_without_configuration(), log_format)?;
             return with_runtime(init::init(&options, path));
         }
+        // It says by itself what is wrong with the configuration, and what others would log.
+        Command::Check(options) => return with_runtime(check::check(&options, path)),
         _ => (),
     }
     let config = Config::load(path.as_deref())?;
@@ -194,6 +199,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             | Command::Simulate(_)
             | Command::Bench(_)
             | Command::Init(_)
+            | Command::Check(_)
             | Command::Decode(_)
             | Command::Completions { .. }
             | Command::Man(_) => unreachable!("was dealt with before the configuration was read"),

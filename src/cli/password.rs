@@ -15,7 +15,7 @@ use super::failure::UsageError;
 use crate::{
     config::Config,
     identifiers::SipUri,
-    secrets::{Sealer, without_line_end},
+    secrets::{KeyHold, Sealer, without_line_end},
     store::SecretSource,
 };
 
@@ -39,12 +39,13 @@ pub struct PasswordOptions {
 
 impl PasswordOptions {
     /// The source to store for `account`: sealed, or a reference.
-    pub(super) fn secret_source(&self, account: &SipUri, config: &Config) -> anyhow::Result<SecretSource> {
+    pub(super) fn secret_source(&self, account: &SipUri, config: &Config) -> anyhow::Result<GivenSecret> {
+        let given = |source| GivenSecret { source, _hold: None };
         if let Some(name) = &self.env {
-            return reference(&format!("env:{name}"));
+            return reference(&format!("env:{name}")).map(given);
         }
         if let Some(text) = &self.reference {
-            return reference(text);
+            return reference(text).map(given);
         }
         let password = if self.stdin {
             from_stdin()?
@@ -53,10 +54,22 @@ impl PasswordOptions {
         } else {
             ask(account)?
         };
-        let sealer = Sealer::load_or_create(&config.key_file())
-            .with_context(|| format!("cannot seal the password of {account}"))?;
-        Ok(SecretSource::Sealed(sealer.seal(account, &password)))
+        let key_file = config.key_file();
+        let failed = || format!("cannot seal the password of {account}");
+        Sealer::load_or_create(&key_file).with_context(failed)?;
+        let hold = KeyHold::shared(&key_file).with_context(failed)?;
+        // While it is held the newest key stays the newest.
+        let sealer = Sealer::load(&key_file).with_context(failed)?;
+        let source = SecretSource::Sealed(sealer.seal(account, &password));
+        Ok(GivenSecret { source, _hold: Some(hold) })
     }
+}
+
+/// What to store. The key that sealed it stays in the key file until this is dropped: not before it is stored.
+#[derive(Debug)]
+pub(super) struct GivenSecret {
+    pub(super) source: SecretSource,
+    _hold: Option<KeyHold>,
 }
 
 fn reference(text: &str) -> anyhow::Result<SecretSource> {

@@ -62,6 +62,15 @@ fn insert(dict: &mut Dict, path: &str, value: Value) {
     }
 }
 
+/// Names of the variables that set keys of the configuration.
+pub(super) fn overrides() -> Vec<String> {
+    let Environment(variables) = Environment::of_this_process();
+    let mut names: Vec<String> =
+        variables.into_iter().map(|(name, _)| name).filter(|name| name.starts_with(PREFIX)).collect();
+    names.sort_unstable();
+    names
+}
+
 pub(super) fn load(path: Option<&Path>, environment: Environment) -> Result<Config, ConfigError> {
     let file = match path {
         Some(path) => Some(path.to_owned()),

@@ -52,6 +52,11 @@ use crate::{
 /// Where the file is looked for when `--config` does not name one; the first that exists is read.
 pub const LOOKUP: [&str; 2] = ["ucwa-relay.toml", "/etc/ucwa-relay/ucwa-relay.toml"];
 
+/// Names of the environment variables that go over the file, not their values.
+pub fn overrides() -> Vec<String> {
+    load::overrides()
+}
+
 /// Everything that can be configured, validated.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -13,6 +13,7 @@ mod browse;
 mod columns;
 mod coverage;
 mod health;
+mod inspect;
 mod known_accounts;
 mod leases;
 mod migrations;
@@ -20,6 +21,7 @@ mod postgres;
 mod quarantine;
 mod reading;
 mod rows;
+mod secrets;
 mod selection;
 mod sqlite;
 mod trouble;
@@ -47,12 +49,14 @@ pub use self::{
         OpenGap, ParticipantStay, TranscriptMessage, TranscriptPage, TroubledAccount,
     },
     coverage::{AccountCoverage, Backfill, CoverageStore, FollowedSession, Gap, Stretch},
+    inspect::{ClockReading, Connections, Inspection, SchemaVersion, inspect},
     leases::{Cluster, ClusterStore, LeaseStore, Leases},
     quarantine::{QuarantineEntry, QuarantineFilter, QuarantineStore, QuarantinedPayload},
     reading::{
         ArchivedAccount, ArchivedMessage, ChainRange, ChainedMessage, ConversationDetails, DayCount,
         ExportOrder, Head, Page, Place, ReadingStore, Stay,
     },
+    secrets::{Resealed, SealedSecret, SecretStore},
 };
 
 /// What a store could not do, by what the caller can do about it.
@@ -150,6 +154,7 @@ pub trait Store:
     + HistoryStore
     + ReadingStore
     + LeaseStore
+    + SecretStore
 {
 }
 impl<T> Store for T where
@@ -162,6 +167,7 @@ impl<T> Store for T where
         + HistoryStore
         + ReadingStore
         + LeaseStore
+        + SecretStore
 {
 }
 
@@ -200,11 +206,16 @@ pub enum Role {
 /// [`StoreError::Url`] for a database that this program does not speak, [`StoreError::Schema`] for one that a newer program has
 /// migrated, [`StoreError::InUse`] if another server runs on it (PostgreSQL: one of the same name), [`StoreError::CannotOpen`] or [`StoreError::Unavailable`] if it cannot be opened.
 pub async fn connect(settings: &StoreSettings, role: Role) -> Result<SharedStore, StoreError> {
-    if settings.url.starts_with("postgres://") || settings.url.starts_with("postgresql://") {
+    if is_postgres(&settings.url) {
         Ok(Arc::new(postgres::PostgresStore::connect(settings, role).await?))
     } else {
         Ok(Arc::new(sqlite::SqliteStore::connect(settings, role).await?))
     }
+}
+
+/// Which dialect a URL is for.
+fn is_postgres(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
 
 /// A URL for people.

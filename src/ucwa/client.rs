@@ -11,10 +11,10 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use reqwest::Method;
+use reqwest::{Method, header::HeaderValue};
 use secrecy::SecretString;
 use url::{Origin, Url, form_urlencoded};
 
@@ -24,6 +24,7 @@ use super::{
     error::UcwaError,
     http::{Call, HttpClients, Parked, PollLease, Reply},
     model::{EventBatch, Reason, Resource},
+    observe::{Exchange, Observation, Observer},
     token::OriginTokens,
     trust::{Trust, resolve_within},
     xml::{self, Input, ParseError},
@@ -145,6 +146,7 @@ pub(super) struct Inner {
     pub settings: SignInSettings,
     pub password: SecretString,
     pub trust: Trust,
+    observer: Option<Observer>,
     poll_lease: PollLease,
     permit: Permit,
     tokens: Mutex<HashMap<Origin, Arc<OriginTokens>>>,
@@ -173,6 +175,34 @@ impl Inner {
         self.refused.store(true, Ordering::Relaxed);
     }
 
+    /// Makes a request and tells the observer, if there is one.
+    pub(super) async fn execute(
+        &self,
+        call: &Call<'_>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Reply, UcwaError> {
+        self.watched(call, self.http.execute(call, authorization)).await
+    }
+
+    /// Tells the observer what came of a request.
+    pub(super) async fn watched(
+        &self,
+        call: &Call<'_>,
+        exchange: impl Future<Output = Result<Reply, UcwaError>>,
+    ) -> Result<Reply, UcwaError> {
+        let began = Instant::now();
+        let outcome = exchange.await;
+        self.observe(|| Observation::Exchange(Exchange::new(call, began.elapsed(), &outcome)));
+        outcome
+    }
+
+    /// Tells the observer, if there is one.
+    pub(super) fn observe(&self, observation: impl FnOnce() -> Observation) {
+        if let Some(observer) = &self.observer {
+            observer(observation());
+        }
+    }
+
     pub(super) fn set_base(&self, base: &Url) {
         *self.base.lock().unwrap_or_else(PoisonError::into_inner) = Some(base.clone());
     }
@@ -192,11 +222,32 @@ impl UcwaClient {
         password: SecretString,
         permit: Permit,
     ) -> Self {
+        Self::build(clients, settings, password, permit, None)
+    }
+
+    /// As [`Self::new`]. `observer` is told of each request and what the sign-in finds on its way.
+    pub fn observed(
+        clients: &HttpClients,
+        settings: SignInSettings,
+        password: SecretString,
+        observer: Observer,
+    ) -> Self {
+        Self::build(clients, settings, password, Arc::new(|| true), Some(observer))
+    }
+
+    fn build(
+        clients: &HttpClients,
+        settings: SignInSettings,
+        password: SecretString,
+        permit: Permit,
+        observer: Option<Observer>,
+    ) -> Self {
         let inner = Inner {
             http: clients.clone(),
             trust: Trust::new(&settings),
             settings,
             password,
+            observer,
             poll_lease: clients.lease_poll_client(),
             permit,
             tokens: Mutex::new(HashMap::new()),
@@ -561,7 +612,7 @@ impl UcwaClient {
         self.inner.trust.require(&call.url)?;
         let token = self.token_for(&call.url).await.map_err(UcwaError::before_the_request)?;
         self.require_permit(call)?;
-        let reply = self.inner.http.execute(call, Some(&token.bearer)).await?;
+        let reply = self.inner.execute(call, Some(&token.bearer)).await?;
         if !reply.refuses_token() {
             return Ok(reply);
         }
@@ -570,7 +621,7 @@ impl UcwaClient {
             .await
             .map_err(UcwaError::before_the_request)?;
         self.require_permit(call)?;
-        self.inner.http.execute(call, Some(&renewed.bearer)).await
+        self.inner.execute(call, Some(&renewed.bearer)).await
     }
 
     fn require_permit(&self, call: &Call<'_>) -> Result<(), UcwaError> {

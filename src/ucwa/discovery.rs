@@ -160,7 +160,7 @@ impl UcwaClient {
         loop {
             self.inner.trust.require(&url)?;
             trail.visit(&url)?;
-            let reply = self.inner.http.execute(&Call::get("autodiscover", url.clone()), None).await?;
+            let reply = self.inner.execute(&Call::get("autodiscover", url.clone()), None).await?;
             let next = match reply.status {
                 301 | 302 | 303 | 307 | 308 => redirect_target(&url, &reply)?,
                 _ => {
@@ -193,7 +193,7 @@ impl UcwaClient {
         progress: &(dyn Fn(SignInStep) + Send + Sync),
     ) -> Result<(Resource, bool), UcwaError> {
         progress(SignInStep::Challenge);
-        let reply = self.inner.http.execute(&Call::get("user", user.clone()), None).await?;
+        let reply = self.inner.execute(&Call::get("user", user.clone()), None).await?;
         if (200..300).contains(&reply.status) {
             progress(SignInStep::User);
             return Ok((reply.resource()?, false));
@@ -218,7 +218,7 @@ impl UcwaClient {
         if tokens.has_token().await {
             return Ok(());
         }
-        let reply = self.inner.http.execute(&Call::get("applications", applications.clone()), None).await?;
+        let reply = self.inner.execute(&Call::get("applications", applications.clone()), None).await?;
         if reply.challenges().oauth.is_some() {
             progress(SignInStep::Token);
             self.token_from_challenge(applications, &reply).await?;
@@ -237,7 +237,7 @@ impl UcwaClient {
             });
         };
         let call = Call::get("applications", applications.clone());
-        let reply = match self.inner.http.execute(&call, Some(&token.bearer)).await {
+        let reply = match self.inner.execute(&call, Some(&token.bearer)).await {
             Ok(reply) => reply,
             Err(error) => {
                 tokens.forget().await;

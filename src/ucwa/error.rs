@@ -491,15 +491,16 @@ pub(super) fn parse_retry_after(value: &str, date: Option<&str>) -> Option<Durat
         // Only an absurdly large number can fail.
         value.parse::<i64>().unwrap_or(i64::MAX)
     } else {
-        let until = http_date(value)?;
-        let from = date.and_then(http_date).unwrap_or_else(|| jiff::Timestamp::now().as_second());
+        let until = http_date(value)?.as_second();
+        let from = date.and_then(http_date).unwrap_or_else(jiff::Timestamp::now).as_second();
         until.saturating_sub(from)
     };
     Some(Duration::from_secs(seconds.clamp(1, 15 * 60).unsigned_abs()))
 }
 
-fn http_date(text: &str) -> Option<i64> {
-    jiff::fmt::rfc2822::parse(text.trim()).ok().map(|date| date.timestamp().as_second())
+/// Reads an HTTP date (RFC 9110 5.6.7) in the form that is written today.
+pub(super) fn http_date(text: &str) -> Option<jiff::Timestamp> {
+    jiff::fmt::rfc2822::parse(text.trim()).ok().map(|date| date.timestamp())
 }
 
 #[cfg(test)]

@@ -26,10 +26,11 @@ use reqwest::{
 use url::Url;
 
 use super::{
+    certificates::CertificateLog,
     challenge::{self, Challenges},
     connect_once::ConnectOnce,
     connecting::Connecting,
-    error::{TOKEN_INVALID, UcwaError, WEB_TICKET_INVALID, parse_retry_after},
+    error::{TOKEN_INVALID, UcwaError, WEB_TICKET_INVALID, http_date, parse_retry_after},
     model::Resource,
     trust::host_of,
     xml,
@@ -46,7 +47,7 @@ const ACCEPT_UCWA: &str = "application/vnd.microsoft.com.ucwa+xml, application/x
 const POLLS_PER_CLIENT: usize = 50;
 /// Connections of the commands' client that are kept while nothing goes over them, for its idle time: as many as there
 /// may be sends at once, or a burst would make connections all the time.
-const IDLE_CONNECTIONS: usize = 512;
+pub const IDLE_CONNECTIONS: usize = 512;
 /// Largest event-channel response that is read, in bytes.
 const EVENTS_LIMIT: usize = 16 << 20;
 /// Largest other answer that is read, in bytes.
@@ -79,6 +80,8 @@ pub struct HttpClients {
 struct Shared {
     settings: HttpSettings,
     authorities: Vec<reqwest::Certificate>,
+    /// Where the certificates that servers show are noted, if anywhere.
+    certificates: Option<CertificateLog>,
     commands: CountedClient,
     polls: Mutex<Vec<Arc<PollClient>>>,
 }
@@ -107,6 +110,18 @@ impl HttpClients {
     /// # Errors
     /// [`UcwaError::Setup`] if the extra authorities can't be read, or the system has none and none are given.
     pub fn new(settings: &HttpSettings) -> Result<Self, UcwaError> {
+        Self::build(settings, None)
+    }
+
+    /// As [`Self::new`], and notes the certificate that each server shows, trusted or not.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn recording(settings: &HttpSettings, certificates: &CertificateLog) -> Result<Self, UcwaError> {
+        Self::build(settings, Some(certificates.clone()))
+    }
+
+    fn build(settings: &HttpSettings, certificates: Option<CertificateLog>) -> Result<Self, UcwaError> {
         // An error means that the process has a provider already, which is what is wanted.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let authorities = match &settings.extra_ca_pem {
@@ -122,9 +137,14 @@ impl HttpClients {
                 }
             },
         };
-        let commands = build_counted(settings, &authorities)?;
-        let shared =
-            Shared { settings: settings.clone(), authorities, commands, polls: Mutex::new(Vec::new()) };
+        let commands = build_counted(settings, &authorities, certificates.as_ref())?;
+        let shared = Shared {
+            settings: settings.clone(),
+            authorities,
+            certificates,
+            commands,
+            polls: Mutex::new(Vec::new()),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -136,7 +156,8 @@ impl HttpClients {
         let poll = free.unwrap_or_else(|| {
             // Building succeeded once with the same settings. If the system's certificates are gone since, sharing
             // a client is better than no event channel.
-            let counted = build_counted(&self.shared.settings, &self.shared.authorities)
+            let shared = &self.shared;
+            let counted = build_counted(&shared.settings, &shared.authorities, shared.certificates.as_ref())
                 .unwrap_or_else(|_| self.shared.commands.clone());
             let poll = Arc::new(PollClient { counted, accounts: AtomicUsize::new(0) });
             polls.push(Arc::clone(&poll));
@@ -151,8 +172,9 @@ impl HttpClients {
     /// # Errors
     /// [`UcwaError::Setup`], as for [`Self::new`].
     pub(super) fn one_connection(&self) -> Result<OneConnection, UcwaError> {
-        let client = build(&self.shared.settings, &self.shared.authorities, &Connections::One)?;
-        Ok(OneConnection { client, timeout: self.shared.settings.request_timeout })
+        let Shared { settings, authorities, certificates, .. } = &*self.shared;
+        let client = build(settings, authorities, certificates.as_ref(), &Connections::One)?;
+        Ok(OneConnection { client, timeout: settings.request_timeout })
     }
 
     /// Makes one request and reads its answer, whatever the status.
@@ -295,15 +317,17 @@ enum Connections {
 fn build_counted(
     settings: &HttpSettings,
     authorities: &[reqwest::Certificate],
+    certificates: Option<&CertificateLog>,
 ) -> Result<CountedClient, UcwaError> {
     let connecting = Connecting::default();
-    let client = build(settings, authorities, &Connections::Many(connecting.clone()))?;
+    let client = build(settings, authorities, certificates, &Connections::Many(connecting.clone()))?;
     Ok(CountedClient { client, connecting })
 }
 
 fn build(
     settings: &HttpSettings,
     authorities: &[reqwest::Certificate],
+    certificates: Option<&CertificateLog>,
     connections: &Connections,
 ) -> Result<Client, UcwaError> {
     let builder = || {
@@ -328,7 +352,16 @@ fn build(
         };
         if settings.allow_http { builder.no_proxy() } else { builder }
     };
-    let built = builder().tls_certs_merge(authorities.iter().cloned()).build();
+    let protocols: &[&[u8]] = match connections {
+        Connections::Many(_) => &[b"h2", b"http/1.1"],
+        Connections::One => &[b"http/1.1"],
+    };
+    let recording = certificates.map(|log| log.tls(settings.extra_ca_pem.as_deref(), protocols));
+    let built = match recording {
+        Some(Ok(tls)) => builder().tls_backend_preconfigured(tls).build(),
+        // What it lacks is said below, as without notes.
+        Some(Err(_)) | None => builder().tls_certs_merge(authorities.iter().cloned()).build(),
+    };
     match built {
         Ok(client) => Ok(client),
         // A machine without any certificate authority can still talk to itself over http.
@@ -445,6 +478,11 @@ impl Reply {
     /// The header `Retry-After`.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         parse_retry_after(&self.header(&RETRY_AFTER)?, self.header(&DATE).as_deref())
+    }
+
+    /// The header `Date`.
+    pub(super) fn date(&self) -> Option<jiff::Timestamp> {
+        http_date(&self.header(&DATE)?)
     }
 
     /// Refuses everything that is not 2xx, and a 200 from something that is not UCWA.

@@ -10,6 +10,7 @@
 //! [`data_uri`], [`html`], [`time`]) need no network.
 
 mod application;
+mod certificates;
 mod challenge;
 pub mod character;
 mod client;
@@ -24,6 +25,7 @@ mod http;
 pub mod json;
 pub mod model;
 mod ntlm;
+mod observe;
 pub mod time;
 mod token;
 mod trust;
@@ -33,12 +35,14 @@ pub use url::Url;
 
 pub use self::{
     application::{Application, NewApplication},
+    certificates::{CertificateLog, ShownCertificate},
     client::{
         EventParameters, NewMeeting, OutgoingInvitation, Permit, PollAnswer, SignInMethod, SignInSettings,
         UcwaClient,
     },
     discovery::{SignInStep, SignedIn},
     error::{Action, UcwaError},
-    http::{HttpClients, HttpSettings},
+    http::{HttpClients, HttpSettings, IDLE_CONNECTIONS},
     model::{Continuation, Event, EventBatch, EventKind, Link, Reason, Resource, Sender},
+    observe::{Exchange, Observation, Observer},
 };

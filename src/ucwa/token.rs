@@ -19,6 +19,7 @@ use super::{
     error::{Action, UcwaError, printable},
     http::{Call, Reply},
     ntlm::{self, NtlmError},
+    observe::Observation,
     trust::{host_of, resolve},
 };
 
@@ -158,6 +159,14 @@ impl UcwaClient {
                 status: reply.status,
             });
         };
+        self.inner.observe(|| Observation::Challenge {
+            from: reply.host.clone(),
+            service: resolve(url, &oauth.href).map(|service| host_of(&service)).unwrap_or_default(),
+            grants: oauth
+                .grants
+                .as_ref()
+                .map(|grants| grants.iter().map(|grant| printable(grant, 80)).collect()),
+        });
         if !oauth.offers(method.grant()) {
             let offered = oauth.grants.unwrap_or_default().join(", ");
             let offered =
@@ -184,6 +193,11 @@ impl UcwaClient {
         match self.obtain_now(state, url).await {
             Ok((token, lifetime)) => {
                 tracing::debug!(host = %host_of(url), lifetime_s = lifetime.as_secs(), "a token was issued");
+                self.inner.observe(|| Observation::Token {
+                    host: host_of(url),
+                    grant: self.inner.settings.method.grant(),
+                    lifetime,
+                });
                 let now = Instant::now();
                 state.renew_at = Some(now + renewal_delay(lifetime, rand::random::<f64>()));
                 state.failure = None;
@@ -207,7 +221,7 @@ impl UcwaClient {
             return self.ask_token_service(&service).await;
         }
         // Without Authorization, so that the answer is this origin's own challenge.
-        let reply = self.inner.http.execute(&Call::get("token challenge", url.clone()), None).await?;
+        let reply = self.inner.execute(&Call::get("token challenge", url.clone()), None).await?;
         if !matches!(reply.status, 200..=299 | 401 | 403 | 500) {
             return Err(reply.refusal());
         }
@@ -247,7 +261,7 @@ impl UcwaClient {
                 ("password", self.inner.password.expose_secret()),
             ],
         );
-        self.inner.http.execute(&call, None).await
+        self.inner.execute(&call, None).await
     }
 
     /// `POST grant_type=urn:microsoft.rtc:windows`: once to learn what the service takes, then on a connection of its own
@@ -259,7 +273,8 @@ impl UcwaClient {
         let host = host_of(service);
         let call = token_call(service, &[("grant_type", SignInMethod::Ntlm.grant())]);
         // Servers refuse Windows sign-ins over HTTP/2, so that the shared client is no good for asking either.
-        let reply = self.inner.http.one_connection()?.execute(&call, None).await?;
+        let asking = self.inner.http.one_connection()?;
+        let reply = self.inner.watched(&call, asking.execute(&call, None)).await?;
         if reply.status != 401 {
             return Ok(reply);
         }
@@ -272,7 +287,8 @@ impl UcwaClient {
         };
         let connection = self.inner.http.one_connection()?;
         let first = ntlm::negotiate().map_err(|error| handshake_failure(&reply, error))?;
-        let reply = connection.execute(&call, Some(&proof(scheme, &first)?)).await?;
+        let first = proof(scheme, &first)?;
+        let reply = self.inner.watched(&call, connection.execute(&call, Some(&first))).await?;
         if reply.status != 401 {
             return Ok(reply);
         }
@@ -283,7 +299,8 @@ impl UcwaClient {
         };
         let answer = ntlm::authenticate(challenge, &self.inner.settings.username, &self.inner.password)
             .map_err(|error| handshake_failure(&reply, error))?;
-        connection.execute(&call, Some(&proof(scheme, &answer)?)).await
+        let answer = proof(scheme, &answer)?;
+        self.inner.watched(&call, connection.execute(&call, Some(&answer))).await
     }
 }
 

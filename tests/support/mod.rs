@@ -243,6 +243,8 @@ pub(crate) struct Relay {
     postgres: Option<PostgresDatabase>,
     /// A file that may not grow is an error for the server, and not its end.
     pub survives_full_files: bool,
+    /// What a shell is told before it becomes the program.
+    prelude: Option<String>,
 }
 
 impl Relay {
@@ -277,7 +279,7 @@ impl Relay {
 
     fn write(discovery_url: &str, postgres: Option<PostgresDatabase>, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let relay = Self { folder, server: None, postgres, survives_full_files: false };
+        let relay = Self { folder, server: None, postgres, survives_full_files: false, prelude: None };
         // Many servers run at once on the machine that tests.
         let admin = if more.contains("[admin]") { "" } else { "[admin]\nlisten = \"127.0.0.1:0\"\n" };
         let text = format!(
@@ -313,14 +315,33 @@ impl Relay {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(BINARY);
+        let mut command = match &self.prelude {
+            None => Command::new(BINARY),
+            Some(prelude) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("{prelude}; exec \"$0\" \"$@\""), BINARY]);
+                shell
+            }
+        };
         command.current_dir(self.folder.path()).args(arguments).env("NO_COLOR", "1");
         command
+    }
+
+    /// From now on every run of the program is limited in its file descriptors, as `ulimit` in a shell says.
+    pub(crate) fn limit_descriptors(&mut self, ulimit: &str) {
+        self.prelude = Some(ulimit.to_owned());
     }
 
     /// Runs a command of the program to its end.
     pub(crate) fn tool(&self, arguments: &[&str]) -> Output {
         self.command(arguments).stdin(Stdio::null()).output().expect("the binary starts")
+    }
+
+    /// Starts a command of the program that does not end by itself, or is not to.
+    pub(crate) fn start_tool(&self, arguments: &[&str]) -> Process {
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        Process::start(command)
     }
 
     /// As [`Relay::tool`]; it has to succeed. Gives its stdout.
@@ -338,6 +359,14 @@ impl Relay {
         let username = uri.trim_start_matches("sip:");
         let file = file.to_str().expect("a path in UTF-8");
         self.tool_ok(&["account", "add", uri, "--username", username, "--password-file", file]);
+    }
+
+    /// Gives an account a password that is not its own.
+    pub(crate) fn add_wrong_password(&self, uri: &str) {
+        let file = self.folder.path().join("wrong-password");
+        std::fs::write(&file, "wrong").expect("the password file is written");
+        let file = file.to_str().expect("a path in UTF-8");
+        self.tool_ok(&["account", "set-password", uri, "--password-file", file]);
     }
 
     /// Starts `run`.

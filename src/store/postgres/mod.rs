@@ -1,9 +1,9 @@
 //! PostgreSQL: one database for any number of programs.
 //!
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
-//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in
+//! - [`accounts`], [`secrets`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in
 //!   full beside its method. [`reading`]: the words for statements that stand once for all databases, in `store::reading`.
-//! - [`schema`], [`full_text`]: the schema, roles and rights. [`mod@column`]: how values stand in columns.
+//! - [`mod@inspect`]: a look that changes nothing. [`schema`], [`full_text`]: the schema, roles and rights. [`mod@column`]: how values stand in columns.
 //! - [`wake_up`]: `LISTEN`, for new rows of the queue and for leases.
 //! - [`leases`], [`fence`]: which node holds which account, and that it alone writes about it.
 //!
@@ -21,12 +21,14 @@ mod fence;
 mod flush;
 mod full_text;
 mod history;
+mod inspect;
 mod leases;
 mod load;
 mod outbox;
 mod quarantine;
 mod reading;
 mod schema;
+mod secrets;
 mod wake_up;
 
 use std::{
@@ -38,6 +40,8 @@ use std::{
     },
     time::Duration,
 };
+
+pub(super) use self::inspect::inspect;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;

@@ -29,14 +29,16 @@ use crate::{
 };
 
 /// New rows, the oldest of each account: accounts share what is looked at, so that a burst of one of them holds up nobody
-/// else's row. Accounts are found by jumping from one to the next in the index, as for [`CLAIM`].
+/// else's row. Accounts are found by jumping from one to the next in the index, as for [`CLAIM`]. They are named by the
+/// expression that only this index has: by the column alone the planner may take the one that counts an account's rows, and
+/// then reads all that wait.
 const NEW_ROWS: &str = "
     WITH RECURSIVE
     spellings (account) AS (
-        SELECT (SELECT min(o.account) FROM outbox o WHERE o.state = 'queued' AND o.destination IS NULL)
+        SELECT (SELECT min(o.account || '') FROM outbox o WHERE o.state = 'queued' AND o.destination IS NULL)
         UNION ALL
-        SELECT (SELECT min(o.account) FROM outbox o
-                 WHERE o.state = 'queued' AND o.destination IS NULL AND o.account > w.account)
+        SELECT (SELECT min(o.account || '') FROM outbox o
+                 WHERE o.state = 'queued' AND o.destination IS NULL AND o.account || '' > w.account)
           FROM spellings w
          WHERE w.account IS NOT NULL
     ),
@@ -47,7 +49,7 @@ const NEW_ROWS: &str = "
         SELECT r.id
           FROM accounts a
          CROSS JOIN LATERAL (SELECT o.id FROM outbox o
-                              WHERE o.state = 'queued' AND o.destination IS NULL AND o.account = a.account
+                              WHERE o.state = 'queued' AND o.destination IS NULL AND o.account || '' = a.account
                               ORDER BY o.id
                               LIMIT (SELECT least($1 / count(*), $2) FROM accounts)) r
     )

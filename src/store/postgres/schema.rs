@@ -10,7 +10,7 @@ use sqlx::{
 use crate::store::{StoreError, migrations::refused, trouble::failed};
 
 /// Every migration there ever was, in order: number, name, text. A published one is never changed.
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+pub(super) const MIGRATIONS: [(i64, &str, &str); 2] = [
     (1, "schema", include_str!("../../../migrations/postgres/0001_schema.sql")),
     (2, "comments", include_str!("../../../migrations/postgres/0002_comments.sql")),
 ];
@@ -71,19 +71,24 @@ pub(super) async fn bring_up_to_date(connection: &mut PgConnection, shown: &str)
     give_rights(connection).await
 }
 
-async fn is_up_to_date(connection: &mut PgConnection) -> Result<bool, StoreError> {
+/// The newest version that was applied; `None`: the database is empty.
+pub(super) async fn applied(connection: &mut PgConnection) -> Result<Option<i64>, StoreError> {
     let failed = failed("looking at the schema");
     let exists: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
         .fetch_one(&mut *connection)
         .await
         .map_err(&failed)?;
     if !exists {
-        return Ok(false);
+        return Ok(None);
     }
-    let newest: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+    sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
         .fetch_one(connection)
         .await
-        .map_err(&failed)?;
+        .map_err(&failed)
+}
+
+async fn is_up_to_date(connection: &mut PgConnection) -> Result<bool, StoreError> {
+    let newest = applied(connection).await?;
     let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
     match newest {
         Some(version) if version > known => {

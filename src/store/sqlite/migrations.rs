@@ -10,7 +10,7 @@ use sqlx::{
 use crate::store::{StoreError, migrations::refused};
 
 /// Every migration there ever was, in order: number, name, text. A published one is never changed.
-const MIGRATIONS: [(i64, &str, &str); 1] =
+pub(super) const MIGRATIONS: [(i64, &str, &str); 1] =
     [(1, "schema", include_str!("../../../migrations/sqlite/0001_schema.sql"))];
 
 /// Applies what is missing.

@@ -1,9 +1,9 @@
 //! SQLite: one file, one server at a time.
 //!
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
-//! - [`accounts`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in
+//! - [`accounts`], [`secrets`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in
 //!   full beside its method. [`reading`]: the words for statements that stand once for all databases, in `store::reading`.
-//! - [`migrations`], [`full_text`]: the schema. [`mod@column`]: how values stand in columns.
+//! - [`mod@inspect`]: a look that changes nothing. [`migrations`], [`full_text`]: the schema. [`mod@column`]: how values stand in columns.
 //!
 //! The file is in WAL mode with `synchronous=FULL`: readers never wait for the writer, and what was answered is on disk.
 //! A server holds an operating-system lock on `FILE.lock` for its life; tools write beside it, through transactions that
@@ -17,11 +17,13 @@ mod coverage;
 mod flush;
 mod full_text;
 mod history;
+mod inspect;
 mod load;
 mod migrations;
 mod outbox;
 mod quarantine;
 mod reading;
+mod secrets;
 
 use std::{
     collections::BTreeSet,
@@ -30,6 +32,8 @@ use std::{
     sync::{Mutex, PoisonError},
     time::Duration,
 };
+
+pub(super) use self::inspect::inspect;
 
 use jiff::Timestamp;
 use sqlx::{

@@ -1,14 +1,22 @@
 //! Account passwords: sealed with a key that is never in the database, or referred to and read at the last moment.
 //!
-//! A sealed password is `version (1 byte) | nonce (24) | ciphertext and tag`, by XChaCha20-Poly1305 under the key of
-//! `secrets.key_file`, with the account's SIP URI as associated data: a sealed value that is copied to another account
-//! does not open there. The key file is one line of 64 hexadecimal digits, readable by its owner only.
+//! A sealed password is `version (1 byte) | mark (16) | nonce (24) | ciphertext and tag`, by XChaCha20-Poly1305 under a
+//! key of `secrets.key_file`, with mark and SIP URI of the account as associated data: a sealed value that is copied to
+//! another account does not open there. The mark is drawn when a password is set and stays when it is sealed anew, so that
+//! a running server can tell that the password is still the same. Version 1 had none.
+//!
+//! The key file, readable by its owner only, is a line of 64 hexadecimal digits for each key, the newest first: that one
+//! seals, each of them opens. There is more than one only while passwords are being resealed ([`rotation`]). Whoever
+//! seals and stores a password holds the file ([`KeyHold`]) until it is stored, so that no key goes meanwhile.
 //!
 //! Everything here reads small files: from an actor, call it by way of `spawn_blocking`. Errors name the account and
 //! the source, never the content.
 
+pub mod rotation;
+
 use std::{
     fmt,
+    fs::File,
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -22,7 +30,9 @@ use zeroize::Zeroizing;
 
 use crate::{identifiers::SipUri, store::SecretSource};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+const VERSION_WITHOUT_MARK: u8 = 1;
+const MARK_BYTES: usize = 16;
 const NONCE_BYTES: usize = 24;
 const KEY_BYTES: usize = 32;
 
@@ -47,7 +57,7 @@ pub enum SecretError {
     },
     /// The key file holds something else.
     #[error(
-        "the key file {} does not hold a key (64 hexadecimal digits); restore it from its backup, or remove it and \
+        "the key file {} does not hold keys (64 hexadecimal digits on each line); restore it from its backup, or remove it and \
          set the passwords again",
         path.display()
     )]
@@ -116,10 +126,11 @@ pub enum SecretError {
     },
 }
 
-/// Seals and opens passwords with one key.
+/// Seals passwords with the newest key and opens them with any.
 #[derive(Clone)]
 pub struct Sealer {
-    cipher: XChaCha20Poly1305,
+    /// The newest first; never empty.
+    ciphers: Vec<XChaCha20Poly1305>,
 }
 
 impl fmt::Debug for Sealer {
@@ -135,16 +146,23 @@ impl Sealer {
             io::ErrorKind::NotFound => SecretError::KeyMissing { path: path.to_owned() },
             _ => SecretError::KeyFile { path: path.to_owned(), source },
         };
-        let mut file = std::fs::File::open(path).map_err(failed)?;
+        let mut file = File::open(path).map_err(failed)?;
         if is_exposed(&file.metadata().map_err(failed)?) {
             return Err(SecretError::KeyExposed { path: path.to_owned() });
         }
         let mut text = Zeroizing::new(Vec::new());
         io::Read::read_to_end(&mut io::Read::take(&mut file, 1024), &mut text).map_err(failed)?;
-        let mut key = Zeroizing::new([0_u8; KEY_BYTES]);
-        hex::decode_to_slice(text.trim_ascii(), key.as_mut_slice())
-            .map_err(|_| SecretError::KeyMalformed { path: path.to_owned() })?;
-        Ok(Self { cipher: XChaCha20Poly1305::new(&Key::from(*key)) })
+        let keys = read_keys(&text).ok_or_else(|| SecretError::KeyMalformed { path: path.to_owned() })?;
+        Ok(Self::of(&keys))
+    }
+
+    fn of(keys: &[Zeroizing<[u8; KEY_BYTES]>]) -> Self {
+        Self { ciphers: keys.iter().map(|key| XChaCha20Poly1305::new(&Key::from(**key))).collect() }
+    }
+
+    /// How many keys there are.
+    pub fn keys(&self) -> usize {
+        self.ciphers.len()
     }
 
     /// Reads the key file, or makes one with a fresh key if there is none.
@@ -164,23 +182,120 @@ impl Sealer {
     /// # Panics
     /// Not for any text that fits into memory: the cipher's own limit is 256 GiB.
     pub fn seal(&self, account: &SipUri, password: &SecretString) -> Vec<u8> {
+        self.seal_marked(account, password, *uuid::Uuid::new_v4().as_bytes())
+    }
+
+    fn seal_marked(&self, account: &SipUri, password: &SecretString, mark: [u8; MARK_BYTES]) -> Vec<u8> {
         let nonce = XNonce::generate();
-        let payload = Payload { msg: password.expose_secret().as_bytes(), aad: account.as_str().as_bytes() };
+        let bound = [&mark, account.as_str().as_bytes()].concat();
+        let payload = Payload { msg: password.expose_secret().as_bytes(), aad: &bound };
         let ciphertext =
-            self.cipher.encrypt(&nonce, payload).expect("only texts beyond 256 GiB cannot be sealed");
-        [&[VERSION], nonce.as_slice(), &ciphertext].concat()
+            self.ciphers[0].encrypt(&nonce, payload).expect("only texts beyond 256 GiB cannot be sealed");
+        [&[VERSION], mark.as_slice(), nonce.as_slice(), &ciphertext].concat()
+    }
+
+    /// Seals the same password anew, with the newest key.
+    pub fn reseal(&self, account: &SipUri, sealed: &[u8]) -> Result<Vec<u8>, SecretError> {
+        let password = self.open(account, sealed)?;
+        Ok(match mark_of(sealed) {
+            Some(mark) => self.seal_marked(account, &password, mark),
+            None => self.seal(account, &password),
+        })
     }
 
     /// Opens what [`Self::seal`] made for the same account.
     pub fn open(&self, account: &SipUri, sealed: &[u8]) -> Result<SecretString, SecretError> {
         let unsealable = || SecretError::Unsealable { account: account.clone() };
-        let Some((&VERSION, rest)) = sealed.split_first() else { return Err(unsealable()) };
+        let (mark, rest) = match sealed.split_first() {
+            Some((&VERSION, rest)) => rest.split_at_checked(MARK_BYTES).ok_or_else(unsealable)?,
+            Some((&VERSION_WITHOUT_MARK, rest)) => (&[][..], rest),
+            _ => return Err(unsealable()),
+        };
         let (nonce, ciphertext) = rest.split_at_checked(NONCE_BYTES).ok_or_else(unsealable)?;
         let nonce = XNonce::try_from(nonce).map_err(|_| unsealable())?;
-        let payload = Payload { msg: ciphertext, aad: account.as_str().as_bytes() };
-        let password = Zeroizing::new(self.cipher.decrypt(&nonce, payload).map_err(|_| unsealable())?);
+        let bound = [mark, account.as_str().as_bytes()].concat();
+        let opened = self
+            .ciphers
+            .iter()
+            .find_map(|cipher| cipher.decrypt(&nonce, Payload { msg: ciphertext, aad: &bound }).ok());
+        let password = Zeroizing::new(opened.ok_or_else(unsealable)?);
         Ok(std::str::from_utf8(&password).map_err(|_| unsealable())?.into())
     }
+}
+
+/// What tells that a password is the same although it was sealed anew; nothing for one sealed by version 1.
+fn mark_of(sealed: &[u8]) -> Option<[u8; MARK_BYTES]> {
+    match sealed.split_first() {
+        Some((&VERSION, rest)) => rest.first_chunk().copied(),
+        _ => None,
+    }
+}
+
+/// Whether both are certainly the same password, although perhaps sealed with different keys.
+pub fn is_same_password(one: &SecretSource, other: &SecretSource) -> bool {
+    match (one, other) {
+        (SecretSource::Sealed(one), SecretSource::Sealed(other)) => {
+            one == other || mark_of(one).is_some_and(|mark| mark_of(other) == Some(mark))
+        }
+        _ => one == other,
+    }
+}
+
+/// Keeps the keys of a key file where they are: whoever holds it knows that what it sealed can be opened until it lets
+/// go. Rotation waits for all who hold it, and they for it.
+#[derive(Debug)]
+pub struct KeyHold {
+    /// Locked until it is closed.
+    _file: File,
+}
+
+impl KeyHold {
+    /// Waits while somebody changes the keys. The file must be there.
+    pub fn shared(path: &Path) -> Result<Self, SecretError> {
+        Self::take(path, File::lock_shared)
+    }
+
+    /// Waits until nobody else holds it.
+    fn alone(path: &Path) -> Result<Self, SecretError> {
+        Self::take(path, File::lock)
+    }
+
+    fn take(path: &Path, lock: impl Fn(&File) -> io::Result<()>) -> Result<Self, SecretError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => SecretError::KeyMissing { path: path.to_owned() },
+            _ => SecretError::KeyFile { path: path.to_owned(), source },
+        };
+        loop {
+            let file = File::open(path).map_err(failed)?;
+            lock(&file).map_err(failed)?;
+            // Another file may have come into its place while this one was waited for.
+            if is_same_file(&file.metadata().map_err(failed)?, &std::fs::metadata(path).map_err(failed)?) {
+                return Ok(Self { _file: file });
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_same_file(one: &std::fs::Metadata, other: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+#[cfg(not(unix))]
+fn is_same_file(_: &std::fs::Metadata, _: &std::fs::Metadata) -> bool {
+    true
+}
+
+fn read_keys(text: &[u8]) -> Option<Vec<Zeroizing<[u8; KEY_BYTES]>>> {
+    text.trim_ascii()
+        .split(|byte| *byte == b'\n')
+        .map(|line| {
+            let mut key = Zeroizing::new([0_u8; KEY_BYTES]);
+            hex::decode_to_slice(line.trim_ascii(), key.as_mut_slice()).ok()?;
+            Some(key)
+        })
+        .collect()
 }
 
 /// The password of `account`, wherever it is. `key_file` is only read for a sealed one.
@@ -236,25 +351,30 @@ fn create_key_file(path: &Path) -> io::Result<()> {
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
     name.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
     let new = path.with_file_name(name);
-    let written = write_key(&new).and_then(|()| match std::fs::hard_link(&new, path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        linked => linked,
+    let written = write_keys(&new, &[Zeroizing::new(Key::generate().into())]).map(drop).and_then(|()| {
+        match std::fs::hard_link(&new, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            linked => linked,
+        }
     });
     let removed = std::fs::remove_file(&new);
     written.and(removed)
 }
 
-fn write_key(path: &Path) -> io::Result<()> {
+/// Writes a file that is its owner's alone, and on the disk when this returns.
+fn write_keys(path: &Path, keys: &[Zeroizing<[u8; KEY_BYTES]>]) -> io::Result<File> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(path)?;
-    let key = Zeroizing::new(<[u8; KEY_BYTES]>::from(Key::generate()));
-    let text = Zeroizing::new(hex::encode(*key));
-    file.write_all(text.as_bytes())?;
-    file.write_all(b"\n")?;
-    file.sync_all()
+    for key in keys {
+        let line = Zeroizing::new(hex::encode(**key));
+        file.write_all(line.as_bytes())?;
+        file.write_all(b"\n")?;
+    }
+    file.sync_all()?;
+    Ok(file)
 }
 
 #[cfg(unix)]
@@ -294,10 +414,30 @@ mod tests {
             changed[index] ^= 1;
             assert!(key.open(&alice(), &changed).is_err(), "byte {index} changed");
         }
-        for length in [0, 1, 24, 25, sealed.len() - 1] {
+        for length in [0, 1, 16, 17, 40, 41, sealed.len() - 1] {
             let error = key.open(&alice(), &sealed[..length]).unwrap_err().to_string();
             assert!(error.contains("sip:alice@contoso.com") && error.contains("set-password"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_was_sealed_without_a_mark_still_opens() {
+        let key = Zeroizing::new([7_u8; KEY_BYTES]);
+        let cipher = XChaCha20Poly1305::new(&Key::from(*key));
+        let nonce = XNonce::generate();
+        let payload = Payload { msg: b"old", aad: alice().as_str().as_bytes() };
+        let ciphertext = cipher.encrypt(&nonce, payload).unwrap();
+        let sealed = [&[1][..], nonce.as_slice(), &ciphertext].concat();
+        let sealer = Sealer::of(&[key]);
+        assert_eq!(sealer.open(&alice(), &sealed).unwrap().expose_secret(), "old");
+        let resealed = sealer.reseal(&alice(), &sealed).unwrap();
+        assert_eq!(sealer.open(&alice(), &resealed).unwrap().expose_secret(), "old");
+        let (old, new) = (SecretSource::Sealed(sealed), SecretSource::Sealed(resealed.clone()));
+        assert!(!is_same_password(&old, &new), "nothing tells so");
+        let again = SecretSource::Sealed(sealer.reseal(&alice(), &resealed).unwrap());
+        assert!(new != again && is_same_password(&new, &again));
+        let another = SecretSource::Sealed(sealer.seal(&alice(), &"old".into()));
+        assert!(!is_same_password(&new, &another), "it was set anew");
     }
 
     #[cfg(unix)]
