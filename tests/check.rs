@@ -409,7 +409,7 @@ fn a_configuration_that_cannot_be_used_ends_with_2_and_is_reported_too() {
 async fn too_few_file_descriptors_are_said_at_the_start_and_by_the_doctor() {
     let simulator = simulator().await;
     let mut relay = relay(Kind::Sqlite, &simulator, "").await;
-    relay.limit_descriptors("ulimit -n 80");
+    relay.in_shell_after("ulimit -n 80");
     relay.start();
     relay.account_state(ALICE, "online").await;
     let log = relay.server().stderr();
@@ -427,7 +427,7 @@ async fn too_few_file_descriptors_are_said_at_the_start_and_by_the_doctor() {
 async fn the_server_takes_as_many_file_descriptors_as_it_may() {
     let simulator = simulator().await;
     let mut relay = relay(Kind::Sqlite, &simulator, "").await;
-    relay.limit_descriptors("ulimit -Sn 80; ulimit -Hn 400");
+    relay.in_shell_after("ulimit -Sn 80; ulimit -Hn 400");
     relay.start();
     relay.account_state(ALICE, "online").await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", relay.server().id())).unwrap();

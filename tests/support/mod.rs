@@ -327,9 +327,9 @@ impl Relay {
         command
     }
 
-    /// From now on every run of the program is limited in its file descriptors, as `ulimit` in a shell says.
-    pub(crate) fn limit_descriptors(&mut self, ulimit: &str) {
-        self.prelude = Some(ulimit.to_owned());
+    /// From now on a shell does this before it becomes the program: sets limits or variables.
+    pub(crate) fn in_shell_after(&mut self, commands: &str) {
+        self.prelude = Some(commands.to_owned());
     }
 
     /// Runs a command of the program to its end.
