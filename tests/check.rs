@@ -255,6 +255,24 @@ async fn a_server_that_is_down_is_named() {
     checked.failed("discovery", &[&format!("127.0.0.1:{port}"), "no answer", "firewall"]);
 }
 
+#[test]
+fn names_that_lead_nowhere_are_told_each_by_itself() {
+    let relay = Relay::configure_for("http://127.0.0.1:9/", "");
+    let config = format!("[admin]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"{}\"\n", relay.url());
+    std::fs::write(relay.folder.path().join("ucwa-relay.toml"), config).unwrap();
+    relay.add_account("sip:alice@contoso.invalid", PASSWORD);
+    let checked = Checked::run(&relay, &[]);
+    let names = checked.steps("name");
+    let both = ["lyncdiscoverinternal.contoso.invalid", "lyncdiscover.contoso.invalid"];
+    assert_eq!(names.len(), both.len());
+    for (step, name) in names.iter().zip(both) {
+        let found = step["found"].as_str().unwrap();
+        assert!(found.starts_with(name) && found.contains("has no address"), "{step:#}");
+        assert!(step["advice"].as_str().unwrap().contains("server.discovery_url"), "{step:#}");
+    }
+    checked.failed("discovery", &both);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_is_shown_whether_it_is_trusted_or_not() {
     // Anything that speaks TLS will do: the relay's own admin listener.
