@@ -14,6 +14,7 @@ use support::{
 };
 use ucwa_relay::simulator::{
     DiscoveryRedirect, Fault, FaultKind, Operation, SettingsChange, Simulator, SimulatorSettings,
+    WindowsSignIn,
 };
 
 const ALICE: &str = "sip:user0001@contoso.example";
@@ -206,6 +207,39 @@ async fn a_wrong_password_and_an_unknown_user_are_said_and_asked_once() {
         assert_eq!((&step["account"], &step["answer"]["status"]), (&Value::from(account), &Value::from(400)));
         assert!(checked.names().contains(&"challenge") && !checked.names().contains(&"application"));
     }
+    simulator.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_windows_sign_in_is_walked_too_and_what_is_not_offered_is_said() {
+    let simulator = Simulator::start(SimulatorSettings {
+        accounts: 2,
+        password: PASSWORD.to_owned(),
+        password_sign_in: false,
+        windows_sign_in: WindowsSignIn::Ntlm,
+        conversation_logs: true,
+        ..SimulatorSettings::default()
+    })
+    .await
+    .unwrap();
+    let relay = relay(Kind::Sqlite, &simulator, "").await;
+    let file = relay.folder.path().join("password");
+    let file = file.to_str().unwrap();
+    relay.tool_ok(&["account", "add", BOB, "--auth", "ntlm", "--password-file", file]);
+
+    let checked = Checked::run(&relay, &["--account", BOB]);
+    assert_eq!(checked.code, Some(0), "{:#}", checked.report);
+    assert!(checked.steps("token")[0]["found"].as_str().unwrap().contains("urn:microsoft.rtc:windows"));
+    let checked = Checked::run(&relay, &["--account", ALICE]);
+    let words = ["offers urn:microsoft.rtc:windows", "auth = password"];
+    checked.failed("token", &words);
+    let asked: u64 = simulator
+        .requests()
+        .iter()
+        .filter(|count| count.operation == Operation::Token && count.account.as_deref() == Some(ALICE))
+        .map(|count| count.requests)
+        .sum();
+    assert_eq!(asked, 0, "no password was sent");
     simulator.shutdown().await;
 }
 
