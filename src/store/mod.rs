@@ -8,6 +8,7 @@
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
 //! A failure of one caller's part never undoes another's. Readers use connections of their own.
 
+mod attention;
 mod browse;
 mod columns;
 mod coverage;
@@ -42,6 +43,7 @@ use crate::{
 };
 
 pub use self::{
+    attention::AttentionReason,
     browse::{
         AccountsFilter, BrowseStore, ConversationSummary, ConversationsFilter, FailedSend, MinuteCount,
         OpenGap, ParticipantStay, TranscriptMessage, TranscriptPage, TroubledAccount,
