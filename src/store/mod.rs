@@ -299,7 +299,7 @@ impl InvitationPolicy {
 /// Where an account's password is.
 #[derive(Clone, PartialEq, Eq)]
 pub enum SecretSource {
-    /// `secret_ref`: `env:NAME` or `file:PATH`.
+    /// `secret_ref`: `env:NAME`, `file:PATH` or `credential:NAME`.
     Reference(String),
     /// `secret_sealed`: sealed with the key of `secrets.key_file`; see [`crate::secrets`].
     Sealed(Vec<u8>),
