@@ -9,7 +9,7 @@ COMMENT ON COLUMN accounts.sip_uri IS 'SIP URI in lower case with its scheme.';
 COMMENT ON COLUMN accounts.username IS 'The name that Active Directory takes: user@domain or DOMAIN\user.';
 COMMENT ON COLUMN accounts.auth IS 'How it signs in. kerberos and aad are refused by this version.';
 COMMENT ON COLUMN accounts.secret_sealed IS 'The password, sealed with the key file (XChaCha20-Poly1305). NULL if secret_ref says where it is.';
-COMMENT ON COLUMN accounts.secret_ref IS 'Where the password is: env:NAME, file:PATH or credential:NAME.';
+COMMENT ON COLUMN accounts.secret_ref IS 'Where the password is: env:NAME, file:PATH or credential:NAME (of systemd).';
 COMMENT ON COLUMN accounts.display_name IS 'The name that the server has for it.';
 COMMENT ON COLUMN accounts.enabled IS 'Whether it is to be signed in. The rows of a disabled account wait.';
 COMMENT ON COLUMN accounts.invitations IS 'What is done with incoming invitations; NULL: as relay.invitations says.';

@@ -2,7 +2,10 @@
 
 use std::{path::Path, process::Command};
 
-use crate::support::{Relay, Simulate, eventually, sql::Kind};
+use crate::support::{
+    Relay, Simulate, eventually,
+    sql::{Kind, Sql},
+};
 
 const ALICE: &str = "sip:user0001@contoso.example";
 const DANA: &str = "silent.dana@fabrikam.example";
@@ -20,6 +23,7 @@ async fn back_up(kind: Kind, relay: &Relay, to: &Path) {
         Kind::Sqlite => {
             let mut sql = relay.connect().await;
             sql.run(&format!("VACUUM INTO '{file}'")).await.unwrap();
+            sql.close().await;
         }
         Kind::Postgres => run("pg_dump", &["--format=custom", "--file", &file, &relay.url()]),
     }
@@ -50,9 +54,9 @@ fn restore(kind: Kind, relay: &Relay, from: &Path) {
     std::fs::copy(from.join("key"), key_of(relay)).unwrap();
 }
 
-async fn is_archived(relay: &Relay, body: &str) {
+async fn is_archived(sql: &mut Sql, body: &str) {
     eventually(&format!("{body:?} is archived once"), async || {
-        let found = relay.connect().await.count(&format!("messages WHERE body = '{body}'")).await;
+        let found = sql.count(&format!("messages WHERE body = '{body}'")).await;
         assert!(found <= 1, "{body:?} is archived twice");
         (found == 1).then_some(())
     })
@@ -67,8 +71,8 @@ async fn a_backup_that_is_older_than_what_was_done_loses_and_doubles_nothing(kin
     relay.start();
     relay.account_state(ALICE, "online").await;
     simulator.call(DANA, ALICE, "before").await;
-    is_archived(&relay, "before").await;
     let mut sql = relay.connect().await;
+    is_archived(&mut sql, "before").await;
     let held = format!(
         "INSERT INTO outbox (account, recipients, body, send_after) VALUES ('{ALICE}', '{FRIEND}', 'only once', '2999-01-01T00:00:00.000Z')"
     );
@@ -79,7 +83,7 @@ async fn a_backup_that_is_older_than_what_was_done_loses_and_doubles_nothing(kin
 
     // What the backup knows nothing of: something was heard, and the row was sent.
     let talk = simulator.call("silent.erin@fabrikam.example", ALICE, "after the backup").await;
-    is_archived(&relay, "after the backup").await;
+    is_archived(&mut sql, "after the backup").await;
     simulator.post("/leave", &serde_json::json!({ "conversation": talk })).await;
     eventually("the server has logged the talk", async || {
         simulator
@@ -92,12 +96,12 @@ async fn a_backup_that_is_older_than_what_was_done_loses_and_doubles_nothing(kin
     .await;
     sql.run("UPDATE outbox SET send_after = NULL").await.unwrap();
     eventually("the row is delivered", async || {
-        (relay.connect().await.rows("SELECT state FROM outbox").await == ["delivered"]).then_some(())
+        (sql.rows("SELECT state FROM outbox").await == ["delivered"]).then_some(())
     })
     .await;
-    drop(sql);
-
     relay.server().kill();
+    // Whoever still has a SQLite file open writes into what is put in its place.
+    sql.close().await;
     std::fs::write(key_of(&relay), "lost").unwrap();
     restore(kind, &relay, shelf.path());
     let mut sql = relay.connect().await;
@@ -110,7 +114,7 @@ async fn a_backup_that_is_older_than_what_was_done_loses_and_doubles_nothing(kin
     relay.account_state(ALICE, "online").await;
     simulator.call("silent.frank@fabrikam.example", ALICE, "after the restore").await;
     for body in ["before", "after the restore", "after the backup"] {
-        is_archived(&relay, body).await;
+        is_archived(&mut sql, body).await;
     }
     assert!(sql.count("coverage_gaps").await >= 1, "the stretch since the backup is told");
     assert_eq!(sql.rows("SELECT state FROM outbox").await, ["held"]);
