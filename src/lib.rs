@@ -45,6 +45,7 @@ pub mod simulator;
 pub mod store;
 mod system_user;
 pub mod systemd;
+pub mod traces;
 pub mod ucwa;
 
 /// An error with all its causes in one line, for logs and for columns that people read.

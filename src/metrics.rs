@@ -26,6 +26,10 @@ pub const EVENTS: &str = "ucwa_relay_events_total";
 pub const MESSAGES_ARCHIVED: &str = "ucwa_relay_messages_archived_total";
 /// Gauge: rows of `outbox` by state.
 pub const OUTBOX_ROWS: &str = "ucwa_relay_outbox_rows";
+/// Gauge: seconds for which the oldest row that could be sent by now has waited; 0 if none waits.
+pub const OUTBOX_OLDEST: &str = "ucwa_relay_outbox_oldest_seconds";
+/// Gauge: 1 while the database answers and takes what is written, else 0.
+pub const DATABASE_UP: &str = "ucwa_relay_database_up";
 /// Histogram: seconds from the insert of a row to its acceptance by the server.
 pub const OUTBOX_LATENCY: &str = "ucwa_relay_outbox_latency_seconds";
 /// Histogram: seconds that the writer took for one transaction.
@@ -151,6 +155,12 @@ fn describe() {
     describe_counter!(EVENTS, "Events committed; rel: the resource (other: none that the reference lists)");
     describe_counter!(MESSAGES_ARCHIVED, "Rows that came into the table messages");
     describe_gauge!(OUTBOX_ROWS, "Rows of the table outbox by state");
+    describe_gauge!(
+        OUTBOX_OLDEST,
+        Unit::Seconds,
+        "For how long the oldest row that could be sent by now has waited; 0 if none waits"
+    );
+    describe_gauge!(DATABASE_UP, "1 while the database answers and takes what is written, else 0");
     describe_histogram!(
         OUTBOX_LATENCY,
         Unit::Seconds,
@@ -201,6 +211,24 @@ pub fn set_accounts(state: AccountState, count: usize) {
 pub fn set_outbox_rows(state: OutboxState, count: i64) {
     #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 rows")]
     gauge!(OUTBOX_ROWS, "state" => state.as_str()).set(count as f64);
+}
+
+/// For how long the oldest row that could be sent by now has waited.
+pub fn set_outbox_oldest(waited: Duration) {
+    gauge!(OUTBOX_OLDEST).set(waited.as_secs_f64());
+}
+
+/// What stands in `outbox` can't be asked at present: its gauges have no value, instead of one that may be long past.
+pub fn forget_outbox() {
+    for state in OutboxState::ALL {
+        gauge!(OUTBOX_ROWS, "state" => state.as_str()).set(f64::NAN);
+    }
+    gauge!(OUTBOX_OLDEST).set(f64::NAN);
+}
+
+/// Whether the database answers and takes what is written.
+pub fn set_database_up(up: bool) {
+    gauge!(DATABASE_UP).set(if up { 1.0 } else { 0.0 });
 }
 
 /// Events were committed.

@@ -32,6 +32,8 @@ use crate::{
 
 /// How long an orderly stop may take before the process ends anyway. Nothing is lost then; the next start settles it.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// What a round of the event channel may take beyond its timeout: the answer's way, and a commit.
+const POLL_MARGIN: Duration = Duration::from_secs(30);
 /// Rows claimed at once.
 const CLAIM_LIMIT: i64 = 500;
 
@@ -54,6 +56,11 @@ pub struct Relay {
 impl Relay {
     /// Opens the database, declares the configured accounts and starts everything. Must run within an actix system.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        Self::start_with(config, account_settings(config)).await
+    }
+
+    /// As [`Relay::start`], with accounts that behave so.
+    pub(crate) async fn start_with(config: &Config, settings: AccountSettings) -> anyhow::Result<Self> {
         let store = store::connect(&config.store_settings(), Role::Server).await?;
         for declared in &config.accounts {
             store.declare_account(&declared.to_new_account()).await.with_context(|| {
@@ -76,7 +83,7 @@ impl Relay {
             ),
             states,
             directory: directory.clone(),
-            settings: Arc::new(account_settings(config)),
+            settings: Arc::new(settings),
         };
         let supervisor = AccountSupervisor::new(environment).start();
         let coordinator =
@@ -191,17 +198,19 @@ pub(crate) async fn http_settings(config: &Config) -> anyhow::Result<HttpSetting
     Ok(HttpSettings {
         extra_ca_pem,
         request_timeout: config.server.request_timeout,
-        poll_margin: Duration::from_secs(30),
+        poll_margin: POLL_MARGIN,
         connect_timeout: Duration::from_secs(10),
         allow_http: config.server.allow_http,
     })
 }
 
-fn account_settings(config: &Config) -> AccountSettings {
+/// How accounts behave, as configured.
+pub(crate) fn account_settings(config: &Config) -> AccountSettings {
     AccountSettings {
         discovery_url: config.server.discovery_url.clone(),
         trusted_domains: config.server.trusted_domains.clone(),
         allow_http: config.server.allow_http,
+        round: config.server.poll_timeout + POLL_MARGIN,
         poll: EventParameters {
             low: Duration::from_secs(15),
             medium: Duration::from_secs(5),

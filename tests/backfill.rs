@@ -210,6 +210,7 @@ async fn signed_in(root: Url, kind: Kind) -> Account {
         discovery_url: Some(root),
         trusted_domains: Vec::new(),
         allow_http: true,
+        round: Duration::from_secs(210),
         poll: EventParameters {
             low: Duration::from_secs(5),
             medium: Duration::from_secs(5),

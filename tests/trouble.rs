@@ -70,6 +70,17 @@ impl Scene {
         });
         let answer = seen.await;
         assert_eq!(answer["ready"], false, "{answer}");
+        // Where the database can't be asked, what was last known of the outbox is not told as if it were so now.
+        let unknown = if answer["database"]["reachable"] == true { " 0" } else { " NaN" };
+        let queued = format!("ucwa_relay_outbox_rows{{state=\"queued\"}}{unknown}\n");
+        let waits = format!("ucwa_relay_outbox_oldest_seconds{unknown}\n");
+        eventually("metrics say so, too", async || {
+            let metrics =
+                reqwest::get(self.readyz.replace("/readyz", "/metrics")).await.ok()?.text().await.ok()?;
+            let told = ["ucwa_relay_database_up 0\n", &queued, &waits];
+            told.iter().all(|line| metrics.contains(*line)).then_some(())
+        })
+        .await;
     }
 
     async fn is_archived(&self, text: &str) {

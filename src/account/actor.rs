@@ -14,6 +14,7 @@ use actix::prelude::*;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use tokio::{sync::oneshot, time::Instant};
+use tracing::Instrument as _;
 use url::Url;
 
 use crate::{
@@ -50,6 +51,7 @@ use crate::{
         Account, AccountState, AttentionReason, ClaimedSend, CommitOutcome, InvitationPolicy, SettledSend,
         StoreError,
     },
+    traces,
     ucwa::{Event, EventKind, Resource, Sender, SignInStep, UcwaClient, UcwaError},
 };
 
@@ -1573,7 +1575,14 @@ impl Actor for AccountActor {
         let (environment, account, address) = (self.environment.clone(), self.account.clone(), ctx.address());
         let progress = Arc::new(move |step| address.do_send(SignInProgressed(step)));
         let epoch = self.epoch;
-        let signing_in = async move { sign_in(&environment, &account, epoch, progress).await };
+        let signing_in = async move {
+            let trace = traces::sign_in(account.id);
+            let result = sign_in(&environment, &account, epoch, progress).instrument(trace.clone()).await;
+            if result.is_err() {
+                traces::failed(&trace);
+            }
+            result
+        };
         ctx.spawn(
             tracing::Instrument::instrument(signing_in, self.span.clone())
                 .into_actor(self)

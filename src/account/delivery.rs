@@ -18,6 +18,7 @@ use tokio::{
     sync::{oneshot, watch},
     time::{Instant, timeout},
 };
+use tracing::Instrument as _;
 use url::Url;
 
 use crate::{
@@ -38,6 +39,7 @@ use crate::{
     identifiers::{AccountId, OperationId, OutboxId, SessionId, SipUri},
     metrics,
     store::{ClaimedSend, SettledSend, SharedStore, StoreError},
+    traces,
     ucwa::{Action, NewMeeting, OutgoingInvitation, Resource, UcwaClient, UcwaError, html::plain_from_html},
 };
 
@@ -139,6 +141,25 @@ enum Attempt {
     BeginAnew(Vec<Unreached>),
 }
 
+impl Attempt {
+    /// For traces.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Outcome(SendOutcome::MessageAccepted { .. } | SendOutcome::InvitationAccepted { .. }) => {
+                "accepted"
+            }
+            Self::Outcome(SendOutcome::RetryAt { .. }) => "later",
+            Self::Outcome(SendOutcome::Refused { .. }) => "failed",
+            Self::Outcome(SendOutcome::Uncertain { .. }) => "uncertain",
+            Self::Outcome(SendOutcome::Unheard { .. }) => "unheard",
+            Self::Settled => "settled",
+            Self::Release => "released",
+            Self::ThreadTaken => "thread_taken",
+            Self::BeginAnew(_) => "begun_anew",
+        }
+    }
+}
+
 /// What the state of the conversation asks for.
 enum Move {
     Say { send_message: String, html: bool },
@@ -185,7 +206,10 @@ impl Delivery {
     /// Sends and commits the outcome. Does not return before the outcome is durable, unless the store is closing or
     /// the account is held elsewhere, or there is none yet, because the row is to be said in another conversation.
     pub async fn run(mut self) -> DeliveryEnd {
-        let attempt = self.attempt().await;
+        let trace = traces::send(self.send.account, self.send.outbox, self.send.attempt);
+        let attempt = self.attempt().instrument(trace.clone()).await;
+        traces::ended(&trace, attempt.word());
+        drop(trace);
         // A call whose outcome is not known, or a conversation that did not become ready, must not hold up what comes
         // next: that gets a conversation of its own.
         if self.gave_up {

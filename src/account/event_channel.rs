@@ -25,6 +25,7 @@ use std::{
 use actix::prelude::*;
 use jiff::Timestamp;
 use tokio::{sync::Notify, time::Instant};
+use tracing::{Instrument as _, Span};
 use url::Url;
 
 use crate::{
@@ -40,6 +41,7 @@ use crate::{
     identifiers::{AccountId, SessionId},
     metrics::{self, QuarantineReason, Reconnect},
     store::{AttentionReason, CommitOutcome, SharedStore, StoreError},
+    traces,
     ucwa::{Continuation, EventBatch, EventParameters, PollAnswer, UcwaClient, UcwaError, xml},
 };
 
@@ -355,6 +357,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
     // Until when everything that the server told is stored.
     let mut followed_until = follow.health.answered_at();
     loop {
+        let trace = traces::event_round(follow.account);
         let (polled, dispatched) = futures_util::join!(poll(&follow, parameters.as_ref()), dispatch.as_mut());
         dispatch = Box::pin(std::future::ready(Ok(())));
         if dispatched.is_err() {
@@ -370,12 +373,12 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
             };
             state.decide(&answer, received_at)
         };
-        follow.note_answer(&polled, &state);
+        follow.note_answer(&polled, &state, &trace);
         let answered_at = follow.health.answered_at();
         tracing::trace!(?step, "event channel");
         match (step, polled) {
             (Step::Commit { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
-                match follow.commit(&cursor, &batch, &body, received_at).await {
+                match follow.commit(&cursor, &batch, &body, received_at).instrument(trace).await {
                     Ok(stored) => dispatch = tell(&account, batch, stored, Continuity::Unbroken),
                     Err(end) => return end,
                 }
@@ -388,7 +391,8 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                 tracing::warn!(
                     "the server asked to resume; its link is followed, and what is open is learnt anew"
                 );
-                match follow.store_batch(&cursor, &batch, &body, received_at, Some(followed_until)).await {
+                let storing = follow.store_batch(&cursor, &batch, &body, received_at, Some(followed_until));
+                match storing.instrument(trace).await {
                     Ok(stored) => dispatch = tell(&account, batch, stored, Continuity::Resumed),
                     Err(end) => return end,
                 }
@@ -400,7 +404,7 @@ async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> Channel
                 follow.health.lose_continuity();
                 metrics::count_reconnect(Reconnect::Resync);
                 tracing::warn!("the server asked for resync; its link is taken");
-                match follow.commit(&cursor, &batch, &body, received_at).await {
+                match follow.commit(&cursor, &batch, &body, received_at).instrument(trace).await {
                     Ok(stored) => dispatch = tell(&account, batch, stored, Continuity::Resynchronised),
                     Err(end) => return end,
                 }
@@ -480,7 +484,11 @@ async fn poll(
 }
 
 impl Follow {
-    fn note_answer(&self, polled: &Result<PollAnswer, UcwaError>, state: &ChannelState) {
+    fn note_answer(&self, polled: &Result<PollAnswer, UcwaError>, state: &ChannelState, trace: &Span) {
+        match polled {
+            Ok(PollAnswer { batch: Ok(batch), .. }) => traces::brought(trace, batch),
+            _ => traces::failed(trace),
+        }
         match polled {
             Ok(_) => {
                 self.health.answered();
@@ -568,10 +576,15 @@ impl Follow {
         };
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
+            let trace = traces::commit(commit.facts.len());
             let stored = match resumed_since {
                 Some(since) => self.store.resume(commit.clone(), self.cursor.as_str(), since, RESUMED).await,
                 None => self.store.commit(commit.clone()).await,
             };
+            if stored.is_err() {
+                traces::failed(&trace);
+            }
+            drop(trace);
             match stored {
                 Ok(outcome) => {
                     let unparked = received_at.elapsed();

@@ -53,6 +53,9 @@ pub struct AccountSettings {
     pub trusted_domains: Vec<String>,
     /// `server.allow_http`.
     pub allow_http: bool,
+    /// The longest that a round of the event channel may take: its timeout, the answer's way, and a commit. Who has not
+    /// completed one for longer is `stalled`.
+    pub round: Duration,
     /// Parameters of the event channel; its `timeout` is `server.poll_timeout`.
     pub poll: EventParameters,
     /// `relay.culture`.

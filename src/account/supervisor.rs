@@ -35,8 +35,6 @@ const READ_ACCOUNTS_EVERY: Duration = Duration::from_secs(1);
 const RECORD_FOLLOWED_EVERY: Duration = Duration::from_secs(15);
 /// How often event channels are looked at.
 const WATCH_CHANNELS_EVERY: Duration = Duration::from_secs(5);
-/// What a round of the event channel may take beyond its timeout: the answer's way, and a commit.
-const ROUND_MARGIN: Duration = Duration::from_secs(30);
 /// A life that was signed in for so long was healthy: the next failure starts from the shortest delay.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 /// Delays between lives.
@@ -432,7 +430,7 @@ impl AccountSupervisor {
     /// its own timeout, whether or not there was anything to tell.
     fn watch_channels(&mut self) {
         let now = Timestamp::now();
-        let round = self.environment.settings.poll.timeout + ROUND_MARGIN;
+        let round = self.environment.settings.round;
         let online = self.environment.directory.all();
         self.stalled.retain(|id| online.iter().any(|(online, _)| online == id));
         for (id, online) in online {
@@ -570,9 +568,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        account::actor::tests::Explode,
-        config::Config,
-        relay::Relay,
+        account::{AccountSettings, actor::tests::Explode},
+        config::{AdminSection, Config},
+        relay::{Relay, account_settings},
         secrets::Sealer,
         simulator::{CallRequest, Simulator, SimulatorSettings},
         store::{Auth, HistoryFilter, NewAccount, SecretSource, Store},
@@ -593,11 +591,21 @@ mod tests {
     }
 
     async fn relay(folder: &Path, simulator: &Simulator) -> Relay {
+        relay_with(folder, simulator, |_| ()).await
+    }
+
+    async fn relay_with(
+        folder: &Path,
+        simulator: &Simulator,
+        change: impl FnOnce(&mut AccountSettings),
+    ) -> Relay {
         let mut config = Config::default();
         config.database.url = format!("sqlite://{}", folder.join("archive.db").display());
         config.server.discovery_url = Some(simulator.discovery_url().parse().unwrap());
         config.server.allow_http = true;
-        let relay = Relay::start(&config).await.unwrap();
+        let mut settings = account_settings(&config);
+        change(&mut settings);
+        let relay = Relay::start_with(&config, settings).await.unwrap();
         let sealer = Sealer::load_or_create(&config.key_file()).unwrap();
         for uri in simulator.account_uris() {
             let sip_uri: crate::identifiers::SipUri = uri.parse().unwrap();
@@ -687,6 +695,63 @@ mod tests {
         let overview = relay.store.account_overview(None).await.unwrap();
         let restarts = |uri: &str| overview.iter().find(|account| account.account == uri).unwrap().restarts;
         assert_eq!((restarts(&victim), restarts(&other)), (1, 0));
+        relay.stop().await;
+        simulator.shutdown().await;
+    }
+
+    /// The server is there, holds the connection and says nothing: no ping would notice.
+    #[actix_rt::test]
+    async fn an_account_that_hears_nothing_is_stalled_for_everybody_to_see_until_it_hears_something() {
+        let folder = tempfile::tempdir().unwrap();
+        let simulator = Simulator::start(SimulatorSettings { accounts: 2, ..SimulatorSettings::default() })
+            .await
+            .unwrap();
+        // The simulator holds requests for much longer where nothing happens.
+        let round = Duration::from_secs(3);
+        let relay = relay_with(folder.path(), &simulator, |settings| settings.round = round).await;
+        let (alice, bob) = (simulator.account_uris()[0].clone(), simulator.account_uris()[1].clone());
+        let admin = AdminSection { listen: "127.0.0.1:0".parse().unwrap(), ..AdminSection::default() };
+        let admin = relay.answer_admin(&admin).await.unwrap();
+        let url = admin.url().unwrap().to_owned();
+        let get =
+            async |path: &str| reqwest::get(format!("{url}{path}")).await.unwrap().text().await.unwrap();
+        let status = async |uri: &str| {
+            let uri = uri.parse().unwrap();
+            let overview = relay.store.account_overview(Some(&uri)).await.unwrap().remove(0);
+            (overview.state, overview.detail)
+        };
+
+        for uri in [&alice, &bob] {
+            let detail = eventually("the account is stalled", async || {
+                let (state, detail) = status(uri).await;
+                (state == AccountState::Stalled.as_str()).then_some(detail.unwrap_or_default())
+            })
+            .await;
+            assert!(detail.contains("the event channel was last answered at 20"), "{detail}");
+            assert!(detail.contains("a round takes at most 3 s"), "{detail}");
+        }
+        let metrics = get("metrics").await;
+        assert!(metrics.contains("ucwa_relay_accounts{state=\"stalled\"} 2\n"), "{metrics}");
+        let page = get("accounts?state=stalled").await;
+        assert!([&alice, &bob].iter().all(|uri| page.contains(uri.trim_start_matches("sip:"))), "{page}");
+
+        // A channel that is stalled is asked all the same, and its account works.
+        let call = CallRequest {
+            from: "silent.zoe@fabrikam.example".to_owned(),
+            to_account: alice.clone(),
+            text: None,
+            html: None,
+            subject: String::new(),
+        };
+        let conversation = simulator.call(call).await.unwrap();
+        eventually("who hears something is online again, and tells no old trouble", async || {
+            // Refused until the call is answered.
+            let _ = simulator.say(&conversation, "are you there?");
+            (status(&alice).await == (AccountState::Online.as_str().to_owned(), None)).then_some(())
+        })
+        .await;
+        assert_eq!(status(&bob).await.0, AccountState::Stalled.as_str());
+        admin.stop().await;
         relay.stop().await;
         simulator.shutdown().await;
     }

@@ -8,13 +8,14 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::timeout;
 
 use super::AdminState;
 use crate::{
-    metrics::{set_accounts, set_outbox_rows},
-    store::{AccountState, OutboxState, Store},
+    metrics::{forget_outbox, set_accounts, set_database_up, set_outbox_oldest, set_outbox_rows},
+    store::{AccountState, OutboxState, Store, StoreError},
 };
 
 /// How long the database may take before it counts as unreachable.
@@ -103,7 +104,8 @@ async fn look_at_database(store: &dyn Store) -> (bool, Option<String>) {
     }
 }
 
-/// Prometheus' text format. Gauges are taken at this moment; without a database, those of the outbox are left out.
+/// Prometheus' text format. Gauges are taken at this moment; while the database does not answer, those of the outbox are
+/// `NaN`, which no comparison holds for.
 pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
     let states = state.states.all();
     for account_state in AccountState::ALL {
@@ -112,17 +114,33 @@ pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
             states.values().filter(|published| published.state == account_state).count(),
         );
     }
-    match timeout(DATABASE_WITHIN, state.store.outbox_counts()).await {
-        Ok(Ok(counts)) => {
-            for outbox_state in OutboxState::ALL {
-                set_outbox_rows(outbox_state, counts.get(outbox_state.as_str()).copied().unwrap_or(0));
-            }
+    let (reachable, problem) = look_at_database(state.store.as_ref()).await;
+    set_database_up(problem.is_none());
+    let measured = if reachable { measure_outbox(state.store.as_ref()).await } else { Err(None) };
+    if let Err(problem) = measured {
+        forget_outbox();
+        if let Some(problem) = problem {
+            tracing::warn!(error = %problem, "the outbox could not be measured for /metrics");
         }
-        Ok(Err(error)) => {
-            tracing::warn!(error = %crate::error_chain(&error), "rows of outbox could not be counted for /metrics");
-        }
-        Err(_) => tracing::warn!("rows of outbox could not be counted in time for /metrics"),
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render())
         .into_response()
+}
+
+/// Sets the gauges of the outbox; the error is for the log.
+async fn measure_outbox(store: &dyn Store) -> Result<(), Option<String>> {
+    let now = Timestamp::now();
+    let measure =
+        async { Ok::<_, StoreError>((store.outbox_counts().await?, store.oldest_waiting(now).await?)) };
+    let (counts, oldest) = timeout(DATABASE_WITHIN, measure)
+        .await
+        .map_err(|_| Some(format!("no answer within {} s", DATABASE_WITHIN.as_secs())))?
+        .map_err(|error| Some(crate::error_chain(&error)))?;
+    for outbox_state in OutboxState::ALL {
+        set_outbox_rows(outbox_state, counts.get(outbox_state.as_str()).copied().unwrap_or(0));
+    }
+    // Programs' clocks may be ahead of ours: such a row has waited for no time yet.
+    let waited = oldest.map(|oldest| Duration::try_from(now.duration_since(oldest)).unwrap_or_default());
+    set_outbox_oldest(waited.unwrap_or_default());
+    Ok(())
 }

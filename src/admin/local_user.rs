@@ -11,7 +11,8 @@ pub(super) fn name(peer: SocketAddr) -> Option<String> {
     if !address.is_loopback() {
         return None;
     }
-    let table = if peer.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+    // Also there where the service sees no more of /proc than processes (`ProcSubset=pid`).
+    let table = if peer.is_ipv4() { "/proc/self/net/tcp" } else { "/proc/self/net/tcp6" };
     let uid = owner_in(&std::fs::read_to_string(table).ok()?, peer)?;
     Some(system_user::name_of(uid))
 }

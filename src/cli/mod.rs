@@ -35,7 +35,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub use self::serve::{DemoOptions, SimulateOptions};
-use crate::config::Config;
+use crate::{config::Config, traces::Traces};
 
 /// Archives every instant message of Skype for Business accounts in SQL and sends the rows you insert, over UCWA.
 #[derive(Debug, Parser)]
@@ -177,8 +177,14 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     }
     let config = Config::load(path.as_deref())?;
     if matches!(command, Command::Run) {
-        logging::start(&config.telemetry.log, log_format)?;
-        return serve::run(&config);
+        let endpoint = config.telemetry.otlp_endpoint.as_ref();
+        let traces = endpoint.map(|endpoint| Traces::start(endpoint, &config.cluster.node_id)).transpose()?;
+        logging::start_with(&config.telemetry.log, log_format, traces.as_ref())?;
+        let ran = serve::run(&config);
+        if let Some(traces) = traces {
+            traces.finish();
+        }
+        return ran;
     }
     logging::start(logging::filter_for_tools(&config), log_format)?;
     with_runtime(async {

@@ -142,7 +142,6 @@ impl Config {
         [
             ("archive.raw", "the raw event stream", self.archive.raw != default.archive.raw),
             ("retention.default_days", "the retention scheduler", self.retention != default.retention),
-            ("telemetry.otlp_endpoint", "traces by OpenTelemetry", self.telemetry.otlp_endpoint.is_some()),
         ]
         .into_iter()
         .filter(|(_, _, changed)| *changed)

@@ -375,6 +375,15 @@ impl Relay {
         self.server = Some(Process::start(command));
     }
 
+    /// Starts `run` through a program that takes it and its arguments as its own last ones.
+    pub(crate) fn start_through(&mut self, wrapper: &[&str], variables: &[(&str, &str)]) {
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).args([BINARY, "run"]).current_dir(self.folder.path());
+        command.env("NO_COLOR", "1").envs(variables.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        self.server = Some(Process::start(command));
+    }
+
     /// Starts `run` as one of several nodes. The database knows its connections by the node's name.
     pub(crate) fn start_node(&self, node: &str) -> Process {
         let mut url: url::Url = self.url().parse().expect("a URL");
