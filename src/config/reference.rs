@@ -120,6 +120,6 @@ mod tests {
         assert_eq!(values("archive", "typing"), "true or false");
         assert_eq!(values("admin", "token_file"), "a path");
         assert_eq!(values("admin", "names"), "a list of texts");
-        assert_eq!(values("accounts", "password"), "a table with one of `env`, `file`");
+        assert_eq!(values("accounts", "password"), "a table with one of `env`, `file`, `credential`");
     }
 }
