@@ -241,6 +241,46 @@ pub(super) fn sign_out(state: &AdminState, headers: &HeaderMap) -> HeaderValue {
     set_cookie(state, "", Duration::ZERO)
 }
 
+/// Whether a request carries the token, or none is needed. Wrong ones count wherever they are tried, so that no address
+/// is a better place to guess than another.
+///
+/// # Errors
+/// How long who asks has to wait, after too many wrong ones.
+pub(super) fn carries_token(
+    state: &AdminState,
+    headers: &HeaderMap,
+    peer: SocketAddr,
+) -> Result<bool, Duration> {
+    if state.guard.has_token() && headers.contains_key(header::AUTHORIZATION) {
+        let now = Instant::now();
+        state.viewers.bearers.allows(peer.ip(), now)?;
+        if !state.guard.admits(headers) {
+            state.viewers.bearers.count(peer.ip(), now);
+            tracing::warn!(peer = %peer.ip(), "a request to the admin listener carried a wrong token");
+        }
+    }
+    Ok(state.guard.admits(headers))
+}
+
+/// Refuses who does not carry the token, if one is configured. For programs only: a session does not help.
+pub(super) async fn require_token(
+    State(state): State<AdminState>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match carries_token(&state, request.headers(), peer) {
+        Ok(true) => next.run(request).await,
+        Ok(false) => (
+            StatusCode::UNAUTHORIZED,
+            [(header::WWW_AUTHENTICATE, "Bearer realm=\"ucwa-relay\"")],
+            "Send the token of admin.token_file: \"Authorization: Bearer TOKEN\".\n",
+        )
+            .into_response(),
+        Err(wait) => too_many(wait),
+    }
+}
+
 /// Who asks, if they may.
 fn viewer(state: &AdminState, headers: &HeaderMap, peer: SocketAddr) -> Result<Option<Viewer>, Duration> {
     let address = peer.ip().to_canonical();
@@ -256,8 +296,7 @@ fn viewer(state: &AdminState, headers: &HeaderMap, peer: SocketAddr) -> Result<O
         }));
     }
     if headers.contains_key(header::AUTHORIZATION) {
-        state.viewers.bearers.allows(peer.ip(), now)?;
-        if state.guard.admits(headers) {
+        if carries_token(state, headers, peer)? {
             let actor = format!("admin page (bearer token, {address})");
             return Ok(Some(Viewer {
                 actor,
@@ -266,7 +305,6 @@ fn viewer(state: &AdminState, headers: &HeaderMap, peer: SocketAddr) -> Result<O
                 lasts: Lasts::default(),
             }));
         }
-        state.viewers.bearers.count(peer.ip(), now);
         return Ok(None);
     }
     let session = cookie(state, headers).and_then(|id| state.viewers.session(id, now));
