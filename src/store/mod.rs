@@ -8,6 +8,7 @@
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
 //! A failure of one caller's part never undoes another's. Readers use connections of their own.
 
+mod attention;
 mod browse;
 mod columns;
 mod coverage;
@@ -42,6 +43,7 @@ use crate::{
 };
 
 pub use self::{
+    attention::AttentionReason,
     browse::{
         AccountsFilter, BrowseStore, ConversationSummary, ConversationsFilter, FailedSend, MinuteCount,
         OpenGap, ParticipantStay, TranscriptMessage, TranscriptPage, TroubledAccount,
@@ -297,7 +299,7 @@ impl InvitationPolicy {
 /// Where an account's password is.
 #[derive(Clone, PartialEq, Eq)]
 pub enum SecretSource {
-    /// `secret_ref`: `env:NAME` or `file:PATH`.
+    /// `secret_ref`: `env:NAME`, `file:PATH` or `credential:NAME`.
     Reference(String),
     /// `secret_sealed`: sealed with the key of `secrets.key_file`; see [`crate::secrets`].
     Sealed(Vec<u8>),
