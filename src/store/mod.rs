@@ -1,8 +1,8 @@
 //! The database, behind traits in the domain's words.
 //!
 //! Nothing outside this folder knows SQL or a dialect; nothing inside it knows HTTP, XML or actors. A dialect is one
-//! folder (`sqlite/`, `postgres/`) that implements the traits of this file, of `browse`, `coverage`, `quarantine`, `reading`
-//! and `leases`; [`connect`] picks it by the URL.
+//! folder (`sqlite/`, `postgres/`) that implements the traits of this file, of `coverage`, `quarantine` and `leases`, and brings
+//! the words for the statements of `reading` and `browse`, which stand once; [`connect`] picks it by the URL.
 //!
 //! Everything a running server writes goes through one writer that joins what many accounts bring within a few
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.

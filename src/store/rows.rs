@@ -21,6 +21,10 @@ use super::{
     writer::UnplacedCall,
 };
 
+/// What an [`Account`] is read from.
+pub(super) const ACCOUNT_COLUMNS: &str = "id, sip_uri, username, auth, secret_sealed, secret_ref, display_name, enabled, \
+                                          invitations, retention_days, updated_at";
+
 // ------------------------------------------------------------------------------------------------ words
 
 pub(super) fn direction(text: &str) -> Option<Direction> {
