@@ -9,7 +9,7 @@ AXE = target/tools/axe
 # Checks alert rules and metrics. Of Debian's package only this program is taken: no server is installed.
 PROMTOOL = target/tools/prometheus
 
-.PHONY: help test tools postgresql browser promtool systemd fmt clippy unit doc deny bench growth validate deb trydeb demo
+.PHONY: help test tools postgresql browser promtool systemd fmt clippy unit doc docs deny bench growth validate deb trydeb demo
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,7 @@ tools: ## Install what the checks need, if it is missing
 	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
 	@command -v python3 >/dev/null || { echo "python3 is missing (tests read exports with it): apt-get install python3" >&2; exit 1; }
 	@[ -n "$$TEST_POSTGRES_URL" ] || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || $(MAKE) --no-print-directory postgresql
+	@command -v psql >/dev/null && command -v pg_dump >/dev/null || $(MAKE) --no-print-directory postgresql
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || $(MAKE) --no-print-directory browser
 	@[ -e $(AXE)/node_modules/axe-core/axe.min.js ] || { command -v npm >/dev/null || { echo "npm is missing (the tests of the admin page check with axe-core whether everybody can use it): apt-get install npm" >&2; exit 1; }; \
 	 npm install --silent --no-audit --no-fund --prefix $(AXE) axe-core@4.14.1; }
@@ -73,6 +74,9 @@ unit:
 
 doc:
 	$(CARGO) doc --locked --no-deps --document-private-items
+
+docs: ## Write the documents anew that are made of the code and the migrations
+	UPDATE_DOCUMENTS=1 $(CARGO) test --locked --test documents -- --quiet
 
 deny: ## Licences, bans and sources of what we depend on
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \

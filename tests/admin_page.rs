@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::net::TcpListener;
+use std::{net::TcpListener, time::Duration};
 
 use reqwest::{
     StatusCode,
@@ -570,12 +570,19 @@ async fn with_a_token_people_sign_in_by_name() {
     let actor = sql.rows("SELECT actor FROM access_log").await;
     assert_eq!(actor, ["admin page (Ann <Admin>, 127.0.0.1)"]);
 
-    // A cookie alone changes nothing, and ends with its session.
+    // A cookie alone changes nothing, and ends with its session; so does what is followed live.
     assert_eq!(scene.send(with(scene.http.post(format!("{}/sign-out", scene.base)))).await.status, 403);
+    let mut live =
+        with(scene.http.get(format!("{}{path}/live", scene.base))).send().await.expect("an answer");
+    assert_eq!(live.status(), 200);
     let csrf = hidden(&page.text, "csrf");
     let out =
         scene.send(with(scene.http.post(format!("{}/sign-out", scene.base)).form(&[("csrf", &csrf)]))).await;
     assert_eq!((out.status.as_u16(), out.location()), (303, "/sign-in"));
+    let ended = tokio::time::timeout(Duration::from_secs(60), async {
+        while live.chunk().await.expect("it ends in order").is_some() {}
+    });
+    ended.await.expect("the live page ends with its session");
     assert_eq!(scene.send(with(scene.http.get(format!("{}{path}", scene.base)))).await.status, 401);
 
     // Programs carry the token itself.

@@ -14,6 +14,7 @@ use support::{
 };
 use ucwa_relay::simulator::{
     DiscoveryRedirect, Fault, FaultKind, Operation, SettingsChange, Simulator, SimulatorSettings,
+    WindowsSignIn,
 };
 
 const ALICE: &str = "sip:user0001@contoso.example";
@@ -210,6 +211,39 @@ async fn a_wrong_password_and_an_unknown_user_are_said_and_asked_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_windows_sign_in_is_walked_too_and_what_is_not_offered_is_said() {
+    let simulator = Simulator::start(SimulatorSettings {
+        accounts: 2,
+        password: PASSWORD.to_owned(),
+        password_sign_in: false,
+        windows_sign_in: WindowsSignIn::Ntlm,
+        conversation_logs: true,
+        ..SimulatorSettings::default()
+    })
+    .await
+    .unwrap();
+    let relay = relay(Kind::Sqlite, &simulator, "").await;
+    let file = relay.folder.path().join("password");
+    let file = file.to_str().unwrap();
+    relay.tool_ok(&["account", "add", BOB, "--auth", "ntlm", "--password-file", file]);
+
+    let checked = Checked::run(&relay, &["--account", BOB]);
+    assert_eq!(checked.code, Some(0), "{:#}", checked.report);
+    assert!(checked.steps("token")[0]["found"].as_str().unwrap().contains("urn:microsoft.rtc:windows"));
+    let checked = Checked::run(&relay, &["--account", ALICE]);
+    let words = ["offers urn:microsoft.rtc:windows", "auth = password"];
+    checked.failed("token", &words);
+    let asked: u64 = simulator
+        .requests()
+        .iter()
+        .filter(|count| count.operation == Operation::Token && count.account.as_deref() == Some(ALICE))
+        .map(|count| count.requests)
+        .sum();
+    assert_eq!(asked, 0, "no password was sent");
+    simulator.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_account_in_trouble_does_not_hide_the_others() {
     let simulator = simulator().await;
     let relay = relay(Kind::Sqlite, &simulator, "").await;
@@ -253,6 +287,24 @@ async fn a_server_that_is_down_is_named() {
     relay.add_account(ALICE, PASSWORD);
     let checked = Checked::run(&relay, &[]);
     checked.failed("discovery", &[&format!("127.0.0.1:{port}"), "no answer", "firewall"]);
+}
+
+#[test]
+fn names_that_lead_nowhere_are_told_each_by_itself() {
+    let relay = Relay::configure_for("http://127.0.0.1:9/", "");
+    let config = format!("[admin]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"{}\"\n", relay.url());
+    std::fs::write(relay.folder.path().join("ucwa-relay.toml"), config).unwrap();
+    relay.add_account("sip:alice@contoso.invalid", PASSWORD);
+    let checked = Checked::run(&relay, &[]);
+    let names = checked.steps("name");
+    let both = ["lyncdiscoverinternal.contoso.invalid", "lyncdiscover.contoso.invalid"];
+    assert_eq!(names.len(), both.len());
+    for (step, name) in names.iter().zip(both) {
+        let found = step["found"].as_str().unwrap();
+        assert!(found.starts_with(name) && found.contains("has no address"), "{step:#}");
+        assert!(step["advice"].as_str().unwrap().contains("server.discovery_url"), "{step:#}");
+    }
+    checked.failed("discovery", &both);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -409,7 +461,7 @@ fn a_configuration_that_cannot_be_used_ends_with_2_and_is_reported_too() {
 async fn too_few_file_descriptors_are_said_at_the_start_and_by_the_doctor() {
     let simulator = simulator().await;
     let mut relay = relay(Kind::Sqlite, &simulator, "").await;
-    relay.limit_descriptors("ulimit -n 80");
+    relay.in_shell_after("ulimit -n 80");
     relay.start();
     relay.account_state(ALICE, "online").await;
     let log = relay.server().stderr();
@@ -427,7 +479,7 @@ async fn too_few_file_descriptors_are_said_at_the_start_and_by_the_doctor() {
 async fn the_server_takes_as_many_file_descriptors_as_it_may() {
     let simulator = simulator().await;
     let mut relay = relay(Kind::Sqlite, &simulator, "").await;
-    relay.limit_descriptors("ulimit -Sn 80; ulimit -Hn 400");
+    relay.in_shell_after("ulimit -Sn 80; ulimit -Hn 400");
     relay.start();
     relay.account_state(ALICE, "online").await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", relay.server().id())).unwrap();

@@ -375,7 +375,7 @@ fn a_password_is_never_an_argument_and_never_shown(kind: Kind) {
     add(&["--password-stdin", "--password-env", "X"], "").failed(2, &["cannot be used with"]);
     add(&["--password-stdin"], "\n").failed(1, &["the password in stdin is empty"]);
     add(&["--password-stdin"], "geheim-4711\nmore\n").failed(1, &["more than one line"]);
-    add(&["--password-ref", "geheim-4711"], "").failed(2, &["env:NAME or file:PATH"]);
+    add(&["--password-ref", "geheim-4711"], "").failed(2, &["env:NAME, file:PATH or credential:NAME"]);
     add(&["--password-file", "none"], "").failed(1, &["none"]);
     assert_eq!(place.run(&["account", "list", "--format", "json"]).succeeded().json(), Value::Array(vec![]));
 

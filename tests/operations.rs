@@ -142,6 +142,18 @@ async fn with_a_token_and_a_certificate_it_is_for_those_who_have_the_token() {
     assert_eq!(ask("/metrics", None).await, Some(401));
     assert_eq!(ask("/metrics", Some("another-token-of-that-length")).await, Some(401));
     assert_eq!(ask("/metrics", Some("a-token-that-nobody-guesses")).await, Some(200));
+
+    // Wrong tokens count wherever they are tried: who guesses has to wait, even with the right one then.
+    for path in ["/readyz", "/readyz", "/metrics", "/metrics"] {
+        let answered = if path == "/readyz" { 200 } else { 401 };
+        assert_eq!(ask(path, Some("another-token-of-that-length")).await, Some(answered), "{path}");
+    }
+    for path in ["/metrics", "/outbox"] {
+        assert_eq!(ask(path, Some("a-token-that-nobody-guesses")).await, Some(429), "{path}");
+    }
+    // Health is told to everybody, and asking without a token is no guess.
+    assert_eq!(ask("/readyz", Some("a-token-that-nobody-guesses")).await, Some(200));
+    assert_eq!(ask("/metrics", None).await, Some(401));
     let server = relay.server();
     assert!(server.terminate());
     assert!(!server.stderr().contains("a-token-that-nobody-guesses"));

@@ -209,3 +209,37 @@ async fn servers_that_may_have_copies_of_the_key_file_get_the_new_key_first() {
     assert!(!prepared.contains(&keys(&relay)[0]));
     all_sign_in(&relay);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_comes_from_a_systemd_credential_or_it_is_said_what_to_write_where() {
+    let simulator = Simulate::start(&["--accounts", "2"]);
+    let declared =
+        format!("[[accounts]]\nsip_uri = \"{ALICE}\"\npassword = {{ credential = \"relay.alice\" }}\n");
+    let mut relay = Relay::configure(&simulator, &declared);
+    relay.tool_ok(&["account", "add", BOB, "--password-ref", "credential:bob"]);
+
+    // Beside the service.
+    let refused = relay.tool(&["run"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        said.contains("LoadCredential=relay.alice:FILE") && said.contains("CREDENTIALS_DIRECTORY"),
+        "{said}"
+    );
+    let said = String::from_utf8(relay.tool(&["check", "--account", BOB]).stdout).unwrap();
+    assert!(said.contains("systemd credential bob") && said.contains("LoadCredential=bob:FILE"), "{said}");
+
+    // As systemd starts it.
+    let directory = relay.folder.path().join("credentials");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::write(directory.join("relay.alice"), PASSWORD).unwrap();
+    relay.in_shell_after(&format!("export CREDENTIALS_DIRECTORY='{}'", directory.display()));
+    let said = String::from_utf8(relay.tool(&["check", "--account", BOB]).stdout).unwrap();
+    assert!(said.contains("cannot be read from the systemd credential bob"), "{said}");
+    std::fs::write(directory.join("bob"), format!("{PASSWORD}\n")).unwrap();
+    relay.start();
+    relay.account_state(ALICE, "online").await;
+    relay.account_state(BOB, "online").await;
+    let shown = relay.tool_ok(&["account", "show", BOB]);
+    assert!(shown.contains("credential:bob") && !shown.contains(PASSWORD), "{shown}");
+}

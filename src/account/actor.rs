@@ -47,7 +47,10 @@ use crate::{
     },
     identifiers::{ConversationId, OperationId, OutboxId, SipUri},
     metrics::{self, Reconnect, Restarted},
-    store::{Account, AccountState, ClaimedSend, CommitOutcome, InvitationPolicy, SettledSend, StoreError},
+    store::{
+        Account, AccountState, AttentionReason, ClaimedSend, CommitOutcome, InvitationPolicy, SettledSend,
+        StoreError,
+    },
     traces,
     ucwa::{Event, EventKind, Resource, Sender, SignInStep, UcwaClient, UcwaError},
 };
@@ -80,7 +83,7 @@ pub enum ExitReason {
     /// The UCWA application is lost or has to be taken up anew, in words.
     SessionLost(String),
     /// An operator has to do something, in words; by itself again after the time, if there is one.
-    NeedsAttention(String, Option<Duration>),
+    NeedsAttention(AttentionReason, String, Option<Duration>),
     /// It or one of its children panicked.
     Panicked,
     /// Another node holds it.
@@ -283,8 +286,8 @@ impl AccountActor {
                 self.end(ExitReason::Temporary(sentence, after), ctx);
                 return;
             }
-            Err(SignInFailure::Attention(sentence, after)) => {
-                self.end(ExitReason::NeedsAttention(sentence, after), ctx);
+            Err(SignInFailure::Attention(why, sentence, after)) => {
+                self.end(ExitReason::NeedsAttention(why, sentence, after), ctx);
                 return;
             }
         };
@@ -1707,7 +1710,7 @@ impl Handler<ChannelExited> for AccountActor {
         let reason = match end {
             ChannelEnd::Panicked => ExitReason::Panicked,
             ChannelEnd::Fenced => ExitReason::Fenced,
-            ChannelEnd::Attention(_, after) => ExitReason::NeedsAttention(sentence, after),
+            ChannelEnd::Attention(why, _, after) => ExitReason::NeedsAttention(why, sentence, after),
             ChannelEnd::Rediscover(_) => ExitReason::Temporary(sentence, None),
             ChannelEnd::ApplicationLost(_) | ChannelEnd::Requested if !self.handed.is_empty() => {
                 self.environment.directory.leave(self.account.id);

@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::{
-    account::backoff::Backoff,
+    account::{backoff::Backoff, sign_in::reason_of},
+    store::AttentionReason,
     ucwa::{Action, Continuation, UcwaError},
 };
 
@@ -76,7 +77,7 @@ pub enum ChannelEnd {
     /// The address may have moved: sign in from discovery on.
     Rediscover(String),
     /// An operator has to look, in words; try again by ourselves after the time, if there is one.
-    Attention(String, Option<Duration>),
+    Attention(AttentionReason, String, Option<Duration>),
     /// Another node holds the account now.
     Fenced,
 }
@@ -194,12 +195,14 @@ impl ChannelState {
                 "the application expired for inactivity (410 InactiveApplicationExpired)".to_owned(),
             )),
             (Some(410), "TooManyApplications") => Step::End(ChannelEnd::Attention(
+                AttentionReason::TooManyApplications,
                 "the server ended the application because this user has too many of them (410 TooManyApplications): \
                  sign out other UCWA clients of the user"
                     .to_owned(),
                 Some(AFTER_TOO_MANY_APPLICATIONS),
             )),
             (Some(410), "UserAgentNotAllowed") => Step::End(ChannelEnd::Attention(
+                AttentionReason::Policy,
                 "the server's policy no longer allows this client (410 UserAgentNotAllowed): allow the user agent \
                  ucwa-relay"
                     .to_owned(),
@@ -216,6 +219,7 @@ impl ChannelState {
                 self.forbidden_in_a_row += 1;
                 if self.forbidden_in_a_row > 1 {
                     return Step::End(ChannelEnd::Attention(
+                        AttentionReason::Policy,
                         "the server forbids the event channel (403): check the user's policies".to_owned(),
                         Some(AFTER_TOO_MANY_APPLICATIONS),
                     ));
@@ -237,7 +241,9 @@ impl ChannelState {
                 Step::Repeat { delay: self.backoff.next_delay().mul_f64(0.5) }
             }
             (None, _) if !error.is_transport() => match error.action() {
-                Action::StopAccount => Step::End(ChannelEnd::Attention(crate::error_chain(error), None)),
+                Action::StopAccount => {
+                    Step::End(ChannelEnd::Attention(reason_of(error), crate::error_chain(error), None))
+                }
                 _ if self.failures_in_a_row >= 5 => Step::End(ChannelEnd::Rediscover(error.to_string())),
                 _ => Step::Repeat { delay: self.backoff.next_delay() },
             },
@@ -255,6 +261,7 @@ impl ChannelState {
         self.replaced_at.push(now);
         if self.replaced_at.len() >= 3 {
             return Step::End(ChannelEnd::Attention(
+                AttentionReason::AnotherRelay,
                 "the same account is signed in by another relay: its event channel was taken over three times in ten \
                  minutes (409 PGetReplaced). Stop the other relay, or give it other accounts"
                     .to_owned(),
@@ -375,7 +382,7 @@ mod tests {
         }
         let step = state.decide(&Answer::Failed(&replaced), now);
         assert!(
-            matches!(&step, Step::End(ChannelEnd::Attention(why, _)) if why.contains("another relay")),
+            matches!(&step, Step::End(ChannelEnd::Attention(_, why, _)) if why.contains("another relay")),
             "{step:?}"
         );
         let mut state = ChannelState::default();
@@ -395,7 +402,9 @@ mod tests {
     #[test]
     fn too_many_applications_and_forbidden_clients_need_attention_and_are_not_stormed() {
         for error in [status(410, "TooManyApplications"), status(410, "UserAgentNotAllowed")] {
-            let Step::End(ChannelEnd::Attention(_, Some(retry))) = after(&error) else { panic!("{error}") };
+            let Step::End(ChannelEnd::Attention(_, _, Some(retry))) = after(&error) else {
+                panic!("{error}")
+            };
             assert!(retry >= Duration::from_secs(15 * 60));
         }
     }

@@ -40,7 +40,7 @@ use crate::{
     },
     identifiers::{AccountId, SessionId},
     metrics::{self, QuarantineReason, Reconnect},
-    store::{CommitOutcome, SharedStore, StoreError},
+    store::{AttentionReason, CommitOutcome, SharedStore, StoreError},
     traces,
     ucwa::{Continuation, EventBatch, EventParameters, PollAnswer, UcwaClient, UcwaError, xml},
 };
@@ -560,6 +560,7 @@ impl Follow {
             Ok(next) => next,
             Err(error) => {
                 return Err(ChannelEnd::Attention(
+                    AttentionReason::UntrustedAddress,
                     format!("the event channel's next link leads elsewhere: {error}"),
                     Some(Duration::from_secs(300)),
                 ));
@@ -611,6 +612,7 @@ impl Follow {
                 }
                 Err(error @ StoreError::Refused { .. }) if backoff.failures() > 6 => {
                     return Err(ChannelEnd::Attention(
+                        AttentionReason::DatabaseRefuses,
                         format!(
                             "the database refuses everything about this account: {}",
                             crate::error_chain(&error)

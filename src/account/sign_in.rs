@@ -13,7 +13,7 @@ use crate::{
     account::{AccountEnvironment, channel_state::ChannelEnd},
     identifiers::SipUri,
     secrets::{self, SecretError},
-    store::{Account, Auth, NOT_FOLLOWED, Session, StoreError},
+    store::{Account, AttentionReason, Auth, NOT_FOLLOWED, Session, StoreError},
     ucwa::{
         Action, Application, NewApplication, SignInMethod, SignInSettings, SignInStep, UcwaClient, UcwaError,
     },
@@ -42,7 +42,7 @@ pub enum SignInFailure {
     /// Try again by ourselves, not before the server's `Retry-After`, if it gave one.
     Temporary(String, Option<Duration>),
     /// An operator has to do something; try again by ourselves after the time, if there is one.
-    Attention(String, Option<Duration>),
+    Attention(AttentionReason, String, Option<Duration>),
 }
 
 impl From<StoreError> for SignInFailure {
@@ -57,16 +57,38 @@ impl From<UcwaError> for SignInFailure {
         match error.action() {
             // Repeated wrong passwords lock an account in the directory; a policy or a certificate may be mended
             // without anybody telling us.
-            Action::StopAccount if error.is_credentials_refused() => Self::Attention(words, None),
-            Action::StopAccount => Self::Attention(words, Some(SLOW_RETRY)),
+            Action::StopAccount if error.is_credentials_refused() => {
+                Self::Attention(reason_of(&error), words, None)
+            }
+            Action::StopAccount => Self::Attention(reason_of(&error), words, Some(SLOW_RETRY)),
             _ => Self::Temporary(words, error.retry_after()),
         }
     }
 }
 
+/// Under which heading of the run-book an error stands that ends an account's life.
+pub(super) fn reason_of(error: &UcwaError) -> AttentionReason {
+    match error {
+        UcwaError::CredentialsRefused { .. } => AttentionReason::PasswordRefused,
+        UcwaError::PassiveSignInWanted { .. }
+        | UcwaError::GrantNotOffered { .. }
+        | UcwaError::NtlmNotOffered { .. } => AttentionReason::SignInMethod,
+        UcwaError::TokenService { .. } | UcwaError::SecondTokenRefused { .. } => {
+            AttentionReason::TokenRefused
+        }
+        UcwaError::DiscoveryFailed { .. } => AttentionReason::ServerNotFound,
+        UcwaError::Tls { .. } | UcwaError::Setup { .. } => AttentionReason::Certificate,
+        UcwaError::Untrusted { .. } | UcwaError::Insecure { .. } => AttentionReason::UntrustedAddress,
+        UcwaError::Status { .. } if error.subcode() == Some("TooManyApplications") => {
+            AttentionReason::TooManyApplications
+        }
+        _ => AttentionReason::Policy,
+    }
+}
+
 impl From<SecretError> for SignInFailure {
     fn from(error: SecretError) -> Self {
-        Self::Attention(crate::error_chain(&error), None)
+        Self::Attention(AttentionReason::PasswordUnavailable, crate::error_chain(&error), None)
     }
 }
 
@@ -74,7 +96,7 @@ impl SignInFailure {
     /// How an account's end is told to its supervisor.
     pub fn sentence(&self) -> &str {
         match self {
-            Self::Temporary(sentence, _) | Self::Attention(sentence, _) => sentence,
+            Self::Temporary(sentence, _) | Self::Attention(_, sentence, _) => sentence,
         }
     }
 }
@@ -145,7 +167,7 @@ pub(crate) fn method_of(sip_uri: &SipUri, auth: Auth) -> Result<SignInMethod, Si
         }
     };
     let words = format!("auth of {sip_uri} is {}: {instead}", auth.as_str());
-    Err(SignInFailure::Attention(words, None))
+    Err(SignInFailure::Attention(AttentionReason::SignInMethod, words, None))
 }
 
 async fn read_password(
@@ -247,7 +269,7 @@ pub fn describe_end(end: &ChannelEnd) -> String {
         ChannelEnd::Panicked => "the event channel panicked; please report it".to_owned(),
         ChannelEnd::ApplicationLost(sentence)
         | ChannelEnd::Rediscover(sentence)
-        | ChannelEnd::Attention(sentence, _) => sentence.clone(),
+        | ChannelEnd::Attention(_, sentence, _) => sentence.clone(),
         ChannelEnd::Fenced => "another node holds the account now".to_owned(),
     }
 }

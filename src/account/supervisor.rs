@@ -400,14 +400,19 @@ impl AccountSupervisor {
                 self.count_restart(id, ctx);
                 self.restart_after(id, delay, ctx);
             }
-            ExitReason::NeedsAttention(sentence, after) => {
-                tracing::error!(account.id = id.0, reason = sentence, "the account needs attention");
+            ExitReason::NeedsAttention(why, sentence, after) => {
+                let cure = why.anchor();
+                tracing::error!(account.id = id.0, reason = sentence, cure, "the account needs attention");
                 let detail = match after {
                     Some(after) => {
-                        format!("{sentence}. Tried again by itself at {}", shown_time_after(*after))
+                        format!(
+                            "{sentence}. Tried again by itself at {}; see {cure} in docs/operations.md",
+                            shown_time_after(*after)
+                        )
                     }
                     None => format!(
-                        "{sentence}. Nothing is tried until the account is changed (ucwa-relay account set-password {})",
+                        "{sentence}. Nothing is tried until the account is changed (ucwa-relay account set-password {}); see \
+                         {cure} in docs/operations.md",
                         supervised_uri(&self.accounts, id)
                     ),
                 };

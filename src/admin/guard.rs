@@ -140,19 +140,6 @@ pub(super) async fn protect(State(guard): State<Arc<Guard>>, request: Request, n
     response
 }
 
-/// Refuses who does not carry the token, if one is configured.
-pub(super) async fn require_token(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    if guard.admits(request.headers()) {
-        return next.run(request).await;
-    }
-    (
-        StatusCode::UNAUTHORIZED,
-        [(header::WWW_AUTHENTICATE, "Bearer realm=\"ucwa-relay\"")],
-        "Send the token of admin.token_file: \"Authorization: Bearer TOKEN\".\n",
-    )
-        .into_response()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

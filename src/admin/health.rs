@@ -1,10 +1,10 @@
 //! `/healthz`, `/readyz`, `/metrics`: for whoever watches the server by program.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use axum::{
     Json,
-    extract::State,
+    extract::{ConnectInfo, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::AdminState;
+use super::{AdminState, viewer};
 use crate::{
     metrics::{forget_outbox, set_accounts, set_database_up, set_outbox_oldest, set_outbox_rows},
     store::{AccountState, OutboxState, Store, StoreError},
@@ -56,15 +56,20 @@ struct Reason {
 }
 
 /// Ready (200) while the database answers and takes what is written; 503 with the reason otherwise. Accounts in trouble are told with their
-/// reasons but do not make the server unready: it works on them by itself.
-pub(super) async fn readyz(State(state): State<AdminState>, headers: HeaderMap) -> Response {
+/// reasons but do not make the server unready: it works on them by itself. Nobody is refused for a wrong token, nor after many
+/// of them: a probe has to learn how the server is, and reasons are for who carries the right one.
+pub(super) async fn readyz(
+    State(state): State<AdminState>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Response {
     let (reachable, problem) = look_at_database(state.store.as_ref()).await;
     let states = state.states.all();
     let mut accounts = BTreeMap::new();
     for published in states.values() {
         *accounts.entry(published.state.as_str()).or_default() += 1;
     }
-    let may_see = state.guard.admits(&headers);
+    let may_see = viewer::carries_token(&state, &headers, peer).unwrap_or(false);
     let reasons = states
         .iter()
         .filter(|(_, published)| may_see && published.state != AccountState::Online)

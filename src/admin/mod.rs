@@ -193,7 +193,7 @@ fn router(state: AdminState) -> Router {
     let guard = Arc::clone(&state.guard);
     let restricted = Router::new()
         .route("/metrics", get(health::metrics))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&guard), guard::require_token));
+        .route_layer(middleware::from_fn_with_state(state.clone(), viewer::require_token));
     let pages = Router::new()
         .route("/", get(overview::page))
         .route("/live", get(overview::follow))

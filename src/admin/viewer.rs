@@ -22,6 +22,7 @@ use axum::{
 };
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tokio_util::sync::CancellationToken;
 
 use super::{AdminState, local_user, page::PageError};
 
@@ -47,6 +48,31 @@ pub(super) struct Viewer {
     pub(super) csrf: String,
     /// The name given at the sign-in, if there was one.
     pub(super) name: Option<String>,
+    /// When they may see no more.
+    pub(super) lasts: Lasts,
+}
+
+/// How long somebody may look: for ever without a session, else until it expires or is ended.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Lasts {
+    until: Option<Instant>,
+    ended: CancellationToken,
+}
+
+impl Lasts {
+    /// Waits until it is over.
+    pub(super) async fn over(self) {
+        let expired = async {
+            match self.until {
+                Some(until) => tokio::time::sleep_until(until.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = expired => {}
+            () = self.ended.cancelled() => {}
+        }
+    }
 }
 
 /// A signed-in browser.
@@ -55,6 +81,8 @@ struct Session {
     name: String,
     csrf: String,
     until: Instant,
+    /// Tells who follows a page live that it was ended before its time.
+    ended: CancellationToken,
 }
 
 /// Sessions and failed sign-ins.
@@ -98,9 +126,16 @@ impl Viewers {
         sessions.retain(|_, session| session.until > now);
         if sessions.len() >= MOST_SESSIONS {
             let oldest = sessions.iter().min_by_key(|(_, session)| session.until).map(|(&id, _)| id);
-            oldest.map(|id| sessions.remove(&id));
+            if let Some(session) = oldest.and_then(|id| sessions.remove(&id)) {
+                session.ended.cancel();
+            }
         }
-        let session = Session { name: name.to_owned(), csrf: secret(), until: now + SESSION_LASTS };
+        let session = Session {
+            name: name.to_owned(),
+            csrf: secret(),
+            until: now + SESSION_LASTS,
+            ended: CancellationToken::new(),
+        };
         sessions.insert(digest(&id), session);
         id
     }
@@ -110,7 +145,9 @@ impl Viewers {
     }
 
     fn sign_out(&self, id: &str) {
-        lock(&self.sessions).remove(&digest(id));
+        if let Some(session) = lock(&self.sessions).remove(&digest(id)) {
+            session.ended.cancel();
+        }
     }
 }
 
@@ -204,6 +241,46 @@ pub(super) fn sign_out(state: &AdminState, headers: &HeaderMap) -> HeaderValue {
     set_cookie(state, "", Duration::ZERO)
 }
 
+/// Whether a request carries the token, or none is needed. Wrong ones count wherever they are tried, so that no address
+/// is a better place to guess than another.
+///
+/// # Errors
+/// How long who asks has to wait, after too many wrong ones.
+pub(super) fn carries_token(
+    state: &AdminState,
+    headers: &HeaderMap,
+    peer: SocketAddr,
+) -> Result<bool, Duration> {
+    if state.guard.has_token() && headers.contains_key(header::AUTHORIZATION) {
+        let now = Instant::now();
+        state.viewers.bearers.allows(peer.ip(), now)?;
+        if !state.guard.admits(headers) {
+            state.viewers.bearers.count(peer.ip(), now);
+            tracing::warn!(peer = %peer.ip(), "a request to the admin listener carried a wrong token");
+        }
+    }
+    Ok(state.guard.admits(headers))
+}
+
+/// Refuses who does not carry the token, if one is configured. For programs only: a session does not help.
+pub(super) async fn require_token(
+    State(state): State<AdminState>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match carries_token(&state, request.headers(), peer) {
+        Ok(true) => next.run(request).await,
+        Ok(false) => (
+            StatusCode::UNAUTHORIZED,
+            [(header::WWW_AUTHENTICATE, "Bearer realm=\"ucwa-relay\"")],
+            "Send the token of admin.token_file: \"Authorization: Bearer TOKEN\".\n",
+        )
+            .into_response(),
+        Err(wait) => too_many(wait),
+    }
+}
+
 /// Who asks, if they may.
 fn viewer(state: &AdminState, headers: &HeaderMap, peer: SocketAddr) -> Result<Option<Viewer>, Duration> {
     let address = peer.ip().to_canonical();
@@ -211,15 +288,23 @@ fn viewer(state: &AdminState, headers: &HeaderMap, peer: SocketAddr) -> Result<O
     if !state.guard.has_token() {
         let who = local_user::name(peer).map_or_else(String::new, |name| format!("{name}, "));
         let actor = format!("admin page ({who}{address})");
-        return Ok(Some(Viewer { actor, csrf: state.viewers.csrf.clone(), name: None }));
+        return Ok(Some(Viewer {
+            actor,
+            csrf: state.viewers.csrf.clone(),
+            name: None,
+            lasts: Lasts::default(),
+        }));
     }
     if headers.contains_key(header::AUTHORIZATION) {
-        state.viewers.bearers.allows(peer.ip(), now)?;
-        if state.guard.admits(headers) {
+        if carries_token(state, headers, peer)? {
             let actor = format!("admin page (bearer token, {address})");
-            return Ok(Some(Viewer { actor, csrf: state.viewers.csrf.clone(), name: None }));
+            return Ok(Some(Viewer {
+                actor,
+                csrf: state.viewers.csrf.clone(),
+                name: None,
+                lasts: Lasts::default(),
+            }));
         }
-        state.viewers.bearers.count(peer.ip(), now);
         return Ok(None);
     }
     let session = cookie(state, headers).and_then(|id| state.viewers.session(id, now));
@@ -227,6 +312,7 @@ fn viewer(state: &AdminState, headers: &HeaderMap, peer: SocketAddr) -> Result<O
         actor: format!("admin page ({}, {address})", session.name),
         csrf: session.csrf,
         name: Some(session.name),
+        lasts: Lasts { until: Some(session.until), ended: session.ended },
     }))
 }
 
@@ -352,16 +438,35 @@ mod tests {
         assert!(viewers.session("", begin).is_none());
     }
 
+    #[tokio::test]
+    async fn who_follows_a_page_is_told_when_it_is_over() {
+        let is_over = async |lasts: &Lasts| {
+            tokio::select! {
+                biased;
+                () = lasts.clone().over() => true,
+                () = tokio::task::yield_now() => false,
+            }
+        };
+        assert!(!is_over(&Lasts::default()).await);
+        let later = Lasts { until: Some(Instant::now() + SESSION_LASTS), ..Lasts::default() };
+        assert!(!is_over(&later).await);
+        later.ended.cancel();
+        later.over().await;
+        Lasts { until: Some(Instant::now()), ..Lasts::default() }.over().await;
+    }
+
     #[test]
     fn sessions_do_not_pile_up() {
         let viewers = Viewers::new();
         let begin = Instant::now();
         let first = viewers.sign_in("first", begin);
+        let ended = viewers.session(&first, begin).map(|session| session.ended).unwrap();
         for second in 0..MOST_SESSIONS as u64 {
             viewers.sign_in("another", begin + Duration::from_secs(1 + second));
         }
         assert_eq!(lock(&viewers.sessions).len(), MOST_SESSIONS);
         assert!(viewers.session(&first, begin).is_none());
+        assert!(ended.is_cancelled());
     }
 
     #[test]

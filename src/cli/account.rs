@@ -236,7 +236,7 @@ struct AccountLine {
     account: String,
     username: Option<String>,
     auth: Option<Auth>,
-    /// `sealed`, `env:NAME`, `file:PATH` or `none`.
+    /// `sealed`, `env:NAME`, `file:PATH`, `credential:NAME` or `none`.
     password: Option<String>,
     enabled: Option<bool>,
     display_name: Option<String>,

@@ -18,6 +18,7 @@ mod failure;
 mod history;
 mod init;
 mod logging;
+mod man;
 mod open;
 mod outbox;
 mod outbox_shape;
@@ -114,6 +115,8 @@ pub enum Command {
         /// Which shell
         shell: Shell,
     },
+    /// Print the manual page, or write one for each command
+    Man(man::ManOptions),
 }
 
 /// The whole program: parses the arguments of this process, does what they say, reports, and gives the exit code.
@@ -150,6 +153,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     let Cli { config: path, log_format, command } = cli;
     match command {
         Command::Completions { shell } => return completions(shell),
+        Command::Man(options) => return man::man(&options),
         Command::Decode(options) => return decode::decode(&options),
         Command::Demo(options) => {
             logging::start(&logging::filter_without_configuration(), log_format)?;
@@ -203,7 +207,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             | Command::Init(_)
             | Command::Check(_)
             | Command::Decode(_)
-            | Command::Completions { .. } => unreachable!("was dealt with before the configuration was read"),
+            | Command::Completions { .. }
+            | Command::Man(_) => unreachable!("was dealt with before the configuration was read"),
         }
     })
 }

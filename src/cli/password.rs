@@ -15,7 +15,7 @@ use super::failure::UsageError;
 use crate::{
     config::Config,
     identifiers::SipUri,
-    secrets::{KeyHold, Sealer, without_line_end},
+    secrets::{KeyHold, Sealer, is_credential_name, without_line_end},
     store::SecretSource,
 };
 
@@ -32,7 +32,8 @@ pub struct PasswordOptions {
     /// Keep only the name of an environment variable, which the server reads at each sign-in
     #[arg(long = "password-env", value_name = "NAME")]
     env: Option<String>,
-    /// Keep only a reference that the server follows at each sign-in: `env:NAME` or `file:PATH`
+    /// Keep only a reference that the server follows at each sign-in: `env:NAME`, `file:PATH`, or
+    /// `credential:NAME` for a credential of its systemd unit
     #[arg(long = "password-ref", value_name = "REF")]
     reference: Option<String>,
 }
@@ -82,8 +83,14 @@ fn reference(text: &str) -> anyhow::Result<SecretSource> {
             let path = std::path::absolute(path)?;
             Ok(SecretSource::Reference(format!("file:{}", path.display())))
         }
+        Some(("credential", name)) if is_credential_name(name) => {
+            Ok(SecretSource::Reference(text.to_owned()))
+        }
         // The text is not repeated: somebody may have typed the password.
-        _ => Err(UsageError("this is no reference to a password; write env:NAME or file:PATH".into()).into()),
+        _ => {
+            let problem = "this is no reference to a password; write env:NAME, file:PATH or credential:NAME";
+            Err(UsageError(problem.into()).into())
+        }
     }
 }
 
@@ -142,9 +149,11 @@ mod tests {
     fn a_reference_is_stored_as_the_server_will_follow_it() {
         assert_eq!(reference("env:A").unwrap(), SecretSource::Reference("env:A".into()));
         assert_eq!(reference("file:/a/b").unwrap(), SecretSource::Reference("file:/a/b".into()));
+        let credential = "credential:relay.alice";
+        assert_eq!(reference(credential).unwrap(), SecretSource::Reference(credential.into()));
         let SecretSource::Reference(relative) = reference("file:b").unwrap() else { panic!() };
         assert!(relative.starts_with("file:/") && relative.ends_with("/b"), "{relative}");
-        for text in ["", "env:", "file:", "geheim", "vault:x"] {
+        for text in ["", "env:", "file:", "credential:", "credential:../x", "geheim", "vault:x"] {
             let error = reference(text).unwrap_err().to_string();
             assert!(error.contains("env:NAME") && !error.contains("geheim"), "{error}");
         }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, de};
 use super::{error::Findings, values::check_readable};
 use crate::{
     identifiers::SipUri,
+    secrets::{credential_file, is_credential_name},
     store::{Auth, InvitationPolicy, NewAccount, SecretSource},
 };
 
@@ -35,13 +36,15 @@ fn password_grant() -> Auth {
     Auth::Password
 }
 
-/// Where a password is: `{ env = "NAME" }` or `{ file = "PATH" }`.
+/// Where a password is: `{ env = "NAME" }`, `{ file = "PATH" }` or `{ credential = "NAME" }`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PasswordReference {
     /// Environment variable of the server.
     Env(String),
     /// File that the server can read.
     File(PathBuf),
+    /// Credential of the server's systemd unit.
+    Credential(String),
 }
 
 impl PasswordReference {
@@ -50,6 +53,7 @@ impl PasswordReference {
         match self {
             Self::Env(name) => format!("env:{name}"),
             Self::File(path) => format!("file:{}", path.display()),
+            Self::Credential(name) => format!("credential:{name}"),
         }
     }
 }
@@ -79,6 +83,17 @@ impl DeclaredAccount {
                     .add(key, format!("the environment variable {name} is not set; set it for the server"));
             }
             Some(PasswordReference::File(path)) => check_readable(findings, key, path),
+            Some(PasswordReference::Credential(name)) => match credential_file(name) {
+                Some(path) => check_readable(findings, key, &path),
+                None => findings.add(
+                    key,
+                    format!(
+                        "systemd gave this process no credentials; write LoadCredential={name}:FILE into the [Service] \
+                         section of the server's unit, and for a command beside it set CREDENTIALS_DIRECTORY to the unit's, \
+                         below /run/credentials"
+                    ),
+                ),
+            },
             _ => (),
         }
     }
@@ -98,8 +113,8 @@ pub(super) fn validate(accounts: &[DeclaredAccount], findings: &mut Findings) {
     }
 }
 
-const PASSWORD_REMEDY: &str = "say where it is: password = { env = \"NAME\" } or password = { file = \"PATH\" }; \
-                               or leave it out and use `ucwa-relay account set-password`";
+const PASSWORD_REMEDY: &str = "say where it is: password = { env = \"NAME\" }, { file = \"PATH\" } or { credential = \
+                               \"NAME\" }; or leave it out and use `ucwa-relay account set-password`";
 
 impl<'de> Deserialize<'de> for PasswordReference {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -118,7 +133,7 @@ impl<'de> de::Visitor<'de> for ReferenceVisitor {
     type Value = PasswordReference;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("{ env = \"NAME\" } or { file = \"PATH\" }")
+        formatter.write_str("{ env = \"NAME\" }, { file = \"PATH\" } or { credential = \"NAME\" }")
     }
 
     fn visit_str<E: de::Error>(self, _: &str) -> Result<Self::Value, E> {
@@ -143,11 +158,17 @@ impl<'de> de::Visitor<'de> for ReferenceVisitor {
         struct Table {
             env: Option<String>,
             file: Option<PathBuf>,
+            credential: Option<String>,
         }
         match Table::deserialize(de::value::MapAccessDeserializer::new(map))? {
-            Table { env: Some(name), file: None } if !name.is_empty() => Ok(PasswordReference::Env(name)),
-            Table { env: None, file: Some(path) } if !path.as_os_str().is_empty() => {
+            Table { env: Some(name), file: None, credential: None } if !name.is_empty() => {
+                Ok(PasswordReference::Env(name))
+            }
+            Table { env: None, file: Some(path), credential: None } if !path.as_os_str().is_empty() => {
                 Ok(PasswordReference::File(path))
+            }
+            Table { env: None, file: None, credential: Some(name) } if is_credential_name(&name) => {
+                Ok(PasswordReference::Credential(name))
             }
             _ => Err(de::Error::custom(format!("names no single place; {PASSWORD_REMEDY}"))),
         }

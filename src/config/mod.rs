@@ -3,7 +3,7 @@
 //! One section is one file with one struct, its own `Default` and `validate`. [`Config::load`] is the only way in: it
 //! finds the file, merges `UCWA_RELAY__SECTION__KEY` over it, and answers with a [`ConfigError`] that names the file or
 //! the environment variable, the key, what is wrong and what would be right. Every problem that can be told at once is
-//! told at once. `config/default.toml` documents each key; a test holds it to the structs.
+//! told at once. `config/default.toml` documents each key; [`reference()`] reads it, and tests hold it to the structs.
 //!
 //! Relative paths (and `sqlite://relative.db`) start at the working directory, wherever the file is.
 
@@ -15,6 +15,7 @@ mod database;
 mod error;
 mod load;
 mod outbox;
+mod reference;
 mod relay;
 mod retention;
 mod secrets;
@@ -35,6 +36,7 @@ pub use self::{
     database::DatabaseSection,
     error::{ConfigError, Problem},
     outbox::{OutboxSection, UncertainPolicy},
+    reference::{KeyReference, SectionReference, reference},
     relay::{Presence, RelaySection},
     retention::RetentionSection,
     secrets::SecretsSection,

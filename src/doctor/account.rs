@@ -261,7 +261,7 @@ impl Look<'_> {
         }
     }
 
-    /// One address of discovery. `found`: some address led to the server, and that is enough.
+    /// One address of discovery. `found_user`: some address led to the server, and that is enough.
     fn discovery_step(&self, exchange: &Exchange, found_user: bool) -> Step {
         let Exchange { method, address, status, problem, .. } = exchange;
         let why = self.why_trusted(address);

@@ -136,8 +136,8 @@ pub(super) async fn database(config: &Config) -> (Vec<Step>, bool) {
             return (vec![Step::new("database", Outcome::Failed, began.elapsed(), found)], false);
         }
     };
-    let Inspection { product, schema, writable, clock, connections } = inspection;
-    let took = began.elapsed();
+    let Inspection { product, schema, writable, writing_took, clock, connections } = inspection;
+    let took = began.elapsed().saturating_sub(writing_took);
     let mut steps = vec![Step::new("database", Outcome::Ok, took, format!("{shown} answers: {product}"))];
     steps.push(match schema.applied {
         Some(version) if schema.fits() => Step::new(
@@ -164,7 +164,7 @@ pub(super) async fn database(config: &Config) -> (Vec<Step>, bool) {
     match writable {
         Some(Ok(())) => {
             let found = "it takes what is written (a row was tried and withdrawn)";
-            steps.push(Step::new("writing", Outcome::Ok, Duration::ZERO, found));
+            steps.push(Step::new("writing", Outcome::Ok, writing_took, found));
         }
         Some(Err(error)) => {
             let found = format!("it takes nothing: {}", crate::error_chain(&error));
@@ -175,7 +175,7 @@ pub(super) async fn database(config: &Config) -> (Vec<Step>, bool) {
                 "look whether the database is a standby or read-only (default_transaction_read_only), whether its disk \
                  is full, and whether the user of database.url owns the tables"
             };
-            steps.push(Step::new("writing", Outcome::Failed, Duration::ZERO, found).advise(advice));
+            steps.push(Step::new("writing", Outcome::Failed, writing_took, found).advise(advice));
         }
         None => {}
     }

@@ -1,7 +1,7 @@
 //! The doctor: looks at everything that `run` needs, in the order in which `run` needs it, and says what is wrong and
 //! what to do about it.
 //!
-//! [`local`] looks at this machine and the database, [`account`] signs an account in with the client that the server
+//! `local` looks at this machine and the database, `account` signs an account in with the client that the server
 //! uses, and takes care to leave nothing behind. Each look is a [`Step`]; what it says may be shown to anybody: steps are
 //! made of names, addresses without queries, and what servers answered, never of passwords, tokens or message text.
 

@@ -104,8 +104,40 @@ pub enum SecretError {
         #[source]
         source: io::Error,
     },
-    /// `secret_ref` is neither `env:NAME` nor `file:PATH`.
-    #[error("the password of {account} has a reference of an unknown kind; write env:NAME or file:PATH")]
+    /// `credential:NAME`, but systemd gave this process no credentials.
+    #[error(
+        "the password of {account} is to come from the systemd credential {name}, but systemd gave this process none \
+         ($CREDENTIALS_DIRECTORY is not set): write LoadCredential={name}:FILE, or LoadCredentialEncrypted=, into the \
+         [Service] section of the unit and restart it; for a command beside the service, set CREDENTIALS_DIRECTORY to that \
+         of the running unit, below /run/credentials"
+    )]
+    NoCredentials {
+        /// Whose password.
+        account: SipUri,
+        /// Which credential.
+        name: String,
+    },
+    /// `credential:NAME` cannot be read.
+    #[error(
+        "the password of {account} cannot be read from the systemd credential {name} ({}): write LoadCredential={name}:FILE, \
+         or LoadCredentialEncrypted=, into the [Service] section of the unit and restart it",
+        path.display()
+    )]
+    CredentialUnreadable {
+        /// Whose password.
+        account: SipUri,
+        /// Which credential.
+        name: String,
+        /// The file in which it would be.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// `secret_ref` is none of `env:NAME`, `file:PATH` and `credential:NAME`.
+    #[error(
+        "the password of {account} has a reference of an unknown kind; write env:NAME, file:PATH or credential:NAME"
+    )]
     UnknownReference {
         /// Whose password.
         account: SipUri,
@@ -310,6 +342,7 @@ pub fn resolve(
         SecretSource::Reference(reference) => match reference.split_once(':') {
             Some(("env", name)) => from_environment(account, name),
             Some(("file", path)) => from_file(account, Path::new(path)),
+            Some(("credential", name)) if is_credential_name(name) => from_credential(account, name),
             _ => Err(SecretError::UnknownReference { account: account.clone() }),
         },
     }
@@ -326,6 +359,32 @@ fn from_file(account: &SipUri, path: &Path) -> Result<SecretString, SecretError>
         SecretError::FileUnreadable { account: account.clone(), path: path.to_owned(), source }
     })?;
     not_empty(account, without_line_end(&text).into(), || path.display().to_string())
+}
+
+/// The directory in which systemd puts a unit's credentials (systemd.exec(5), `LoadCredential=`).
+const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
+
+/// The file of a systemd credential, if systemd gave this process any.
+pub(crate) fn credential_file(name: &str) -> Option<PathBuf> {
+    let directory = std::env::var_os(CREDENTIALS_DIRECTORY).filter(|directory| !directory.is_empty())?;
+    Some(Path::new(&directory).join(name))
+}
+
+/// As systemd allows them: printable ASCII that names a file of one directory.
+pub(crate) fn is_credential_name(name: &str) -> bool {
+    (1..=255).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':')
+        && !matches!(name, "." | "..")
+}
+
+fn from_credential(account: &SipUri, name: &str) -> Result<SecretString, SecretError> {
+    let Some(path) = credential_file(name) else {
+        return Err(SecretError::NoCredentials { account: account.clone(), name: name.to_owned() });
+    };
+    let text = std::fs::read_to_string(&path).map(Zeroizing::new).map_err(|source| {
+        SecretError::CredentialUnreadable { account: account.clone(), name: name.to_owned(), path, source }
+    })?;
+    not_empty(account, without_line_end(&text).into(), || format!("the systemd credential {name}"))
 }
 
 fn not_empty(
@@ -425,19 +484,19 @@ mod tests {
         let key = Zeroizing::new([7_u8; KEY_BYTES]);
         let cipher = XChaCha20Poly1305::new(&Key::from(*key));
         let nonce = XNonce::generate();
-        let owner = alice();
-        let payload = Payload { msg: b"old", aad: owner.as_str().as_bytes() };
+        let account = alice();
+        let payload = Payload { msg: b"old", aad: account.as_str().as_bytes() };
         let ciphertext = cipher.encrypt(&nonce, payload).unwrap();
-        let unmarked = [&[1][..], nonce.as_slice(), &ciphertext].concat();
-        let sealer = Sealer::of(&[key]);
-        assert_eq!(sealer.open(&owner, &unmarked).unwrap().expose_secret(), "old");
-        let resealed = sealer.reseal(&owner, &unmarked).unwrap();
-        assert_eq!(sealer.open(&alice(), &resealed).unwrap().expose_secret(), "old");
-        let (old, new) = (SecretSource::Sealed(unmarked), SecretSource::Sealed(resealed.clone()));
+        let sealed = [&[1][..], nonce.as_slice(), &ciphertext].concat();
+        let keys = Sealer::of(&[key]);
+        assert_eq!(keys.open(&alice(), &sealed).unwrap().expose_secret(), "old");
+        let resealed = keys.reseal(&alice(), &sealed).unwrap();
+        assert_eq!(keys.open(&alice(), &resealed).unwrap().expose_secret(), "old");
+        let (old, new) = (SecretSource::Sealed(sealed), SecretSource::Sealed(resealed.clone()));
         assert!(!is_same_password(&old, &new), "nothing tells so");
-        let again = SecretSource::Sealed(sealer.reseal(&alice(), &resealed).unwrap());
+        let again = SecretSource::Sealed(keys.reseal(&alice(), &resealed).unwrap());
         assert!(new != again && is_same_password(&new, &again));
-        let another = SecretSource::Sealed(sealer.seal(&alice(), &"old".into()));
+        let another = SecretSource::Sealed(keys.seal(&alice(), &"old".into()));
         assert!(!is_same_password(&new, &another), "it was set anew");
     }
 
@@ -502,7 +561,9 @@ mod tests {
             ("env:UCWA_RELAY_TEST_UNSET", "UCWA_RELAY_TEST_UNSET"),
             ("file:/does/not/exist", "/does/not/exist"),
             (&*format!("file:{}", file.display()), "is empty"),
-            ("vault:x", "env:NAME or file:PATH"),
+            ("vault:x", "env:NAME, file:PATH or credential:NAME"),
+            ("credential:../shadow", "credential:NAME"),
+            ("credential:", "credential:NAME"),
         ] {
             let error = look_up(reference).unwrap_err().to_string();
             assert!(error.contains(named) && error.contains("sip:alice@contoso.com"), "{error}");

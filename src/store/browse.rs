@@ -2,7 +2,7 @@
 //! an overview says.
 //!
 //! Every page is found by the key of its neighbour, never by an offset: the thousandth page costs what the first does,
-//! and rows that come meanwhile shift nothing.
+//! and rows that come meanwhile shift nothing. As [`super::reading`] it is written once for all databases.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,14 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{AccountOverview, AccountState, OutboxState, StoreError, columns::Columns, rows::direction};
+use super::{
+    AccountOverview, AccountState, OutboxState, StoreError,
+    columns::Columns,
+    reading::Readable,
+    rows::{self, direction},
+    selection::{Dialect, Sql, Value},
+    trouble::failed,
+};
 use crate::{
     archive::fact::Direction,
     identifiers::{ConversationId, MessageId, OutboxId, SipUri},
@@ -240,9 +247,284 @@ pub trait BrowseStore: Send + Sync {
     async fn minute_counts(&self, after: MessageId, to: MessageId) -> Result<Vec<MinuteCount>, StoreError>;
 }
 
+// ------------------------------------------------------------------------------------------------ statements
+
+/// All rows of a statement, each as what it stands for.
+async fn read<S: Readable, T>(
+    store: &S,
+    sql: Sql<'_>,
+    doing: &'static str,
+    row: impl Fn(&S::Row) -> Result<T, sqlx::Error>,
+) -> Result<Vec<T>, StoreError> {
+    let failed = failed(doing);
+    let found = store.select(sql.finish()).await.map_err(&failed)?;
+    found.iter().map(|found| row(found).map_err(&failed)).collect()
+}
+
+/// The words of the database; no text is looked for here.
+async fn words<S: Readable>(store: &S, doing: &'static str) -> Result<Box<dyn Dialect>, StoreError> {
+    store.dialect(false).await.map_err(failed(doing))
+}
+
+#[async_trait]
+impl<S: Readable> BrowseStore for S {
+    async fn account_counts(&self) -> Result<BTreeMap<String, i64>, StoreError> {
+        let doing = "counting accounts";
+        let dialect = words(self, doing).await?;
+        let sql = Sql::new(
+            &*dialect,
+            "SELECT coalesce(s.state, 'stopped') AS state, count(*) AS count
+               FROM accounts a LEFT JOIN account_status s ON s.account_id = a.id
+              WHERE a.removed_at IS NULL
+              GROUP BY 1",
+        );
+        let counts = read(self, sql, doing, |row| Ok((row.some_lossy_text("state")?, row.integer("count")?)));
+        Ok(counts.await?.into_iter().collect())
+    }
+
+    async fn accounts_page(&self, filter: &AccountsFilter) -> Result<Vec<AccountOverview>, StoreError> {
+        let doing = "reading a page of accounts";
+        let dialect = words(self, doing).await?;
+        // The addresses first, so that the view's counts are made for the chosen accounts only.
+        let mut sql = Sql::new(
+            &*dialect,
+            "SELECT v.account, v.state, v.since, v.detail, v.messages_today, v.queued, v.last_event_at, v.node_id,
+                    v.restarts, ",
+        );
+        sql.push(rows::ACCOUNT_COLUMNS).push(
+            "
+               FROM account_overview v
+               JOIN accounts ON sip_uri = v.account
+              WHERE v.account IN (
+                    SELECT a.sip_uri FROM accounts a LEFT JOIN account_status s ON s.account_id = a.id
+                     WHERE a.removed_at IS NULL",
+        );
+        let order = dialect.by_code_points();
+        if let Some(after) = &filter.after {
+            sql.push(" AND a.sip_uri").push(order).push(" > ").bind_text(after);
+        }
+        if let Some(state) = filter.state {
+            sql.push(" AND coalesce(s.state, 'stopped') = ").bind_text(state.as_str());
+        }
+        if let Some(text) = &filter.text {
+            let pattern = like(text);
+            sql.push(" AND (a.sip_uri").push(dialect.is_like()).bind_text(pattern.as_str());
+            sql.push(" ESCAPE '\\' OR a.display_name").push(dialect.is_like()).bind_text(pattern);
+            sql.push(" ESCAPE '\\')");
+        }
+        sql.push(" ORDER BY a.sip_uri")
+            .push(order)
+            .push(" LIMIT ")
+            .bind_integer(filter.limit)
+            .push(") ORDER BY v.account")
+            .push(order);
+        read(self, sql, doing, rows::account_overview).await
+    }
+
+    async fn troubled_accounts(&self, limit: i64) -> Result<Vec<TroubledAccount>, StoreError> {
+        let doing = "looking for accounts in trouble";
+        let dialect = words(self, doing).await?;
+        let mut sql = Sql::new(
+            &*dialect,
+            "SELECT a.sip_uri AS account, s.state, s.detail, s.since
+               FROM account_status s JOIN accounts a ON a.id = s.account_id
+              WHERE s.state IN ('needs_attention', 'stalled', 'backing_off')
+                AND a.removed_at IS NULL AND a.enabled
+              ORDER BY CASE s.state WHEN 'needs_attention' THEN 0 WHEN 'stalled' THEN 1 ELSE 2 END,
+                       s.since DESC, a.sip_uri
+              LIMIT ",
+        );
+        sql.bind_integer(limit);
+        read(self, sql, doing, troubled_account).await
+    }
+
+    async fn failed_sends(&self, since: Timestamp, limit: i64) -> Result<Vec<FailedSend>, StoreError> {
+        let doing = "looking for failed rows of the outbox";
+        let dialect = words(self, doing).await?;
+        let mut sql = Sql::new(
+            &*dialect,
+            "SELECT o.id, o.account, o.state, o.last_error, o.finished_at
+               FROM outbox o",
+        );
+        sql.by_index("outbox_by_state")
+            .push(" WHERE o.state IN ('failed', 'expired', 'uncertain') AND o.finished_at >= ")
+            .bind(Value::Time(since))
+            .push(" ORDER BY o.id DESC LIMIT ")
+            .bind_integer(limit);
+        read(self, sql, doing, failed_send).await
+    }
+
+    async fn open_gaps(&self, limit: i64) -> Result<Vec<OpenGap>, StoreError> {
+        let doing = "looking for gaps";
+        let dialect = words(self, doing).await?;
+        let mut sql = Sql::new(
+            &*dialect,
+            "SELECT account, from_at, to_at, reason, detail FROM coverage_gaps WHERE NOT backfilled
+              ORDER BY to_at DESC, account
+              LIMIT ",
+        );
+        sql.bind_integer(limit);
+        read(self, sql, doing, open_gap).await
+    }
+
+    async fn oldest_waiting(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        let doing = "looking for the oldest waiting row of the outbox";
+        let dialect = words(self, doing).await?;
+        let mut sql = Sql::new(
+            &*dialect,
+            "SELECT min(o.created_at) AS oldest FROM outbox o
+              WHERE o.state = 'queued' AND (o.send_after IS NULL OR o.send_after <= ",
+        );
+        sql.bind(Value::Time(now)).push(")");
+        let oldest = read(self, sql, doing, |row| row.optional_user_time("oldest")).await?;
+        Ok(oldest.into_iter().flatten().next())
+    }
+
+    async fn conversations_page(
+        &self,
+        filter: &ConversationsFilter,
+    ) -> Result<Vec<ConversationSummary>, StoreError> {
+        let doing = "reading a page of conversations";
+        let dialect = words(self, doing).await?;
+        let mut sql = Sql::new(
+            &*dialect,
+            "SELECT v.* FROM conversation_summary v
+              WHERE v.conversation_id IN (SELECT c.id FROM conversations c WHERE TRUE",
+        );
+        if let Some(account) = &filter.account {
+            sql.push(" AND c.account_id = (SELECT a.id FROM accounts a WHERE a.sip_uri = ")
+                .bind_text(account.as_str())
+                .push(")");
+        }
+        if let Some(with) = &filter.with {
+            sql.push(" AND c.id IN (SELECT p.conversation_id FROM accounts a")
+                .push(dialect.join_to_each())
+                .push("participants p")
+                .by_index("participants_uri")
+                .push(" ON p.account_id = a.id AND p.sip_uri = ")
+                .bind_text(with.as_str())
+                .push(")");
+        }
+        if let Some(before) = filter.before {
+            sql.push(" AND c.id < ").bind_integer(before.0);
+        }
+        sql.push(" ORDER BY c.id DESC LIMIT ")
+            .bind_integer(filter.limit)
+            .push(") ORDER BY v.conversation_id DESC");
+        read(self, sql, doing, conversation_summary).await
+    }
+
+    async fn conversation_summary(
+        &self,
+        id: ConversationId,
+    ) -> Result<Option<ConversationSummary>, StoreError> {
+        let doing = "reading a conversation";
+        let dialect = words(self, doing).await?;
+        let mut sql = Sql::new(&*dialect, "SELECT * FROM conversation_summary WHERE conversation_id = ");
+        sql.bind_integer(id.0);
+        Ok(read(self, sql, doing, conversation_summary).await?.pop())
+    }
+
+    async fn transcript(
+        &self,
+        conversation: ConversationId,
+        page: TranscriptPage,
+        limit: i64,
+    ) -> Result<Vec<TranscriptMessage>, StoreError> {
+        let doing = "reading a transcript";
+        let dialect = words(self, doing).await?;
+        let mut sql = Sql::new(
+            &*dialect,
+            "SELECT * FROM (
+                 SELECT m.id, m.direction, m.sender_uri, m.sender_name, m.body, m.body_html, m.sent_at, m.status, m.reason,
+                        m.source, m.outbox_id, m.purged_at
+                   FROM messages m",
+        );
+        sql.by_index("messages_of_conversation")
+            .push(" WHERE m.account_id = (SELECT c.account_id FROM conversations c WHERE c.id = ")
+            .bind_integer(conversation.0)
+            .push(") AND m.conversation_id = ")
+            .bind_integer(conversation.0);
+        let (neighbour, order) = match page {
+            TranscriptPage::Newest => (None, "DESC"),
+            TranscriptPage::Before(id) => (Some((" < ", id)), "DESC"),
+            TranscriptPage::After(id) => (Some((" > ", id)), "ASC"),
+            TranscriptPage::From(id) => (Some((" >= ", id)), "ASC"),
+        };
+        if let Some((comparison, id)) = neighbour {
+            sql.push(" AND (m.sent_at, m.id)")
+                .push(comparison)
+                .push("(SELECT n.sent_at, n.id FROM messages n WHERE n.id = ")
+                .bind_integer(id.0)
+                .push(")");
+        }
+        sql.push(" ORDER BY m.sent_at ")
+            .push(order)
+            .push(", m.id ")
+            .push(order)
+            .push(" LIMIT ")
+            .bind_integer(limit)
+            .push(") page ORDER BY sent_at, id");
+        read(self, sql, doing, transcript_message).await
+    }
+
+    async fn stays(
+        &self,
+        conversation: ConversationId,
+        limit: i64,
+    ) -> Result<Vec<ParticipantStay>, StoreError> {
+        let doing = "reading who took part";
+        let dialect = words(self, doing).await?;
+        let mut sql = Sql::new(
+            &*dialect,
+            "SELECT p.sip_uri, p.display_name, p.is_local, p.joined_at, p.left_at
+               FROM participants p",
+        );
+        sql.by_index("participants_of_conversation")
+            .push(" WHERE p.account_id = (SELECT c.account_id FROM conversations c WHERE c.id = ")
+            .bind_integer(conversation.0)
+            .push(") AND p.conversation_id = ")
+            .bind_integer(conversation.0)
+            .push(" ORDER BY p.joined_at IS NULL, p.joined_at, p.id LIMIT ")
+            .bind_integer(limit);
+        read(self, sql, doing, stay).await
+    }
+
+    async fn message_from(&self, id: MessageId) -> Result<Option<(MessageId, Timestamp)>, StoreError> {
+        let doing = "looking for a message";
+        let dialect = words(self, doing).await?;
+        let mut sql = Sql::new(&*dialect, "SELECT id, archived_at FROM messages WHERE id >= ");
+        sql.bind_integer(id.0).push(" ORDER BY id LIMIT 1");
+        let found =
+            read(self, sql, doing, |row| Ok((MessageId(row.integer("id")?), row.user_time("archived_at")?)));
+        Ok(found.await?.pop())
+    }
+
+    async fn minute_counts(&self, after: MessageId, to: MessageId) -> Result<Vec<MinuteCount>, StoreError> {
+        let doing = "counting messages by the minute";
+        let dialect = words(self, doing).await?;
+        let mut sql = Sql::new(&*dialect, "SELECT ");
+        sql.push(&dialect.minute("sent_at"))
+            .push(
+                " AS minute,
+                    count(*) FILTER (WHERE direction = 'incoming') AS incoming,
+                    count(*) FILTER (WHERE direction = 'outgoing') AS outgoing
+               FROM messages
+              WHERE id > ",
+            )
+            .bind_integer(after.0)
+            .push(" AND id <= ")
+            .bind_integer(to.0)
+            .push(" AND ")
+            .push(&dialect.is_time("sent_at"))
+            .push(" GROUP BY 1");
+        read(self, sql, doing, minute_count).await
+    }
+}
+
 // ------------------------------------------------------------------------------------------------ rows
 
-pub(super) fn conversation_summary(row: &impl Columns) -> Result<ConversationSummary, sqlx::Error> {
+fn conversation_summary(row: &impl Columns) -> Result<ConversationSummary, sqlx::Error> {
     Ok(ConversationSummary {
         account: row.some_lossy_text("account")?,
         conversation_id: ConversationId(row.integer("conversation_id")?),
@@ -260,7 +542,7 @@ pub(super) fn conversation_summary(row: &impl Columns) -> Result<ConversationSum
     })
 }
 
-pub(super) fn transcript_message(row: &impl Columns) -> Result<TranscriptMessage, sqlx::Error> {
+fn transcript_message(row: &impl Columns) -> Result<TranscriptMessage, sqlx::Error> {
     Ok(TranscriptMessage {
         message_id: MessageId(row.integer("id")?),
         direction: row.word("direction", direction)?,
@@ -277,7 +559,7 @@ pub(super) fn transcript_message(row: &impl Columns) -> Result<TranscriptMessage
     })
 }
 
-pub(super) fn stay(row: &impl Columns) -> Result<ParticipantStay, sqlx::Error> {
+fn stay(row: &impl Columns) -> Result<ParticipantStay, sqlx::Error> {
     Ok(ParticipantStay {
         sip_uri: row.lossy_text("sip_uri")?,
         display_name: row.lossy_text("display_name")?,
@@ -287,7 +569,7 @@ pub(super) fn stay(row: &impl Columns) -> Result<ParticipantStay, sqlx::Error> {
     })
 }
 
-pub(super) fn minute_count(row: &impl Columns) -> Result<MinuteCount, sqlx::Error> {
+fn minute_count(row: &impl Columns) -> Result<MinuteCount, sqlx::Error> {
     Ok(MinuteCount {
         minute: row.integer("minute")?,
         incoming: row.integer("incoming")?,
@@ -295,7 +577,7 @@ pub(super) fn minute_count(row: &impl Columns) -> Result<MinuteCount, sqlx::Erro
     })
 }
 
-pub(super) fn troubled_account(row: &impl Columns) -> Result<TroubledAccount, sqlx::Error> {
+fn troubled_account(row: &impl Columns) -> Result<TroubledAccount, sqlx::Error> {
     Ok(TroubledAccount {
         account: row.some_lossy_text("account")?,
         state: row.some_lossy_text("state")?,
@@ -304,17 +586,17 @@ pub(super) fn troubled_account(row: &impl Columns) -> Result<TroubledAccount, sq
     })
 }
 
-pub(super) fn failed_send(row: &impl Columns) -> Result<FailedSend, sqlx::Error> {
+fn failed_send(row: &impl Columns) -> Result<FailedSend, sqlx::Error> {
     Ok(FailedSend {
         id: OutboxId(row.integer("id")?),
         account: row.some_lossy_text("account")?,
-        state: row.word("state", super::rows::outbox_state)?,
+        state: row.word("state", rows::outbox_state)?,
         last_error: row.lossy_text("last_error")?,
         finished_at: row.optional_user_time("finished_at")?,
     })
 }
 
-pub(super) fn open_gap(row: &impl Columns) -> Result<OpenGap, sqlx::Error> {
+fn open_gap(row: &impl Columns) -> Result<OpenGap, sqlx::Error> {
     Ok(OpenGap {
         account: row.some_lossy_text("account")?,
         from_at: row.user_time("from_at")?,
@@ -325,7 +607,7 @@ pub(super) fn open_gap(row: &impl Columns) -> Result<OpenGap, sqlx::Error> {
 }
 
 /// A pattern for `LIKE ... ESCAPE '\'` that fits whatever has this text in it.
-pub(super) fn like(text: &str) -> String {
+fn like(text: &str) -> String {
     let mut pattern = "%".to_owned();
     for c in text.chars() {
         if matches!(c, '%' | '_' | '\\') {

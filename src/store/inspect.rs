@@ -17,6 +17,8 @@ pub struct Inspection {
     pub schema: SchemaVersion,
     /// Whether it takes what is written: a row was inserted and withdrawn. `None` without a schema that fits.
     pub writable: Option<Result<(), StoreError>>,
+    /// How long that took.
+    pub writing_took: Duration,
     /// The database's clock, where it has one of its own.
     pub clock: Option<ClockReading>,
     /// Its connections, where they are limited.

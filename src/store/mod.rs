@@ -1,13 +1,14 @@
 //! The database, behind traits in the domain's words.
 //!
 //! Nothing outside this folder knows SQL or a dialect; nothing inside it knows HTTP, XML or actors. A dialect is one
-//! folder (`sqlite/`, `postgres/`) that implements the traits of this file, of `browse`, `coverage`, `quarantine`, `reading`
-//! and `leases`; [`connect`] picks it by the URL.
+//! folder (`sqlite/`, `postgres/`) that implements the traits of this file, of `coverage`, `quarantine` and `leases`, and brings
+//! the words for the statements of `reading` and `browse`, which stand once; [`connect`] picks it by the URL.
 //!
 //! Everything a running server writes goes through one writer that joins what many accounts bring within a few
 //! milliseconds into one transaction (group commit) and answers each caller only after that transaction is durable.
 //! A failure of one caller's part never undoes another's. Readers use connections of their own.
 
+mod attention;
 mod browse;
 mod columns;
 mod coverage;
@@ -42,6 +43,7 @@ use crate::{
 };
 
 pub use self::{
+    attention::AttentionReason,
     browse::{
         AccountsFilter, BrowseStore, ConversationSummary, ConversationsFilter, FailedSend, MinuteCount,
         OpenGap, ParticipantStay, TranscriptMessage, TranscriptPage, TroubledAccount,
@@ -297,7 +299,7 @@ impl InvitationPolicy {
 /// Where an account's password is.
 #[derive(Clone, PartialEq, Eq)]
 pub enum SecretSource {
-    /// `secret_ref`: `env:NAME` or `file:PATH`.
+    /// `secret_ref`: `env:NAME`, `file:PATH` or `credential:NAME`.
     Reference(String),
     /// `secret_sealed`: sealed with the key of `secrets.key_file`; see [`crate::secrets`].
     Sealed(Vec<u8>),

@@ -14,12 +14,16 @@ use crate::{
 };
 
 use super::{
-    Account, AccountOverview, AccountState, Auth, Backfill, ClaimedSend, FollowedSession, Gap, HistoryRow,
-    InvitationPolicy, KnownConversation, OpenConversation, OutboxAttempt, OutboxRow, OutboxState,
-    QuarantineEntry, QuarantinedPayload, SecretSource, Session, ShapeCell, UnsettledSend,
+    Account, AccountOverview, AccountState, AttentionReason, Auth, Backfill, ClaimedSend, FollowedSession,
+    Gap, HistoryRow, InvitationPolicy, KnownConversation, OpenConversation, OutboxAttempt, OutboxRow,
+    OutboxState, QuarantineEntry, QuarantinedPayload, SecretSource, Session, ShapeCell, UnsettledSend,
     columns::{Columns, undecodable},
     writer::UnplacedCall,
 };
+
+/// What an [`Account`] is read from.
+pub(super) const ACCOUNT_COLUMNS: &str = "id, sip_uri, username, auth, secret_sealed, secret_ref, display_name, enabled, \
+                                          invitations, retention_days, updated_at";
 
 // ------------------------------------------------------------------------------------------------ words
 
@@ -546,8 +550,9 @@ pub(super) fn secret_columns(secret: &SecretSource) -> (Option<Vec<u8>>, Option<
 pub(super) fn unreadable_account(error: sqlx::Error) -> Result<String, sqlx::Error> {
     match error {
         sqlx::Error::ColumnDecode { index, source } => Ok(format!(
-            "{} can't be read ({source}); correct the account's row of the table accounts",
-            index.trim_matches('"')
+            "{} can't be read ({source}); correct the account's row of the table accounts; see {} in docs/operations.md",
+            index.trim_matches('"'),
+            AttentionReason::UnreadableAccount.anchor()
         )),
         error => Err(error),
     }

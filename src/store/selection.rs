@@ -32,6 +32,12 @@ pub(super) trait Dialect: Send + Sync {
     fn by_code_points(&self) -> &'static str;
     /// The day in UTC of a column with a time: `2026-03-01`.
     fn day(&self, column: &str) -> String;
+    /// The minute of a column with a time, since 1970.
+    fn minute(&self, column: &str) -> String;
+    /// A condition that is true where such a column has a time in it, and not a text that is none.
+    fn is_time(&self, column: &str) -> String;
+    /// Compares a text with a pattern, whatever its case; `ESCAPE` may follow the pattern.
+    fn is_like(&self) -> &'static str;
     /// A column with a time as a text from which [`Dialect::time_from_text`] makes exactly the same time.
     fn time_as_text(&self, column: &str) -> String;
     /// A placeholder of such a text, as a time.

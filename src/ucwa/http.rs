@@ -47,7 +47,7 @@ const ACCEPT_UCWA: &str = "application/vnd.microsoft.com.ucwa+xml, application/x
 const POLLS_PER_CLIENT: usize = 50;
 /// Connections of the commands' client that are kept while nothing goes over them, for its idle time: as many as there
 /// may be sends at once, or a burst would make connections all the time.
-pub const IDLE_CONNECTIONS: usize = 512;
+const IDLE_CONNECTIONS: usize = 512;
 /// Largest event-channel response that is read, in bytes.
 const EVENTS_LIMIT: usize = 16 << 20;
 /// Largest other answer that is read, in bytes.

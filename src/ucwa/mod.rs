@@ -42,7 +42,7 @@ pub use self::{
     },
     discovery::{SignInStep, SignedIn},
     error::{Action, UcwaError},
-    http::{HttpClients, HttpSettings, IDLE_CONNECTIONS},
+    http::{HttpClients, HttpSettings},
     model::{Continuation, Event, EventBatch, EventKind, Link, Reason, Resource, Sender},
     observe::{Exchange, Observation, Observer},
 };

@@ -241,8 +241,6 @@ pub(crate) struct Relay {
     pub server: Option<Process>,
     /// The database, if it is not a file in the folder.
     postgres: Option<PostgresDatabase>,
-    /// A file that may not grow is an error for the server, and not its end.
-    pub survives_full_files: bool,
     /// What a shell is told before it becomes the program.
     prelude: Option<String>,
 }
@@ -279,7 +277,7 @@ impl Relay {
 
     fn write(discovery_url: &str, postgres: Option<PostgresDatabase>, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let relay = Self { folder, server: None, postgres, survives_full_files: false, prelude: None };
+        let relay = Self { folder, server: None, postgres, prelude: None };
         // Many servers run at once on the machine that tests.
         let admin = if more.contains("[admin]") { "" } else { "[admin]\nlisten = \"127.0.0.1:0\"\n" };
         let text = format!(
@@ -327,9 +325,10 @@ impl Relay {
         command
     }
 
-    /// From now on every run of the program is limited in its file descriptors, as `ulimit` in a shell says.
-    pub(crate) fn limit_descriptors(&mut self, ulimit: &str) {
-        self.prelude = Some(ulimit.to_owned());
+    /// From now on a shell does this before it becomes the program: sets limits or variables, or ignores signals, which
+    /// the program inherits.
+    pub(crate) fn in_shell_after(&mut self, commands: &str) {
+        self.prelude = Some(commands.to_owned());
     }
 
     /// Runs a command of the program to its end.
@@ -372,12 +371,6 @@ impl Relay {
     /// Starts `run`.
     pub(crate) fn start(&mut self) {
         let mut command = self.command(&["run"]);
-        if self.survives_full_files {
-            // The shell's child inherits that it ignores the signal, as a service manager may have it.
-            command = Command::new("sh");
-            command.args(["-c", "trap '' XFSZ; exec \"$0\" run", BINARY]);
-            command.current_dir(self.folder.path()).env("NO_COLOR", "1");
-        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).env("RUST_BACKTRACE", "1");
         self.server = Some(Process::start(command));
     }

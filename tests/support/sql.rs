@@ -3,7 +3,8 @@
 use std::str::FromStr;
 
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, PgConnection, Row, SqliteConnection, sqlite::SqliteConnectOptions,
+    AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row, SqliteConnection,
+    sqlite::SqliteConnectOptions,
 };
 use tempfile::TempDir;
 
@@ -73,6 +74,15 @@ impl Sql {
             }
         }
         .map_err(|error| error.to_string())
+    }
+
+    /// Lets go of the database. One that is dropped does so a little later.
+    pub(crate) async fn close(self) {
+        match self {
+            Self::Sqlite(connection) => connection.close().await,
+            Self::Postgres(connection) => connection.close().await,
+        }
+        .expect("the connection closes");
     }
 
     /// Does several statements, divided by semicolons.

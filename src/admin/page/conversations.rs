@@ -403,7 +403,7 @@ pub(in crate::admin) async fn follow(
     Number(id): Number,
     Asked(have): Asked<Have>,
 ) -> Result<Response, PageError> {
-    live::follow(&state.clone(), have, move |reason| {
+    live::follow(&state.clone(), &viewer.clone(), have, move |reason| {
         let (state, viewer) = (state.clone(), viewer.clone());
         async move {
             let summary = summary(&state, id).await?;

@@ -3,7 +3,8 @@
 //! Each open page has one connection with a task of its own, which makes its part of the page again and again and sends it
 //! when it differs from what was sent last. Nothing piles up: the next one is made only when the last one is on its way. A
 //! browser that takes nothing for a while is let go, and so is everyone after some time; browsers come back by
-//! themselves. There are at most so many connections; who comes then has a page that stands still, and says so.
+//! themselves. There are at most so many connections; who comes then has a page that stands still, and says so. Nobody
+//! follows a page longer than their session lasts: nothing more is sent from the moment at which it is over.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -11,6 +12,7 @@ use axum::response::{
     IntoResponse, Response,
     sse::{Event, KeepAlive, Sse},
 };
+use futures_util::StreamExt as _;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -20,6 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{AdminState, PageError, link};
+use crate::admin::viewer::Viewer;
 
 /// Connections at once.
 pub(in crate::admin) const MOST: usize = 32;
@@ -81,13 +84,21 @@ fn digest(page: &str) -> String {
 
 /// Follows what `make` makes, from what the browser has. It is called with [`Reason::Compare`] again and again, and with [`Reason::Send`] before
 /// something that differs is sent; there it may refuse.
-pub(super) fn follow<M, F>(state: &AdminState, have: Have, make: M) -> Result<Response, PageError>
+pub(super) fn follow<M, F>(
+    state: &AdminState,
+    viewer: &Viewer,
+    have: Have,
+    make: M,
+) -> Result<Response, PageError>
 where
     M: Fn(Reason) -> F + Send + Sync + 'static,
     F: Future<Output = Result<String, PageError>> + Send,
 {
     let permit = Arc::clone(&state.live.permits).try_acquire_owned().map_err(|_| PageError::Busy)?;
     let stop = state.live.stop.clone();
+    let lasts = viewer.lasts.clone();
+    // What was made already is not sent either.
+    let over = Box::pin(lasts.clone().over());
     let (sender, mut receiver) = mpsc::channel::<Event>(1);
     tokio::spawn(async move {
         let following = async {
@@ -115,6 +126,7 @@ where
         tokio::select! {
             () = following => {}
             () = stop.cancelled() => {}
+            () = lasts.over() => {}
         }
         drop(permit);
     });
@@ -122,7 +134,7 @@ where
         receiver.poll_recv(context).map(|event| event.map(Ok::<_, Infallible>))
     });
     let begin = futures_util::stream::iter([Ok(Event::default().retry(ASK_AGAIN).comment("follows"))]);
-    let stream = futures_util::StreamExt::chain(begin, events);
+    let stream = begin.chain(events).take_until(over);
     Ok(Sse::new(stream).keep_alive(KeepAlive::default()).into_response())
 }
 

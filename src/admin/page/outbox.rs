@@ -250,7 +250,7 @@ pub(in crate::admin) async fn follow(
     Asked(have): Asked<Have>,
 ) -> Result<Response, PageError> {
     let asks = asked.understood()?;
-    live::follow(&state.clone(), have, move |_| {
+    live::follow(&state.clone(), &viewer.clone(), have, move |_| {
         let (state, viewer, asks) = (state.clone(), viewer.clone(), asks.clone());
         async move { Ok(rows(&state, &viewer, &asks).await?.render()?) }
     })
@@ -404,7 +404,7 @@ pub(in crate::admin) async fn follow_row(
     Number(id): Number,
     Asked(have): Asked<Have>,
 ) -> Result<Response, PageError> {
-    live::follow(&state.clone(), have, move |reason| {
+    live::follow(&state.clone(), &viewer.clone(), have, move |reason| {
         let (state, viewer) = (state.clone(), viewer.clone());
         async move {
             let part = match reason {

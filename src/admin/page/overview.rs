@@ -352,9 +352,10 @@ pub(in crate::admin) async fn page(
 /// `GET /live`.
 pub(in crate::admin) async fn follow(
     State(state): State<AdminState>,
+    Extension(viewer): Extension<Viewer>,
     Asked(have): Asked<Have>,
 ) -> Result<Response, PageError> {
-    live::follow(&state.clone(), have, move |_| {
+    live::follow(&state.clone(), &viewer, have, move |_| {
         let state = state.clone();
         async move { Ok(Overview::new(&*state.snapshot().await).render()?) }
     })

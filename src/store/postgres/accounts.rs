@@ -13,14 +13,10 @@ use crate::{
     store::{
         Account, AccountOverview, AccountState, AccountStore, InvitationPolicy, NewAccount, SecretSource,
         StoreError,
-        rows::{self, secret_columns},
+        rows::{self, ACCOUNT_COLUMNS, secret_columns},
         trouble::failed,
     },
 };
-
-pub(super) const COLUMNS: &str =
-    "id, sip_uri, username, auth, secret_sealed, secret_ref, display_name, enabled, invitations,
-                       retention_days, updated_at";
 
 /// Adds an account, or revives a removed one under its old id.
 async fn add(connection: &mut PgConnection, new: &NewAccount) -> Result<AccountId, StoreError> {
@@ -55,7 +51,7 @@ impl AccountStore for PostgresStore {
     async fn accounts(&self) -> Result<Vec<Account>, StoreError> {
         let failed = failed("listing accounts");
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT {COLUMNS} FROM accounts WHERE removed_at IS NULL ORDER BY sip_uri COLLATE \"C\""
+            "SELECT {ACCOUNT_COLUMNS} FROM accounts WHERE removed_at IS NULL ORDER BY sip_uri COLLATE \"C\""
         )))
         .fetch_all(&self.readers)
         .await
@@ -80,7 +76,7 @@ impl AccountStore for PostgresStore {
     async fn account(&self, sip_uri: &SipUri) -> Result<Option<Account>, StoreError> {
         let failed = failed("reading an account");
         sqlx::query(AssertSqlSafe(format!(
-            "SELECT {COLUMNS} FROM accounts WHERE sip_uri = $1 AND removed_at IS NULL"
+            "SELECT {ACCOUNT_COLUMNS} FROM accounts WHERE sip_uri = $1 AND removed_at IS NULL"
         )))
         .bind(sip_uri.as_str())
         .fetch_optional(&self.readers)
@@ -274,7 +270,7 @@ impl AccountStore for PostgresStore {
         let failed = failed("reading the overview of accounts");
         sqlx::query(AssertSqlSafe(format!(
             "SELECT v.account, v.state, v.since, v.detail, v.messages_today, v.queued, v.last_event_at, v.node_id,
-                    v.restarts, {COLUMNS}
+                    v.restarts, {ACCOUNT_COLUMNS}
                FROM account_overview v
                JOIN accounts ON sip_uri = v.account
               WHERE $1::text IS NULL OR v.account = $1

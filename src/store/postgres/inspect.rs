@@ -1,5 +1,7 @@
 //! A look at a PostgreSQL database that changes nothing.
 
+use std::time::Instant;
+
 use jiff::Timestamp;
 use sqlx::{Connection as _, PgConnection, Row};
 
@@ -61,9 +63,11 @@ async fn look(connection: &mut PgConnection, settings: &StoreSettings) -> Result
         wanted: i64::from(settings.max_connections) + BESIDES_READERS,
     };
     let schema = SchemaVersion::new(schema::applied(connection).await?, schema::MIGRATIONS.len());
+    let began = Instant::now();
     let writable = if schema.fits() { Some(try_to_write(connection).await) } else { None };
+    let writing_took = began.elapsed();
     let product = format!("PostgreSQL {version}");
-    Ok(Inspection { product, schema, writable, clock, connections: Some(connections) })
+    Ok(Inspection { product, schema, writable, writing_took, clock, connections: Some(connections) })
 }
 
 /// Inserts a row and withdraws it.

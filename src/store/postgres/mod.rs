@@ -1,8 +1,9 @@
 //! PostgreSQL: one database for any number of programs.
 //!
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
-//! - [`accounts`], [`secrets`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in
-//!   full beside its method. [`reading`]: the words for statements that stand once for all databases, in `store::reading`.
+//! - [`accounts`], [`secrets`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`]: the traits, one file each, SQL in
+//!   full beside its method. [`reading`]: the words for statements that stand once for all databases, in `store::reading` and
+//!   `store::browse`.
 //! - [`mod@inspect`]: a look that changes nothing. [`schema`], [`full_text`]: the schema, roles and rights. [`mod@column`]: how values stand in columns.
 //! - [`wake_up`]: `LISTEN`, for new rows of the queue and for leases.
 //! - [`leases`], [`fence`]: which node holds which account, and that it alone writes about it.
@@ -14,7 +15,6 @@
 
 mod accounts;
 mod archive;
-mod browse;
 mod column;
 mod coverage;
 mod fence;

@@ -44,6 +44,19 @@ impl Dialect for PostgresDialect {
         format!("to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD')")
     }
 
+    fn minute(&self, column: &str) -> String {
+        format!("floor(extract(epoch FROM {column}) / 60)::bigint")
+    }
+
+    /// Its type holds nothing else.
+    fn is_time(&self, _: &str) -> String {
+        "TRUE".to_owned()
+    }
+
+    fn is_like(&self) -> &'static str {
+        " ILIKE "
+    }
+
     fn time_as_text(&self, column: &str) -> String {
         format!("{column}::text")
     }

@@ -10,8 +10,10 @@ use sqlx::{
 use crate::store::{StoreError, migrations::refused, trouble::failed};
 
 /// Every migration there ever was, in order: number, name, text. A published one is never changed.
-pub(super) const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "schema", include_str!("../../../migrations/postgres/0001_schema.sql"))];
+pub(super) const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "schema", include_str!("../../../migrations/postgres/0001_schema.sql")),
+    (2, "comments", include_str!("../../../migrations/postgres/0002_comments.sql")),
+];
 
 /// What only somebody with the right to create roles can do, once for each server.
 const CREATE_ROLES: [(&str, &str); 2] = [

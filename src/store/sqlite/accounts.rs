@@ -10,14 +10,10 @@ use crate::{
     store::{
         Account, AccountOverview, AccountState, AccountStore, InvitationPolicy, NewAccount, SecretSource,
         StoreError,
-        rows::{self, secret_columns},
+        rows::{self, ACCOUNT_COLUMNS, secret_columns},
         trouble::failed,
     },
 };
-
-pub(super) const COLUMNS: &str =
-    "id, sip_uri, username, auth, secret_sealed, secret_ref, display_name, enabled, invitations,
-                       retention_days, updated_at";
 
 /// Adds an account, or revives a removed one under its old id.
 async fn add(connection: &mut SqliteConnection, new: &NewAccount) -> Result<AccountId, StoreError> {
@@ -52,7 +48,7 @@ impl AccountStore for SqliteStore {
     async fn accounts(&self) -> Result<Vec<Account>, StoreError> {
         let failed = failed("listing accounts");
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT {COLUMNS} FROM accounts WHERE removed_at IS NULL ORDER BY sip_uri"
+            "SELECT {ACCOUNT_COLUMNS} FROM accounts WHERE removed_at IS NULL ORDER BY sip_uri"
         )))
         .fetch_all(&self.readers)
         .await
@@ -73,7 +69,7 @@ impl AccountStore for SqliteStore {
     async fn account(&self, sip_uri: &SipUri) -> Result<Option<Account>, StoreError> {
         let failed = failed("reading an account");
         sqlx::query(AssertSqlSafe(format!(
-            "SELECT {COLUMNS} FROM accounts WHERE sip_uri = ?1 AND removed_at IS NULL"
+            "SELECT {ACCOUNT_COLUMNS} FROM accounts WHERE sip_uri = ?1 AND removed_at IS NULL"
         )))
         .bind(sip_uri.as_str())
         .fetch_optional(&self.readers)
@@ -270,7 +266,7 @@ impl AccountStore for SqliteStore {
         let failed = failed("reading the overview of accounts");
         sqlx::query(AssertSqlSafe(format!(
             "SELECT v.account, v.state, v.since, v.detail, v.messages_today, v.queued, v.last_event_at, v.node_id,
-                    v.restarts, {COLUMNS}
+                    v.restarts, {ACCOUNT_COLUMNS}
                FROM account_overview v
                JOIN accounts ON sip_uri = v.account
               WHERE ?1 IS NULL OR v.account = ?1

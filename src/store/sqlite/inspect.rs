@@ -1,5 +1,7 @@
 //! A look at a SQLite file that changes nothing.
 
+use std::time::Instant;
+
 use jiff::Timestamp;
 use sqlx::{Connection as _, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 
@@ -50,8 +52,17 @@ async fn look(connection: &mut SqliteConnection, node: &str) -> Result<Inspectio
         None
     };
     let schema = SchemaVersion::new(applied, migrations::MIGRATIONS.len());
+    let began = Instant::now();
     let writable = if schema.fits() { Some(try_to_write(connection, node).await) } else { None };
-    Ok(Inspection { product: format!("SQLite {version}"), schema, writable, clock: None, connections: None })
+    let writing_took = began.elapsed();
+    Ok(Inspection {
+        product: format!("SQLite {version}"),
+        schema,
+        writable,
+        writing_took,
+        clock: None,
+        connections: None,
+    })
 }
 
 /// Inserts a row and withdraws it.

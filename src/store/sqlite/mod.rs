@@ -1,8 +1,9 @@
 //! SQLite: one file, one server at a time.
 //!
 //! - [`load`] and [`flush`]: rows of a batch into and out of the archive's workspace.
-//! - [`accounts`], [`secrets`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`], [`browse`]: the traits, one file each, SQL in
-//!   full beside its method. [`reading`]: the words for statements that stand once for all databases, in `store::reading`.
+//! - [`accounts`], [`secrets`], [`archive`], [`coverage`], [`quarantine`], [`outbox`], [`history`]: the traits, one file each, SQL in
+//!   full beside its method. [`reading`]: the words for statements that stand once for all databases, in `store::reading` and
+//!   `store::browse`.
 //! - [`mod@inspect`]: a look that changes nothing. [`migrations`], [`full_text`]: the schema. [`mod@column`]: how values stand in columns.
 //!
 //! The file is in WAL mode with `synchronous=FULL`: readers never wait for the writer, and what was answered is on disk.
@@ -11,7 +12,6 @@
 
 mod accounts;
 mod archive;
-mod browse;
 mod column;
 mod coverage;
 mod flush;

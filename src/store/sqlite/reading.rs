@@ -52,6 +52,18 @@ impl Dialect for SqliteDialect {
         format!("substr({column}, 1, 10)")
     }
 
+    fn minute(&self, column: &str) -> String {
+        format!("unixepoch(substr({column}, 1, 16)) / 60")
+    }
+
+    fn is_time(&self, column: &str) -> String {
+        format!("{column} LIKE '____-__-__T__:__:%'")
+    }
+
+    fn is_like(&self) -> &'static str {
+        " LIKE "
+    }
+
     fn time_as_text(&self, column: &str) -> String {
         column.to_owned()
     }
