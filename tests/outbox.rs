@@ -860,6 +860,60 @@ async fn a_group_is_told_whoever_of_it_can_be_reached(kind: Kind) {
     assert!(scene.relay.server().terminate());
 }
 
+/// The answer by which it would be known who is missing does not arrive, or there is nobody left to hear it.
+async fn who_could_not_be_reached_is_named_though_the_answer_is_lost(kind: Kind) {
+    let settings = SimulatorSettings { early_event_share: 0.0, ..SimulatorSettings::default() };
+    let mut scene = Scene::begin(kind, settings, QUICK).await;
+    let cut = Fault::new(FaultKind::CutAfter).on(Operation::SendMessage);
+    scene.simulator.inject(cut).unwrap();
+    let row = scene.queue("silent.a@fabrikam.example;declines.b@fabrikam.example", "news", None).await;
+    assert_eq!(scene.outcome(row).await.0, "delivered");
+    assert_eq!(scene.told_once("news"), ["sip:silent.a@fabrikam.example"]);
+    let named = format!(
+        "outbox o JOIN messages m ON m.outbox_id = o.id
+          WHERE o.id = {row} AND o.last_error LIKE 'not reached: sip:declines.b@%'
+            AND m.failed_recipients = 'sip:declines.b@fabrikam.example'"
+    );
+    eventually("row and message name who declined", async || {
+        (scene.sql.count(&named).await == 1).then_some(())
+    })
+    .await;
+
+    let delay = Fault::new(FaultKind::DelayAfter { ms: 60_000 }).on(Operation::SendMessage);
+    let delay = scene.simulator.inject(delay).unwrap();
+    let row = scene.queue("silent.c@fabrikam.example;declines.d@fabrikam.example", "more news", None).await;
+    eventually("the server has it", async || (scene.simulator.struck(delay) == 1).then_some(())).await;
+    scene.relay.server().kill();
+    scene.simulator.clear_faults(None);
+    scene.relay.start();
+    let (state, error) = scene.outcome(row).await;
+    assert_eq!(state, "delivered", "{error}");
+    assert!(error.starts_with("not reached: sip:declines.d@"), "{error}");
+    assert_eq!(scene.told_once("more news"), ["sip:silent.c@fabrikam.example"]);
+}
+
+/// Whoever was being called when the server lost track of its conversations is called again, and nothing is said of them.
+async fn a_call_that_the_server_lost_track_of_is_made_again(kind: Kind) {
+    let settings = SimulatorSettings {
+        answer_delay: (Duration::from_secs(4), Duration::from_secs(4)),
+        ..SimulatorSettings::default()
+    };
+    let mut scene = Scene::begin(kind, settings, QUICK).await;
+    let alone =
+        scene.queue("html.a@fabrikam.example", "<b>news</b>", Some(("content_type", "'text/html'"))).await;
+    let group = scene.queue("silent.b@fabrikam.example;silent.c@fabrikam.example", "news", None).await;
+    eventually("both are called", async || (scene.asked(Operation::StartMessaging) == 2).then_some(())).await;
+    scene
+        .simulator
+        .inject(Fault::new(FaultKind::Resume { lose_conversations: true }).on(Operation::Events))
+        .unwrap();
+    // The events that were lost might have told of the text, until whoever was to say it says that it was not.
+    let delivered =
+        format!("outbox WHERE id IN ({alone}, {group}) AND state = 'delivered' AND last_error IS NULL");
+    eventually("both are delivered", async || (scene.sql.count(&delivered).await == 2).then_some(())).await;
+    assert_eq!(scene.told_once("news").len(), 2);
+}
+
 /// An account of a server that plays conversations of two which do not grow, in the given way.
 async fn without_growth(kind: Kind, escalation: Escalation) -> Scene {
     let settings = SimulatorSettings {
@@ -1121,7 +1175,9 @@ async fn a_talk_of_two_that_could_not_be_left_is_not_gone_on_with(kind: Kind) {
     let mut scene = on_the_way_to_meetings(kind).await;
     let accounts = scene.simulator.account_uris();
     for account in &accounts {
-        let stays = Fault::new(FaultKind::status(503)).on(Operation::LeaveConversation).account(account);
+        // The relay asks once more.
+        let stays =
+            Fault::new(FaultKind::status(503)).on(Operation::LeaveConversation).times(2).account(account);
         scene.simulator.inject(stays).unwrap();
     }
     // Both are of one thread and with the same people: the talk, and the meeting that took its place.
@@ -1143,7 +1199,7 @@ async fn a_talk_of_two_that_could_not_be_left_is_not_gone_on_with(kind: Kind) {
         for account in &accounts {
             assert_eq!(scene.told_once(&format!("{text} {account}")).len(), 2, "{account}: {text}");
             assert_eq!(scene.asked_by(account, Operation::StartOnlineMeeting), 1, "{account}: {text}");
-            assert_eq!(scene.asked_by(account, Operation::LeaveConversation), 1, "{account}: {text}");
+            assert_eq!(scene.asked_by(account, Operation::LeaveConversation), 2, "{account}: {text}");
         }
     }
 }
@@ -1517,6 +1573,8 @@ on_both_databases!(
     a_message_that_is_cut_at_any_point_is_sent_once,
     what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted,
     a_group_is_told_whoever_of_it_can_be_reached,
+    who_could_not_be_reached_is_named_though_the_answer_is_lost,
+    a_call_that_the_server_lost_track_of_is_made_again,
     a_group_gets_a_meeting_where_conversations_of_two_do_not_grow,
     a_talk_of_two_that_could_not_be_left_is_not_gone_on_with,
     a_meeting_whose_account_is_killed_at_any_point_is_told_once,

@@ -524,7 +524,12 @@ impl AccountActor {
                     view.state = view.state.take().or(found.view.state);
                 });
             }
-            if let Some(remote) = found.remote.filter(|_| !found.multiparty) {
+            // What we began for somebody, perhaps a group that is being called together, stays theirs.
+            let is_theirs = self
+                .conversations
+                .get(&number)
+                .is_some_and(|conversation| conversation.destination.is_some());
+            if let Some(remote) = found.remote.filter(|_| !found.multiparty && !is_theirs) {
                 self.serve_destination(number, &remote);
             }
         }

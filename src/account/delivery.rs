@@ -51,6 +51,9 @@ const ASK_AFTER: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// So close together, sends whose answers were lost have the event channel asked once.
 const AT_THE_SAME_TIME: Duration = Duration::from_secs(1);
+/// How long to wait before a conversation is left once more, unless the server asks for another time; and at most.
+const LEAVE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+const LEAVE_AGAIN_AT_MOST: Duration = Duration::from_secs(15);
 /// The longest time an outcome stays open before it is called uncertain.
 const SETTLE_AT_MOST: Duration = Duration::from_secs(180);
 
@@ -152,6 +155,7 @@ impl Attempt {
             Self::Outcome(SendOutcome::Refused { .. }) => "failed",
             Self::Outcome(SendOutcome::Uncertain { .. }) => "uncertain",
             Self::Outcome(SendOutcome::Unheard { .. }) => "unheard",
+            Self::Outcome(SendOutcome::NotReached { .. }) => "noted",
             Self::Settled => "settled",
             Self::Release => "released",
             Self::ThreadTaken => "thread_taken",
@@ -265,8 +269,11 @@ impl Delivery {
                 return if called { self.call_failed(&now, reason) } else { Attempt::Release };
             }
             if now.ended {
-                let unknown = FailureReason::default();
-                return if called { self.call_failed(&now, &unknown) } else { Attempt::Release };
+                return if called { self.ended_unsaid() } else { Attempt::Release };
+            }
+            // It grew since the row was handed over.
+            if now.multiparty && self.is_for_one() {
+                return Attempt::Release;
             }
             match Self::next_move(&now, called, asked_for_messaging) {
                 Move::Say { send_message, html } => {
@@ -307,18 +314,7 @@ impl Delivery {
                     match tokio::time::timeout_at(until, view.changed()).await {
                         Ok(Ok(())) => {}
                         Ok(Err(_)) => return Attempt::Release,
-                        Err(_) if Instant::now() >= deadline => {
-                            self.gave_up = true;
-                            if now.gathering == Gathering::Meeting {
-                                self.leave().await;
-                            }
-                            return self.retry_or_fail(
-                                Timestamp::now(),
-                                None,
-                                FailureReason::default(),
-                                "the conversation did not become ready for messages in time".to_owned(),
-                            );
-                        }
+                        Err(_) if Instant::now() >= deadline => return self.not_ready_in_time(&now).await,
                         Err(_) => {
                             asked_messaging = true;
                             self.ask_messaging(&now).await;
@@ -535,6 +531,40 @@ impl Delivery {
         hear(&self.context, told, continuity, self.context.settings.settle_after).await
     }
 
+    /// What is meant for one person is not said where others listen, unless the row names that conversation.
+    fn is_for_one(&self) -> bool {
+        let is_named = self.send.conversation.as_ref().is_some_and(|(_, open)| open.is_some());
+        self.send.recipients.len() < 2 && !is_named
+    }
+
+    /// The conversation that this attempt began is over before anything was said in it, and nobody says why: the server lost
+    /// track of it, or ended it. That tells nothing of the recipients.
+    fn ended_unsaid(&mut self) -> Attempt {
+        self.gave_up = true;
+        let error = "the conversation ended before anything was said in it".to_owned();
+        self.retry_or_fail(self.next_attempt_at(None), None, FailureReason::default(), error)
+    }
+
+    /// Nothing could be said in all the time that there is. What this attempt began is ended, or the recipient would wait in
+    /// it; a group begins with the next one, if it was the answer that did not come.
+    async fn not_ready_in_time(&mut self, view: &ConversationView) -> Attempt {
+        self.gave_up = true;
+        if view.gathering == Gathering::Meeting || self.calling.is_some() {
+            self.leave().await;
+        }
+        let answered = view.messaging.as_ref().is_some_and(|messaging| messaging.connected)
+            || view.invitation == InvitationProgress::Accepted;
+        let reason = FailureReason::default();
+        if !answered
+            && let Some(attempt) =
+                self.not_reached(Healing::Temporary, "did not answer in time".to_owned(), None, &reason)
+        {
+            return attempt;
+        }
+        let error = "the conversation did not become ready for messages in time".to_owned();
+        self.retry_or_fail(Timestamp::now(), None, reason, error)
+    }
+
     /// The call without the text failed.
     fn call_failed(&mut self, view: &ConversationView, reason: &FailureReason) -> Attempt {
         let error = describe_invitation_failure(reason);
@@ -598,7 +628,11 @@ impl Delivery {
         let left = match self.context.client.resolve(&href) {
             Ok(url) => match self.context.client.delete(&url).await {
                 // Whoever has left already is told so.
-                Err(error) if error.is_transport() => self.context.client.delete(&url).await,
+                Err(error) if error.is_transport() || matches!(error.status(), Some(429 | 500..)) => {
+                    let pause = error.retry_after().unwrap_or(LEAVE_AGAIN_AFTER).min(LEAVE_AGAIN_AT_MOST);
+                    tokio::time::sleep(pause).await;
+                    self.context.client.delete(&url).await
+                }
                 left => left,
             },
             Err(error) => Err(error),
@@ -620,12 +654,14 @@ impl Delivery {
         self.calling.is_some()
             && self.destination.len() > 1
             && self.context.start_online_meeting.is_some()
-            && !view.multiparty
+            // It may have been called a conference while the server tried.
+            && !view.is_conference()
             && !view.ended
     }
 
     /// The server does not let this conversation of two grow: the group gets a meeting, as do those that follow.
-    async fn meet_instead(&mut self, why: &str) -> Attempt {
+    /// Who has refused to come is not asked again.
+    async fn meet_instead(&mut self, why: &str, refused: Vec<Unreached>) -> Attempt {
         tracing::info!(
             outbox.id = self.send.outbox.0,
             why,
@@ -634,7 +670,8 @@ impl Delivery {
         self.context.groups_meet.store(true, Ordering::Relaxed);
         self.leave().await;
         self.gave_up = true;
-        Attempt::BeginAnew(self.view.borrow().not_reached.clone())
+        let refused = refused.into_iter().filter(|one| one.healing == Healing::Permanent);
+        Attempt::BeginAnew(self.view.borrow().not_reached.iter().cloned().chain(refused).collect())
     }
 
     /// Numbers of the recipients of a group who are still to be invited. In a conversation that we began is the one with
@@ -676,14 +713,22 @@ impl Delivery {
         let connected = now.state.as_ref().is_some_and(|state| state.eq_ignore_ascii_case("Connected"));
         if connected && self.may_meet_instead(now) {
             // What an event said may be older than the conversation's being connected.
-            self.ask_conversation(now).await;
+            let is_told = self.ask_conversation(now).await;
             let told = self.view.borrow().clone();
-            if told.add_participant.is_none() && self.may_meet_instead(&told) {
-                return Some(self.meet_instead("there is no addParticipant link").await);
+            if is_told && told.add_participant.is_none() && self.may_meet_instead(&told) {
+                return Some(self.meet_instead("there is no addParticipant link", Vec::new()).await);
             }
-            return None;
+            if is_told || told.ended {
+                return None;
+            }
         }
         if Instant::now() >= deadline {
+            if !self.ask_conversation(now).await {
+                return Some(self.not_ready_in_time(now).await);
+            }
+            if self.view.borrow().add_participant.is_some() {
+                return None;
+            }
             return Some(Self::refused(
                 now.href.clone(),
                 None,
@@ -738,7 +783,7 @@ impl Delivery {
                 Ok(()) => pending.push((operation_id, uri.clone())),
                 Err(error) if error.subcode() == Some("AlreadyExists") => anybody = true,
                 Err(error) if pending.is_empty() && refuses_growth(&error) && self.may_meet_instead(now) => {
-                    return Some(self.meet_instead(&crate::error_chain(&error)).await);
+                    return Some(self.meet_instead(&crate::error_chain(&error), not_reached).await);
                 }
                 Err(error) => {
                     last_reason = reason_of(&error);
@@ -765,7 +810,7 @@ impl Delivery {
             let _ = timeout(Duration::from_secs(40), all).await;
         }
         let told = view.borrow().clone();
-        let mut failed_to_grow = false;
+        let mut failed_to_grow = Vec::new();
         for (operation_id, uri) in pending {
             let unreached = match told.told.get(&operation_id) {
                 Some(InvitationProgress::Accepted) => {
@@ -773,13 +818,18 @@ impl Delivery {
                     continue;
                 }
                 Some(InvitationProgress::Failed(reason)) => {
-                    failed_to_grow |= reason.subcode.as_deref() == Some("EscalationFailed");
                     last_reason = reason.clone();
-                    Unreached {
+                    let unreached = Unreached {
                         uri,
                         why: describe_invitation_failure(reason),
                         healing: classify_invitation_failure(reason),
+                    };
+                    // That says nothing of whoever was invited.
+                    if reason.subcode.as_deref() == Some("EscalationFailed") {
+                        failed_to_grow.push(unreached);
+                        continue;
                     }
+                    unreached
                 }
                 Some(InvitationProgress::None | InvitationProgress::Ringing) | None => {
                     Unreached { uri, why: "did not answer in time".to_owned(), healing: Healing::Temporary }
@@ -787,9 +837,10 @@ impl Delivery {
             };
             not_reached.push(unreached);
         }
-        if failed_to_grow && !anybody && self.may_meet_instead(&told) {
-            return Some(self.meet_instead("EscalationFailed").await);
+        if !failed_to_grow.is_empty() && !anybody && self.may_meet_instead(&told) {
+            return Some(self.meet_instead("EscalationFailed", not_reached).await);
         }
+        not_reached.append(&mut failed_to_grow);
         if in_meeting && !anybody {
             self.leave().await;
             self.gave_up = true;
@@ -812,25 +863,38 @@ impl Delivery {
         };
         let conversation_href = view.href.clone();
         let said_in = conversation_href.clone().map_or(SaidIn::Unknown, SaidIn::Conversation);
+        let not_reached: Vec<(String, String)> =
+            view.not_reached.iter().map(|one| (one.uri.to_string(), one.why.clone())).collect();
+        // Who is missing must be known whatever becomes of the answer, and of this process.
+        self.note_not_reached(&not_reached).await;
         let before = Before::now(&self.context, said_in);
         match self.context.client.send_message(&url, &self.send.operation_id, content_type, &body).await {
             Ok(location) => Ok(Attempt::Outcome(SendOutcome::MessageAccepted {
                 conversation_href: conversation_href.unwrap_or_default(),
                 message_href: location,
                 as_plain: self.is_html() && content_type == "text/plain",
-                not_reached: view
-                    .not_reached
-                    .iter()
-                    .map(|one| (one.uri.to_string(), one.why.clone()))
-                    .collect(),
+                not_reached,
             })),
             Err(error) => match problem_of_message(&error) {
                 Problem::NotOurs => Ok(Attempt::Release),
                 Problem::NotAccepted => Ok(self.not_accepted(&error)),
                 Problem::Refused => Ok(Self::refused_by(conversation_href, &error)),
                 Problem::LinkGone => Err(error),
-                Problem::Unknown => Ok(self.settle(&error, before).await),
+                Problem::Unknown => {
+                    let attempt = self.settle(&error, before).await;
+                    if matches!(attempt, Attempt::Settled) {
+                        // The message is there now, and the answer that would have told this is not.
+                        self.note_not_reached(&not_reached).await;
+                    }
+                    Ok(attempt)
+                }
             },
+        }
+    }
+
+    async fn note_not_reached(&self, not_reached: &[(String, String)]) {
+        if !not_reached.is_empty() {
+            self.commit(SendOutcome::NotReached { not_reached: not_reached.to_vec() }).await;
         }
     }
 
@@ -860,11 +924,14 @@ impl Delivery {
     }
 
     /// Reads the conversation because no event told of it. One that is gone is over, also for whoever names it in the
-    /// queue.
-    async fn ask_conversation(&self, view: &ConversationView) {
-        let Some(href) = &view.href else { return };
+    /// queue. Whether the server said what it is like.
+    async fn ask_conversation(&self, view: &ConversationView) -> bool {
+        let Some(href) = &view.href else { return false };
         match self.read(href).await {
-            Asked::Told(resource) => self.view.send_modify(|view| view.read_conversation(href, &resource)),
+            Asked::Told(resource) => {
+                self.view.send_modify(|view| view.read_conversation(href, &resource));
+                return true;
+            }
             Asked::Gone => {
                 let ended = ConversationEnded { href: href.clone(), reason: None };
                 commit_facts(&self.context, vec![Fact::ConversationEnded(ended)]).await;
@@ -872,6 +939,7 @@ impl Delivery {
             }
             Asked::InVain => {}
         }
+        false
     }
 
     /// Reads a resource of the conversation.

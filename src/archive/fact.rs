@@ -406,6 +406,11 @@ pub enum SendOutcome {
         /// Recipients of a group that could not be brought in, and why.
         not_reached: Vec<(String, String)>,
     },
+    /// The text is about to be said to a group, or was, without these recipients, who could not be brought in, and why.
+    NotReached {
+        /// As in [`SendOutcome::MessageAccepted`].
+        not_reached: Vec<(String, String)>,
+    },
     /// The server answered 201 to `startMessaging` or `addMessaging`: the text travels with the invitation.
     InvitationAccepted {
         /// `Location` of the invitation, if the server gave one.

@@ -196,7 +196,9 @@ impl Mentioned<'_> {
                             to: until.checked_add(CLOCKS_DIFFER).unwrap_or(until),
                         });
                     }
-                    SendOutcome::RetryAt { .. } | SendOutcome::Uncertain { .. } => {}
+                    SendOutcome::NotReached { .. }
+                    | SendOutcome::RetryAt { .. }
+                    | SendOutcome::Uncertain { .. } => {}
                 }
             }
             Fact::Logged(fact) => {

@@ -526,6 +526,19 @@ pub(crate) fn announce(
     ring(server, conversation, number);
 }
 
+/// Lets the application that makes a call see its conversation in another state.
+fn show_state_to_caller(conversation: &Conversation, number: u64, shown: &'static str) {
+    let hub = conversation.hub();
+    let Some(call) = hub.calls.iter().find(|call| call.number == number) else { return };
+    let Place::Application { application, leg } = &hub.seats[call.from].place else { return };
+    let mut state = application.lock();
+    let state = &mut *state;
+    let Some(leg) = state.legs.get_mut(leg) else { return };
+    leg.state = shown;
+    let updated = leg.conversation_event(application, EventKind::Updated);
+    state.channel.push(updated.resource(leg.conversation_resource(application)));
+}
+
 /// Lets the callee of a call know of it, or settles at once that it cannot.
 pub(crate) fn ring(server: &Arc<Server>, conversation: &Arc<Conversation>, number: u64) {
     let (uri, alone, escalates) = {
@@ -543,7 +556,9 @@ pub(crate) fn ring(server: &Arc<Server>, conversation: &Arc<Conversation>, numbe
         return;
     }
     if escalates && server.now().escalation == Escalation::Failing {
+        show_state_to_caller(conversation, number, "Conferencing");
         server.timers.after_scripted(server.settings.answer_delay.0, move |server| {
+            show_state_to_caller(&this, number, "Connected");
             fail(server, &this, number, ESCALATION_FAILED, MISSED);
         });
         return;

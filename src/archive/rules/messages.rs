@@ -1,7 +1,7 @@
 //! Messages: each stands once, whatever order its event, its fetched resource, its invitation and our own request's
 //! answer come in (G2; protocol 10-12).
 
-use super::{fill, participants::Sender, sentence};
+use super::{fill, participants::Sender, sends::with_recipient, sentence};
 use crate::{
     archive::{
         Workspace,
@@ -582,8 +582,9 @@ impl Workspace {
         if !row.is_chained() {
             date(row, applying, fact);
         }
-        if let Some(failed) = &failed {
-            row.failed_recipients = Some(failed.clone());
+        // Besides whoever could not be brought into the group.
+        for uri in failed.iter().flat_map(|failed| failed.split(';')) {
+            row.failed_recipients = Some(with_recipient(row.failed_recipients.take(), uri));
         }
         let (operation, is_ours) = (row.operation_id.clone(), row.outbox.is_some());
         self.messages.index(place);

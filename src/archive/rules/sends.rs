@@ -28,6 +28,20 @@ struct Outcome<'a> {
     detail: Option<&'a str>,
 }
 
+/// How the sentence begins that names who could not be brought into a group.
+const NOT_REACHED: &str = "not reached: ";
+/// How the one begins that names to whom the server could not deliver.
+const NOT_DELIVERED: &str = "not delivered to ";
+
+/// SIP URIs joined by `;`, each of them once.
+pub(super) fn with_recipient(recipients: Option<String>, uri: &str) -> String {
+    match recipients {
+        Some(recipients) if recipients.split(';').any(|known| known == uri) => recipients,
+        Some(recipients) => format!("{recipients};{uri}"),
+        None => uri.to_owned(),
+    }
+}
+
 /// A number in 0..=1 that differs from attempt to attempt and is the same whenever the same event is applied.
 fn spread(operation: &OperationId) -> f64 {
     let sum = operation.0.bytes().fold(0_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
@@ -72,9 +86,15 @@ impl Workspace {
                     self.said_as_plain(message);
                 }
                 self.send_accepted(applying, send, operation, false);
-                self.note_not_reached(send, message, not_reached);
+                self.note_not_reached(send, Some(message), not_reached);
                 self.placed_by_its_address(applying, conversation_href, message);
                 self.complete_if_reported(applying, send, operation, message);
+            }
+            SendOutcome::NotReached { not_reached } => {
+                if self.is_current(send, operation) {
+                    let message = self.outbox.get(send).message.and_then(|id| self.messages.by_id(id));
+                    self.note_not_reached(send, message, not_reached);
+                }
             }
             SendOutcome::InvitationAccepted { invitation_href } => {
                 self.send_accepted(applying, send, operation, false);
@@ -194,15 +214,29 @@ impl Workspace {
         })
     }
 
-    /// Recipients of a group that could not be brought in: the message says who, the row says why.
-    fn note_not_reached(&mut self, send: usize, message: usize, not_reached: &[(String, String)]) {
+    /// Recipients of a group that could not be brought in: the message says who, the row says why. Neither forgets whom a
+    /// report has named.
+    fn note_not_reached(&mut self, send: usize, message: Option<usize>, not_reached: &[(String, String)]) {
         if not_reached.is_empty() {
             return;
         }
-        let uris: Vec<&str> = not_reached.iter().map(|(uri, _)| uri.as_str()).collect();
+        if let Some(message) = message {
+            let row = self.messages.get_mut(message);
+            for (uri, _) in not_reached {
+                row.failed_recipients = Some(with_recipient(row.failed_recipients.take(), uri));
+            }
+        }
         let words: Vec<String> = not_reached.iter().map(|(uri, why)| format!("{uri} ({why})")).collect();
-        self.messages.get_mut(message).failed_recipients = Some(uris.join(";"));
-        self.outbox.get_mut(send).last_error = Some(format!("not reached: {}", words.join(", ")));
+        let words = format!("{NOT_REACHED}{}", words.join(", "));
+        let row = self.outbox.get_mut(send);
+        let reported = row
+            .last_error
+            .as_deref()
+            .and_then(|error| error.find(NOT_DELIVERED).map(|at| error[at..].to_owned()));
+        row.last_error = Some(match reported {
+            Some(reported) => format!("{words}; {reported}"),
+            None => words,
+        });
     }
 
     /// The delivery report may have come before the answer, or before anybody knew whose message it was of.
@@ -319,11 +353,12 @@ impl Workspace {
                 row.last_code = None;
                 row.last_subcode = None;
                 // Who could not be brought into the group stays unreached, though the others have it.
-                if let Some(who) = failed_recipients {
-                    row.last_error = Some(format!("not delivered to {who}"));
-                } else if !row.last_error.as_ref().is_some_and(|error| error.starts_with("not reached: ")) {
-                    row.last_error = None;
-                }
+                let unreached = row.last_error.take().filter(|error| error.starts_with(NOT_REACHED));
+                let undelivered = failed_recipients.map(|who| format!("{NOT_DELIVERED}{who}"));
+                row.last_error = match (unreached, undelivered) {
+                    (Some(unreached), Some(undelivered)) => Some(format!("{unreached}; {undelivered}")),
+                    (unreached, undelivered) => unreached.or(undelivered),
+                };
                 applying.settled(SettledSend {
                     outbox: row.id,
                     operation_id: operation.clone(),
@@ -346,7 +381,7 @@ impl Workspace {
                 row.last_code = reason.and_then(|reason| reason.code.clone());
                 row.last_subcode = reason.and_then(|reason| reason.subcode.clone());
                 row.last_error = Some(match failed_recipients {
-                    Some(who) => format!("{words}; not delivered to {who}"),
+                    Some(who) => format!("{words}; {NOT_DELIVERED}{who}"),
                     None => words,
                 });
                 applying.settled(SettledSend {

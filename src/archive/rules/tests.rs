@@ -1276,6 +1276,45 @@ fn a_failed_delivery_names_who_was_not_reached() {
 }
 
 #[test]
+fn who_was_not_brought_in_and_to_whom_nothing_was_delivered_are_both_named() {
+    for report_first in [false, true] {
+        let mut ledger = Ledger::new();
+        let operation = ledger.sending(5, "sip:bob@contoso.com;sip:carol@contoso.com", "Done");
+        let not_reached = vec![("sip:carol@contoso.com".to_owned(), "declined".to_owned())];
+        let answer = SendOutcome::MessageAccepted {
+            conversation_href: TALK.to_owned(),
+            message_href: Some(format!("{TALK}/messages/1")),
+            as_plain: false,
+            not_reached,
+        };
+        let report = Fact::Message(MessageFact {
+            status: Some(OperationStatus::Success),
+            operation_id: Some(operation.clone()),
+            failed_recipients: vec![bob()],
+            ..our_message_fact(1)
+        });
+        if report_first {
+            ledger.events(vec![report]);
+            ledger.answer(send(5, &operation, answer));
+        } else {
+            ledger.answer(send(5, &operation, answer));
+            ledger.events(vec![report]);
+        }
+        let named = ledger.only_message().failed_recipients.clone().unwrap();
+        let mut named: Vec<&str> = named.split(';').collect();
+        named.sort_unstable();
+        assert_eq!(named, ["sip:bob@contoso.com", "sip:carol@contoso.com"], "{report_first}");
+        let row = ledger.row(5);
+        assert_eq!(row.state, OutboxState::Delivered, "{report_first}");
+        assert_eq!(
+            row.last_error.as_deref(),
+            Some("not reached: sip:carol@contoso.com (declined); not delivered to sip:bob@contoso.com"),
+            "{report_first}"
+        );
+    }
+}
+
+#[test]
 fn a_receipt_that_never_comes_does_not_hold_the_chain_up() {
     let mut ledger = Ledger::new();
     let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
