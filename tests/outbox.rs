@@ -892,6 +892,22 @@ async fn who_could_not_be_reached_is_named_though_the_answer_is_lost(kind: Kind)
     assert_eq!(scene.told_once("more news"), ["sip:silent.c@fabrikam.example"]);
 }
 
+/// The talk becomes one of three while the row's request is under way, whose link is gone by that.
+async fn what_is_for_one_is_not_said_in_a_talk_that_has_grown(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let first = scene.queue("silent.a@fabrikam.example", "hello", None).await;
+    assert_eq!(scene.outcome(first).await.0, "delivered");
+    let talk = scene.accepted("hello").remove(0).conversation;
+    let delay = Fault::new(FaultKind::Delay { ms: 2_000 }).on(Operation::SendMessage);
+    let delay = scene.simulator.inject(delay).unwrap();
+    let second = scene.queue("silent.a@fabrikam.example", "between us", None).await;
+    eventually("the request is under way", async || (scene.simulator.struck(delay) == 1).then_some(())).await;
+    scene.simulator.join(&talk, "sip:silent.b@fabrikam.example").unwrap();
+    let (state, error) = scene.outcome(second).await;
+    assert_eq!((state.as_str(), error.as_str()), ("delivered", ""));
+    assert_eq!(scene.told_once("between us"), ["sip:silent.a@fabrikam.example"]);
+}
+
 /// Whoever was being called when the server lost track of its conversations is called again, and nothing is said of them.
 async fn a_call_that_the_server_lost_track_of_is_made_again(kind: Kind) {
     let settings = SimulatorSettings {
@@ -1574,6 +1590,7 @@ on_both_databases!(
     what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted,
     a_group_is_told_whoever_of_it_can_be_reached,
     who_could_not_be_reached_is_named_though_the_answer_is_lost,
+    what_is_for_one_is_not_said_in_a_talk_that_has_grown,
     a_call_that_the_server_lost_track_of_is_made_again,
     a_group_gets_a_meeting_where_conversations_of_two_do_not_grow,
     a_talk_of_two_that_could_not_be_left_is_not_gone_on_with,
