@@ -123,6 +123,7 @@ deb: ## A Debian package of this machine's architecture (PROFILE)
 	$(BUILT) completions bash > $(PACKAGE)/ucwa-relay.bash
 	$(BUILT) completions zsh > $(PACKAGE)/_ucwa-relay
 	$(BUILT) completions fish > $(PACKAGE)/ucwa-relay.fish
+	$(BUILT) man --out $(PACKAGE)/man
 	$(CARGO) deb --locked --no-build --profile $(PROFILE) --deb-revision $(or $(REVISION),1)
 
 # Needs root, mmdebstrap and systemd-container (Debian), and a mirror: no part of make test.
