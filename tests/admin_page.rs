@@ -6,9 +6,10 @@ use std::{net::TcpListener, time::Duration};
 
 use reqwest::{
     StatusCode,
-    header::{CACHE_CONTROL, LOCATION, RETRY_AFTER, SET_COOKIE},
+    header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION, RETRY_AFTER, SET_COOKIE},
     redirect::Policy,
 };
+use serde_json::{Value, json};
 use support::{
     Relay, Simulate,
     browser::{Browser, Look},
@@ -27,6 +28,8 @@ on_both_databases!("multi_thread":
     pages_show_what_is_archived,
     pages_go_on_where_the_last_one_ended,
     rows_of_the_outbox_are_written_and_changed,
+    programs_read_what_pages_show,
+    programs_queue_messages_and_change_rows,
 );
 
 // ------------------------------------------------------------------------------------------------ support
@@ -872,4 +875,205 @@ async fn in_a_browser_pages_follow_what_happens_and_forms_work() {
     // The end of the server is told; live pages do not hold it up.
     assert!(scene.relay.server().terminate());
     browser.says("Not up to date").await;
+}
+
+// ------------------------------------------------------------------------------------------------ /api/v1
+
+impl Scene {
+    /// What a resource of the interface for programs says.
+    async fn json(&self, path: &str) -> Value {
+        let answer = self.get(&format!("/api/v1{path}")).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text);
+        serde_json::from_str(&answer.text).expect("JSON")
+    }
+
+    async fn post_json(&self, path: &str, body: &Value) -> Answer {
+        self.send(as_json(self.http.post(format!("{}/api/v1{path}", self.base)), body)).await
+    }
+}
+
+fn as_json(request: reqwest::RequestBuilder, body: &Value) -> reqwest::RequestBuilder {
+    request.header(CONTENT_TYPE, "application/json").body(body.to_string())
+}
+
+/// The status and the sentence of a problem.
+fn problem(answer: &Answer) -> (u16, String) {
+    assert_eq!(answer.headers[CONTENT_TYPE], "application/problem+json", "{}", answer.text);
+    let problem: Value = serde_json::from_str(&answer.text).expect("JSON");
+    assert_eq!(problem["status"], answer.status.as_u16());
+    (answer.status.as_u16(), problem["detail"].as_str().expect("a sentence").to_owned())
+}
+
+async fn programs_read_what_pages_show(kind: Kind) {
+    let mut scene = Scene::new(kind, "").await;
+    let mut sql = scene.relay.connect().await;
+    let talk = conversation(&mut sql, "Budget", "Carol").await;
+    for number in 0..7 {
+        let at = format!("2026-03-01T12:00:{number:02}.000Z");
+        message(&mut sql, &talk, &at, Some("Carol"), &format!("word {number}"), None).await;
+    }
+    sql.run(&format!("INSERT INTO outbox (account, body, state) VALUES ('{ALICE}', 'unsaid', 'held')"))
+        .await
+        .expect("a row");
+
+    let overview = scene.json("/overview").await;
+    assert_eq!((&overview["accounts"]["online"], &overview["outbox"]["held"]), (&json!(1), &json!(1)));
+    assert_eq!(overview["last_hour"].as_array().map(Vec::len), Some(60));
+    let accounts = scene.json("/accounts?q=USER0001&state=online").await;
+    assert_eq!((&accounts["items"][0]["account"], &accounts["next"]), (&json!(ALICE), &Value::Null));
+    assert_eq!(scene.json("/accounts/USER0001@contoso.example").await["state"], "online");
+    let coverage = scene.json(&format!("/accounts/{ALICE}/coverage")).await;
+    assert_eq!(coverage["items"][0]["followed"], true, "{coverage}");
+    let rows = scene.json("/outbox?state=held").await;
+    let row = rows["items"][0]["id"].as_i64().expect("a number");
+    assert_eq!(rows["items"][0]["body"], Value::Null, "texts stand in a row's own resource only");
+
+    assert_eq!(accesses(&mut sql).await, Vec::<String>::new());
+    let talks = scene.json(&format!("/conversations?account={ALICE}&with=carol@fabrikam.example")).await;
+    assert_eq!(talks["items"][0]["message_count"], 7);
+    let people = scene.json(&format!("/conversations/{talk}")).await;
+    assert_eq!(people["conversation"]["subject"], "Budget");
+    assert!(people["participants"].as_array().is_some_and(|people| people.len() >= 2), "{people}");
+    assert_eq!(scene.json(&format!("/outbox/{row}")).await["row"]["body"], "unsaid");
+
+    // From the newest back, and from the oldest forth, each message once.
+    let texts = |page: &Value| -> Vec<String> {
+        let items = page["items"].as_array().expect("a list");
+        items.iter().map(|item| item["body"].as_str().expect("a text").to_owned()).collect()
+    };
+    let all: Vec<String> = (0..7).map(|number| format!("word {number}")).collect();
+    let (mut back, mut path) = (Vec::new(), Some(format!("/conversations/{talk}/messages?limit=3")));
+    let mut oldest = 0;
+    while let Some(next) = path {
+        let page = scene.json(&next).await;
+        oldest = page["items"][0]["message_id"].as_i64().expect("a number");
+        back.splice(0..0, texts(&page));
+        path =
+            page["previous"].as_i64().map(|id| format!("/conversations/{talk}/messages?limit=3&before={id}"));
+    }
+    assert_eq!(back, all);
+    let mut forth = Vec::new();
+    let mut path = Some(format!("/conversations/{talk}/messages?limit=2&after={oldest}"));
+    while let Some(next) = path {
+        let page = scene.json(&next).await;
+        forth.extend(texts(&page));
+        path = page["next"].as_i64().map(|id| format!("/conversations/{talk}/messages?limit=2&after={id}"));
+    }
+    assert_eq!(forth, all[1..]);
+    let (mut found, mut path) = (Vec::new(), Some("/search?q=word&limit=3".to_owned()));
+    while let Some(next) = path {
+        let page = scene.json(&next).await;
+        found.extend(texts(&page));
+        path = page["next"].as_i64().map(|id| format!("/search?q=word&limit=3&before={id}"));
+    }
+    found.reverse();
+    assert_eq!(found, all);
+    let noted = accesses(&mut sql).await.join("\n");
+    for read in ["with=sip:carol@fabrikam.example", "people", "limit", &format!("id={row}"), "q=word"] {
+        assert_eq!(noted.contains(read), read != "limit", "{read} in {noted}");
+    }
+
+    for (path, status, words) in [
+        ("/nothing", 404, "docs/api.md"),
+        ("/accounts/nobody@contoso.example", 404, "no such account"),
+        ("/accounts?state=tired", 400, "tired"),
+        ("/accounts?colour=blue", 400, "colour"),
+        ("/outbox?limit=0", 400, "1 to 500"),
+        ("/outbox?limit=501", 400, "1 to 500"),
+        ("/outbox?before=x", 400, "before"),
+        ("/outbox/999999", 404, "no such message"),
+        ("/conversations/x", 404, "number"),
+        ("/conversations/999999/messages", 404, "no such conversation"),
+        ("/search", 400, "as q"),
+        ("/search?q=form:bob", 400, "from:"),
+        ("/search?q=word&before=999999", 404, "no message 999999"),
+    ] {
+        let (answered, sentence) = problem(&scene.get(&format!("/api/v1{path}")).await);
+        assert_eq!(answered, status, "{path}: {sentence}");
+        assert!(sentence.contains(words), "{path}: {sentence}");
+    }
+    let both = format!("/api/v1/conversations/{talk}/messages?before=1&after=1");
+    assert_eq!(problem(&scene.get(&both).await).0, 400);
+    let foreign = scene.http.get(format!("{}/api/v1/overview", scene.base)).header("host", "evil.example");
+    assert_eq!(scene.send(foreign).await.status, 421);
+    assert!(scene.relay.server().terminate());
+}
+
+async fn programs_queue_messages_and_change_rows(kind: Kind) {
+    let mut scene = Scene::new(kind, "").await;
+    let mut sql = scene.relay.connect().await;
+    let good = json!({
+        "account": ALICE, "recipients": "sip:friend@fabrikam.example", "body": "one\ntwo", "idempotency_key": "k-1",
+    });
+    for (change, status, words) in [
+        (json!({ "account": "nonsense" }), 422, "not a SIP address"),
+        (json!({ "account": "sip:stranger@contoso.example" }), 422, "no account"),
+        (json!({ "recipients": "" }), 422, "at least one"),
+        (json!({ "body": " " }), 422, "empty"),
+        (json!({ "colour": "blue" }), 422, "colour"),
+        (json!({ "body": 7 }), 422, "string"),
+    ] {
+        let mut bad = good.clone();
+        let (bad_fields, change) =
+            (bad.as_object_mut().expect("fields"), change.as_object().expect("fields"));
+        bad_fields.extend(change.clone());
+        let (answered, sentence) = problem(&scene.post_json("/outbox", &bad).await);
+        assert_eq!(answered, status, "{bad}: {sentence}");
+        assert!(sentence.contains(words), "{sentence}");
+    }
+    let to = format!("{}/api/v1/outbox", scene.base);
+    let form = scene.send(scene.http.post(&to).form(&[("account", ALICE), ("body", "x")])).await;
+    assert_eq!(problem(&form).0, 415, "no form of another site's page is taken");
+    let foreign = as_json(scene.http.post(&to).header("origin", "https://evil.example"), &good);
+    let foreign = scene.send(foreign).await;
+    assert_eq!(problem(&foreign).0, 403);
+    let long = json!({ "account": ALICE, "recipients": "a@b.example", "body": "x".repeat(1 << 20) });
+    assert_eq!(problem(&scene.post_json("/outbox", &long).await).0, 413);
+    assert_eq!(sql.count("outbox").await, 0);
+
+    let queued = scene.post_json("/outbox", &good).await;
+    assert_eq!(queued.status, 201, "{}", queued.text);
+    let path = queued.location().strip_prefix("/api/v1").expect("of this interface").to_owned();
+    let row = eventually("the message is delivered", async || {
+        let row = scene.json(&path).await;
+        (row["row"]["state"] == "delivered").then_some(row)
+    })
+    .await;
+    assert_eq!((&row["row"]["body"], &row["attempts"][0]["attempt"]), (&json!("one\ntwo"), &json!(1)));
+    assert_eq!(problem(&scene.post_json("/outbox", &good).await).0, 409, "the key was used");
+    assert_eq!(problem(&scene.post_json(&format!("{path}/cancel"), &json!({})).await).0, 409);
+
+    sql.run(&format!("INSERT INTO outbox (account, body, state) VALUES ('{ALICE}', 'x', 'held')"))
+        .await
+        .expect("a row");
+    let held = sql.rows("SELECT id FROM outbox WHERE state = 'held'").await.remove(0);
+    assert_eq!(problem(&scene.post_json(&format!("/outbox/{held}/retry"), &json!({})).await).0, 409);
+    assert_eq!(problem(&scene.post_json(&format!("/outbox/{held}/paint"), &json!({})).await).0, 404);
+    let cancelled = scene.post_json(&format!("/outbox/{held}/cancel"), &json!({})).await;
+    assert_eq!(cancelled.status, 200, "{}", cancelled.text);
+    assert_eq!(sql.rows(&format!("SELECT state FROM outbox WHERE id = {held}")).await, ["cancelled"]);
+    sql.run(&format!(
+        "INSERT INTO outbox (account, recipients, body, send_after) VALUES ('{ALICE}', 'sip:friend@fabrikam.example', 'x', '2099-01-01T00:00:00Z')"
+    ))
+    .await
+    .expect("a row");
+    let waits = sql.rows("SELECT id FROM outbox WHERE state = 'queued'").await.remove(0);
+    for (word, state) in [("hold", "held"), ("release", "queued"), ("cancel", "cancelled")] {
+        let changed = scene.post_json(&format!("/outbox/{waits}/{word}"), &json!({})).await;
+        let changed: Value = serde_json::from_str(&changed.text).expect("JSON");
+        assert_eq!(changed["state"], state, "{word}");
+    }
+    assert!(scene.relay.server().terminate());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_need_the_token_where_there_is_one() {
+    let scene = Scene::new(Kind::Sqlite, "token_file = \"token\"\n").await;
+    let ask =
+        |token: &str| scene.http.get(format!("{}/api/v1/overview", scene.base)).bearer_auth(token.to_owned());
+    assert_eq!(problem(&scene.get("/api/v1/overview").await).0, 401);
+    assert_eq!(problem(&scene.send(ask("another-token-of-that-length")).await).0, 401);
+    let answer = scene.send(ask(TOKEN)).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert_eq!(problem(&scene.post_json("/outbox", &json!({})).await).0, 401);
 }

@@ -2,9 +2,11 @@
 //!
 //! It reads the database through the same traits as the commands and never writes the archive. Every request passes the
 //! `guard` first: a foreign `Host` is refused (DNS rebinding), and every answer carries headers that keep a browser
-//! from doing anything with it but show it. What people look at passes `viewer`, too, which knows who they are. Trouble
+//! from doing anything with it but show it. What people look at passes `viewer`, too, which knows who they are, and so does
+//! what programs ask by [`api`]. Trouble
 //! here ends no account: the listener is a task of its own, and takes few readers of the database.
 
+mod api;
 mod guard;
 mod health;
 mod local_user;
@@ -222,6 +224,7 @@ fn router(state: AdminState) -> Router {
         .route("/assets/icon.svg", get(assets::icon))
         .merge(restricted)
         .merge(pages)
+        .nest("/api/v1", api::router(&state))
         .merge(door)
         .fallback(async || page::PageError::NotFound("There is no such page.".to_owned()).into_response())
         .layer(middleware::from_fn_with_state(guard, guard::protect))

@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio_util::sync::CancellationToken;
 
-use super::{AdminState, local_user, page::PageError};
+use super::{AdminState, api::Problem, local_user, page::PageError};
 
 /// How long a sign-in lasts.
 const SESSION_LASTS: Duration = Duration::from_secs(12 * 3600);
@@ -365,6 +365,38 @@ pub(super) async fn require_viewer(
             return PageError::Forged.into_response();
         }
         request = Request::from_parts(parts, Body::from(form));
+    }
+    request.extensions_mut().insert(viewer);
+    next.run(request).await
+}
+
+/// As [`require_viewer`], for programs. What changes something has to come as JSON, which no other site's page can make a
+/// browser send: it would have to ask first, by CORS, and nobody answers that here.
+pub(super) async fn require_program(
+    State(state): State<AdminState>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let viewer = match viewer(&state, request.headers(), peer) {
+        Ok(Some(viewer)) => viewer,
+        Ok(None) => {
+            let challenge = [(header::WWW_AUTHENTICATE, "Bearer realm=\"ucwa-relay\"")];
+            return (challenge, Problem(PageError::Unknown)).into_response();
+        }
+        Err(wait) => return too_many(wait),
+    };
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        if is_from_elsewhere(request.headers()) {
+            return Problem(PageError::Forged).into_response();
+        }
+        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        let is_json = kind
+            .and_then(|kind| kind.split(';').next())
+            .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
+        if !is_json {
+            return Problem(PageError::NotJson).into_response();
+        }
     }
     request.extensions_mut().insert(viewer);
     next.run(request).await

@@ -64,6 +64,15 @@ pub(super) enum PageError {
     /// More than is read of a form.
     #[error("The form is too long, so nothing was done.")]
     TooLong,
+    /// What is asked for is understood and can't be, in a sentence.
+    #[error("{0}")]
+    Unprocessable(String),
+    /// A request of a program that is not JSON.
+    #[error("Send JSON, as \"Content-Type: application/json\".")]
+    NotJson,
+    /// Nobody is known.
+    #[error("Send the token of admin.token_file: \"Authorization: Bearer TOKEN\".")]
+    Unknown,
     /// The database could not tell.
     #[error("The database could not tell.")]
     Store(#[from] StoreError),
@@ -79,22 +88,26 @@ pub(super) enum PageError {
 }
 
 impl PageError {
-    fn status(&self) -> StatusCode {
+    pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Forged => StatusCode::FORBIDDEN,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Unknown => StatusCode::UNAUTHORIZED,
             Self::Store(_) | Self::Slow | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::Template(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    fn title(&self) -> &'static str {
+    pub(super) fn title(&self) -> &'static str {
         match self {
             Self::NotFound(_) => "Not found",
-            Self::BadRequest(_) => "That can't be asked",
+            Self::BadRequest(_) | Self::Unprocessable(_) | Self::NotJson => "That can't be asked",
+            Self::Unknown => "Who asks?",
             Self::Conflict(_) => "That can't be done now",
             Self::Forged => "Refused",
             Self::TooLong => "Too long",
@@ -234,12 +247,12 @@ impl AdminState {
 }
 
 /// A field that was left empty is one that was not filled in.
-fn filled(field: Option<String>) -> Option<String> {
+pub(super) fn filled(field: Option<String>) -> Option<String> {
     field.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
 /// An address that somebody typed.
-fn address(field: Option<String>) -> Result<Option<SipUri>, PageError> {
+pub(super) fn address(field: Option<String>) -> Result<Option<SipUri>, PageError> {
     filled(field)
         .map(|text| {
             text.parse()
@@ -329,19 +342,19 @@ impl Badge {
 }
 
 /// The limit of a query for a page of so many rows: one row more tells whether another page follows.
-fn limit(page: usize) -> i64 {
+pub(super) fn limit(page: usize) -> i64 {
     i64::try_from(page + 1).unwrap_or(i64::MAX)
 }
 
 /// Takes off the row that only told whether another page follows.
-fn cut<T>(rows: &mut Vec<T>, page: usize) -> bool {
+pub(super) fn cut<T>(rows: &mut Vec<T>, page: usize) -> bool {
     let more = rows.len() > page;
     rows.truncate(page);
     more
 }
 
 /// As [`cut`], where the other page lies before this one.
-fn cut_front<T>(rows: &mut Vec<T>, page: usize) -> bool {
+pub(super) fn cut_front<T>(rows: &mut Vec<T>, page: usize) -> bool {
     let more = rows.len() > page;
     if more {
         rows.drain(..rows.len() - page);

@@ -365,7 +365,11 @@ struct RowPage {
     live: Live,
 }
 
-async fn row(state: &AdminState, id: OutboxId) -> Result<(OutboxRow, Vec<OutboxAttempt>), PageError> {
+/// A row with its attempts.
+pub(in crate::admin) async fn row(
+    state: &AdminState,
+    id: OutboxId,
+) -> Result<(OutboxRow, Vec<OutboxAttempt>), PageError> {
     state
         .ask(state.store.outbox_row(id))
         .await?
@@ -425,6 +429,39 @@ pub(in crate::admin) struct ChangeForm {
     back: Option<String>,
 }
 
+/// Does to a row what the word says.
+///
+/// # Errors
+/// If there is no such row or no such word, or the row is not in a state that allows it.
+pub(in crate::admin) async fn make_change(
+    state: &AdminState,
+    viewer: &Viewer,
+    id: OutboxId,
+    word: &str,
+) -> Result<(), PageError> {
+    let change = Change::ALL
+        .into_iter()
+        .find(|change| change.word() == word)
+        .ok_or_else(|| PageError::NotFound("There is no such page.".to_owned()))?;
+    let before = row(state, id).await?.0.state;
+    // The database alone would let `release` do what `retry` does.
+    let done =
+        change.is_offered(before) && state.ask(state.store.set_outbox_state(id, change.new_state())).await?;
+    if !done {
+        let now = row(state, id).await?.0.state;
+        return Err(PageError::Conflict(format!(
+            "Message {id} is {} now, which leaves nothing to {word}.",
+            now.as_str(),
+        )));
+    }
+    tracing::info!(
+        outbox.id = id.0,
+        actor = viewer.actor,
+        "row {id} of the outbox was changed on the admin page: {word}"
+    );
+    Ok(())
+}
+
 /// `POST /outbox/{id}/{change}`.
 pub(in crate::admin) async fn change(
     State(state): State<AdminState>,
@@ -432,35 +469,14 @@ pub(in crate::admin) async fn change(
     Path((id, word)): Path<(i64, String)>,
     Form(form): Form<ChangeForm>,
 ) -> Result<Response, PageError> {
-    let change = Change::ALL
-        .into_iter()
-        .find(|change| change.word() == word)
-        .ok_or_else(|| PageError::NotFound("There is no such page.".to_owned()))?;
     let id = OutboxId(id);
-    let before = row(&state, id).await?.0.state;
-    // The database alone would let `release` do what `retry` does.
-    let done =
-        change.is_offered(before) && state.ask(state.store.set_outbox_state(id, change.new_state())).await?;
-    if !done {
-        let now = row(&state, id).await?.0.state;
-        return Err(PageError::Conflict(format!(
-            "Message {id} is {} now, which leaves nothing to {}.",
-            now.as_str(),
-            change.word()
-        )));
-    }
-    tracing::info!(
-        outbox.id = id.0,
-        actor = viewer.actor,
-        "row {id} of the outbox was changed on the admin page: {}",
-        change.word()
-    );
+    make_change(&state, &viewer, id, &word).await?;
     let back = form
         .back
         .filter(|back| back == "/outbox" || back.starts_with("/outbox?") || *back == format!("/outbox/{id}"));
     let back = back.unwrap_or_else(|| format!("/outbox/{id}"));
     let sign = if back.contains('?') { '&' } else { '?' };
-    Ok(Redirect::to(&format!("{back}{sign}done={}", change.word())).into_response())
+    Ok(Redirect::to(&format!("{back}{sign}done={word}")).into_response())
 }
 
 /// What the form begins with.
@@ -490,7 +506,7 @@ pub(in crate::admin) struct Composed {
 
 /// What is wrong with what was typed.
 #[derive(Default)]
-struct Problems {
+pub(in crate::admin) struct Problems {
     account: Option<String>,
     recipients: Option<String>,
     body: Option<String>,
@@ -498,6 +514,41 @@ struct Problems {
 }
 
 impl Problems {
+    /// Looks at what is to be sent, so that whoever wrote it learns at once what the queue would say later.
+    pub(in crate::admin) async fn of(
+        state: &AdminState,
+        account: &str,
+        recipients: &str,
+        body: &str,
+    ) -> Result<Self, PageError> {
+        let mut problems = Self::default();
+        match account.parse::<SipUri>() {
+            Err(error) => problems.account = Some(error.to_string()),
+            Ok(uri) => {
+                if state.ask(state.store.account(&uri)).await?.is_none() {
+                    problems.account = Some(format!("There is no account {uri}."));
+                }
+            }
+        }
+        match admission::recipients(recipients) {
+            Err(refusal) => problems.recipients = Some(refusal.sentence),
+            Ok(recipients) if recipients.is_empty() => {
+                problems.recipients =
+                    Some("Give at least one SIP address, like sip:bob@contoso.com.".to_owned());
+            }
+            Ok(_) => {}
+        }
+        if body.trim().is_empty() {
+            problems.body = Some("Write something: an empty message is not sent.".to_owned());
+        }
+        Ok(problems)
+    }
+
+    /// All of them, in sentences.
+    pub(in crate::admin) fn sentences(self) -> Vec<String> {
+        [self.account, self.recipients, self.body, self.other].into_iter().flatten().collect()
+    }
+
     fn any(&self) -> bool {
         self.account.is_some() || self.recipients.is_some() || self.body.is_some() || self.other.is_some()
     }
@@ -556,25 +607,7 @@ pub(in crate::admin) async fn queue(
     Extension(viewer): Extension<Viewer>,
     Form(form): Form<Composed>,
 ) -> Result<Response, PageError> {
-    let mut problems = Problems::default();
-    match form.account.parse::<SipUri>() {
-        Err(error) => problems.account = Some(error.to_string()),
-        Ok(uri) => {
-            if state.ask(state.store.account(&uri)).await?.is_none() {
-                problems.account = Some(format!("There is no account {uri}."));
-            }
-        }
-    }
-    match admission::recipients(&form.recipients) {
-        Err(refusal) => problems.recipients = Some(refusal.sentence),
-        Ok(recipients) if recipients.is_empty() => {
-            problems.recipients = Some("Give at least one SIP address, like sip:bob@contoso.com.".to_owned());
-        }
-        Ok(_) => {}
-    }
-    if form.body.trim().is_empty() {
-        problems.body = Some("Write something: an empty message is not sent.".to_owned());
-    }
+    let mut problems = Problems::of(&state, &form.account, &form.recipients, &form.body).await?;
     if !problems.any() {
         let text = |text: &str| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
         let row = NewOutboxRow {

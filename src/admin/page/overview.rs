@@ -12,6 +12,7 @@ use std::{
 use askama::Template;
 use axum::{Extension, extract::State, response::Response};
 use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{
@@ -43,20 +44,33 @@ const RECENT: SignedDuration = SignedDuration::from_hours(24);
 const LONG_WAIT: SignedDuration = SignedDuration::from_mins(5);
 
 /// What is known at one moment.
-#[derive(Debug, Default)]
-struct Snapshot {
+#[derive(Debug, Default, Serialize)]
+pub(in crate::admin) struct Snapshot {
+    #[serde(serialize_with = "crate::archive::text::serialize_time")]
     taken_at: Timestamp,
     /// Why the database could not tell the rest.
     problem: Option<String>,
+    /// How many in which state.
     accounts: BTreeMap<String, i64>,
+    /// How many in which state.
+    #[serde(rename = "outbox")]
     rows: BTreeMap<String, i64>,
+    #[serde(rename = "oldest_waiting_at", serialize_with = "crate::archive::text::serialize_optional_time")]
     oldest_waiting: Option<Timestamp>,
+    /// Minute by minute, oldest first.
+    #[serde(rename = "last_hour")]
     hour: Vec<Flow>,
+    /// Quarter of an hour by quarter.
+    #[serde(rename = "last_day")]
     day: Vec<Flow>,
     /// All of the last day has been counted.
+    #[serde(rename = "last_day_is_whole")]
     counted: bool,
+    #[serde(rename = "troubled_accounts")]
     troubled: Vec<TroubledAccount>,
+    #[serde(rename = "failed_sends")]
     failed: Vec<FailedSend>,
+    #[serde(rename = "open_gaps")]
     gaps: Vec<OpenGap>,
     quarantined: Vec<QuarantineEntry>,
 }
@@ -66,7 +80,7 @@ struct Snapshot {
 pub(in crate::admin) struct OverviewCache(Mutex<Option<(Instant, Duration, Arc<Snapshot>)>>);
 
 impl AdminState {
-    async fn snapshot(&self) -> Arc<Snapshot> {
+    pub(in crate::admin) async fn snapshot(&self) -> Arc<Snapshot> {
         // Whoever comes meanwhile waits for this one.
         let mut last = self.overview.0.lock().await;
         if let Some((taken, cost, snapshot)) = &*last

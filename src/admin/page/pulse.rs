@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
 
 use crate::{
     identifiers::MessageId,
@@ -23,7 +24,7 @@ const DRAWN: SignedDuration = SignedDuration::from_hours(24);
 const MARGIN: SignedDuration = SignedDuration::from_mins(10);
 
 /// From others to accounts, and from accounts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Flow {
     pub(super) incoming: i64,
     pub(super) outgoing: i64,
