@@ -686,6 +686,7 @@ async fn rows_of_an_account_that_is_not_at_work_stay_queued_and_the_status_says_
             "needs attention: the password was refused",
         ),
         (AccountState::BackingOff, None, "backing off"),
+        (AccountState::Stalled, Some("its event channel is silent"), "stalled: its event channel is silent"),
         (AccountState::Stopped, None, "stopped"),
     ];
     for (state, detail, words) in cases {
@@ -930,6 +931,20 @@ async fn a_call_that_the_server_lost_track_of_is_made_again(kind: Kind) {
     assert_eq!(scene.told_once("news").len(), 2);
 }
 
+/// The row opens the group's messaging again, before the account does so by itself.
+async fn an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let row = scene.queue("silent.a@fabrikam.example;silent.b@fabrikam.example", "news", None).await;
+    assert_eq!(scene.outcome(row).await.0, "delivered");
+    let talk = scene.accepted("news").remove(0).conversation;
+    scene.simulator.close_messaging(&talk).unwrap();
+    let conversation =
+        scene.sql.rows(&format!("SELECT conversation_id FROM outbox WHERE id = {row}")).await.remove(0);
+    let answer = scene.queue("", "an answer", Some(("conversation_id", &conversation))).await;
+    assert_eq!(scene.outcome(answer).await, ("delivered".to_owned(), String::new()));
+    assert_eq!(scene.told_once("an answer").len(), 2);
+}
+
 /// An account of a server that plays conversations of two which do not grow, in the given way.
 async fn without_growth(kind: Kind, escalation: Escalation) -> Scene {
     let settings = SimulatorSettings {
@@ -1024,6 +1039,25 @@ async fn a_group_gets_a_meeting_where_conversations_of_two_do_not_grow(kind: Kin
         assert_eq!(scene.asked(Operation::StartMessaging), 2, "{escalation:?}");
         assert!(scene.relay.server().terminate());
     }
+}
+
+async fn a_group_is_told_as_far_as_it_goes_where_meetings_are_refused(kind: Kind) {
+    let mut scene = without_growth(kind, Escalation::Refused).await;
+    let refused = Fault::new(FaultKind::status(403)).on(Operation::StartOnlineMeeting).times(100);
+    scene.simulator.inject(refused).unwrap();
+    for (first, second) in [("silent.a", "silent.b"), ("silent.c", "silent.d")] {
+        let group = format!("{first}@fabrikam.example;{second}@fabrikam.example");
+        let row = scene.queue(&group, first, None).await;
+        let (state, _) = scene.outcome(row).await;
+        assert_eq!(state, "delivered");
+        assert_eq!(scene.told_once(first), [format!("sip:{first}@fabrikam.example")]);
+        let named = format!("outbox WHERE id = {row} AND last_error LIKE 'not reached: sip:{second}@%'");
+        eventually("the row names who is missing", async || {
+            (scene.sql.count(&named).await == 1).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(scene.asked(Operation::StartOnlineMeeting), 1, "it is not asked again");
 }
 
 /// The requests with which a row for three gets its meeting where a conversation of two does not grow, in their order: each
@@ -1592,8 +1626,10 @@ on_both_databases!(
     who_could_not_be_reached_is_named_though_the_answer_is_lost,
     what_is_for_one_is_not_said_in_a_talk_that_has_grown,
     a_call_that_the_server_lost_track_of_is_made_again,
+    an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it,
     a_group_gets_a_meeting_where_conversations_of_two_do_not_grow,
     a_talk_of_two_that_could_not_be_left_is_not_gone_on_with,
+    a_group_is_told_as_far_as_it_goes_where_meetings_are_refused,
     a_meeting_whose_account_is_killed_at_any_point_is_told_once,
     a_meeting_whose_requests_are_cut_off_is_told_once,
     an_account_sends_no_faster_than_its_rate_allows,

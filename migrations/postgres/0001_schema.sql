@@ -471,7 +471,8 @@ BEGIN
             NEW.last_error := NULL;
             NEW.message_id := NULL;
             NEW.destination := NULL;
-            NEW.possible_duplicate := OLD.possible_duplicate OR OLD.state = 'uncertain';
+            -- What the server took and then could not deliver may have reached some of them.
+            NEW.possible_duplicate := OLD.possible_duplicate OR OLD.state = 'uncertain' OR OLD.sent_at IS NOT NULL;
             IF NEW.conversation_id IS NOT DISTINCT FROM OLD.conversation_id AND OLD.account_id IS NOT NULL THEN
                 NEW.conversation_id := OLD.given_conversation_id;
             END IF;
@@ -593,7 +594,7 @@ SELECT coalesce(a.sip_uri, o.account) AS account,
        min(CASE WHEN o.state <> 'queued' OR a.id IS NULL THEN NULL
                 WHEN a.removed_at IS NOT NULL THEN 'the account was removed'
                 WHEN NOT a.enabled THEN 'the account is disabled'
-                WHEN s.state IN ('online', 'stalled') THEN NULL
+                WHEN s.state = 'online' THEN NULL
                 ELSE 'the account is ' || coalesce(replace(s.state, '_', ' '), 'stopped')
                      || coalesce(': ' || s.detail, '')
            END) AS reason

@@ -403,7 +403,8 @@ BEGIN
     UPDATE outbox
        SET attempts = 0, next_attempt_at = NULL, finished_at = NULL, sent_at = NULL, claimed_by = NULL, claimed_at = NULL,
            last_code = NULL, last_subcode = NULL, last_error = NULL, message_id = NULL, destination = NULL,
-           possible_duplicate = CASE WHEN OLD.state = 'uncertain' THEN 1 ELSE OLD.possible_duplicate END,
+           possible_duplicate = CASE WHEN OLD.state = 'uncertain' OR OLD.sent_at IS NOT NULL THEN 1
+                                     ELSE OLD.possible_duplicate END,
            conversation_id = CASE WHEN NEW.conversation_id IS OLD.conversation_id AND OLD.account_id IS NOT NULL
                                   THEN OLD.given_conversation_id ELSE NEW.conversation_id END,
            expires_at = CASE WHEN OLD.state = 'expired' AND NEW.expires_at IS OLD.expires_at
@@ -514,7 +515,7 @@ SELECT coalesce(a.sip_uri, o.account) AS account,
        min(CASE WHEN o.state <> 'queued' OR a.id IS NULL THEN NULL
                 WHEN a.removed_at IS NOT NULL THEN 'the account was removed'
                 WHEN a.enabled = 0 THEN 'the account is disabled'
-                WHEN s.state IN ('online', 'stalled') THEN NULL
+                WHEN s.state = 'online' THEN NULL
                 ELSE 'the account is ' || coalesce(replace(s.state, '_', ' '), 'stopped')
                      || coalesce(': ' || s.detail, '')
            END) AS reason

@@ -302,6 +302,7 @@ impl AccountActor {
             start_messaging: application.start_messaging(),
             start_online_meeting: application.start_online_meeting(),
             groups_meet: AtomicBool::new(false),
+            may_meet: AtomicBool::new(true),
             channel: Arc::clone(&health),
             settings: Arc::clone(&self.environment.settings),
         });

@@ -75,6 +75,8 @@ pub struct DeliveryContext {
     pub start_online_meeting: Option<Url>,
     /// The server did not let a conversation of two become that of a group: groups get a meeting from their beginning.
     pub groups_meet: AtomicBool,
+    /// The server has not refused to begin a meeting.
+    pub may_meet: AtomicBool,
     /// For judging whether silence means anything.
     pub channel: Arc<ChannelHealth>,
     /// Configuration.
@@ -344,9 +346,11 @@ impl Delivery {
         Move::Wait
     }
 
-    /// Whether the text can travel with an invitation: it takes plain text only, and a group gets it once all are in.
+    /// Whether the text can travel with an invitation: it takes plain text only, and a group gets it once all are in, also
+    /// one that the row names by its conversation.
     fn text_for_invitation(&self) -> Option<String> {
-        (self.send.recipients.len() < 2 && !self.is_html()).then(|| self.send.body.clone())
+        let is_for_many = self.send.recipients.len() > 1 || self.view.borrow().multiparty;
+        (!is_for_many && !self.is_html()).then(|| self.send.body.clone())
     }
 
     fn is_html(&self) -> bool {
@@ -423,6 +427,20 @@ impl Delivery {
             view.invitation = InvitationProgress::Ringing;
         });
         let answer = self.context.client.start_online_meeting(start_online_meeting, &meeting).await;
+        if let Err(error) = &answer
+            && matches!(problem_of_invitation(error), Problem::Refused)
+        {
+            tracing::warn!(
+                outbox.id = self.send.outbox.0,
+                error = %crate::error_chain(error),
+                "the server does not let this account begin online meetings; groups get conversations of two that grow, \
+                 as far as they do"
+            );
+            self.context.may_meet.store(false, Ordering::Relaxed);
+            self.context.groups_meet.store(false, Ordering::Relaxed);
+            self.gave_up = true;
+            return Err(Attempt::BeginAnew(self.view.borrow().not_reached.clone()));
+        }
         self.invitation_answered(answer, problem_of_invitation, &operation_id, false, before).await
     }
 
@@ -562,7 +580,7 @@ impl Delivery {
             return attempt;
         }
         let error = "the conversation did not become ready for messages in time".to_owned();
-        self.retry_or_fail(Timestamp::now(), None, reason, error)
+        self.retry_or_fail(self.next_attempt_at(None), None, reason, error)
     }
 
     /// The call without the text failed.
@@ -654,6 +672,7 @@ impl Delivery {
         self.calling.is_some()
             && self.destination.len() > 1
             && self.context.start_online_meeting.is_some()
+            && self.context.may_meet.load(Ordering::Relaxed)
             // It may have been called a conference while the server tried.
             && !view.is_conference()
             && !view.ended

@@ -233,9 +233,11 @@ impl Workspace {
             .last_error
             .as_deref()
             .and_then(|error| error.find(NOT_DELIVERED).map(|at| error[at..].to_owned()));
-        row.last_error = Some(match reported {
-            Some(reported) => format!("{words}; {reported}"),
-            None => words,
+        row.last_error = Some(match (row.last_error.take(), reported) {
+            // What events have failed meanwhile says why.
+            (Some(failure), _) if row.state == OutboxState::Failed => format!("{failure}; {words}"),
+            (_, Some(reported)) => format!("{words}; {reported}"),
+            (_, None) => words,
         });
     }
 
@@ -317,7 +319,8 @@ impl Workspace {
         row.next_attempt_at = None;
         row.last_code = None;
         row.last_subcode = None;
-        row.last_error = None;
+        // Who could not be brought into the group was noted before the text was said.
+        row.last_error = row.last_error.take().filter(|error| error.starts_with(NOT_REACHED));
         if by_event {
             applying.settled(SettledSend {
                 outbox: row.id,
