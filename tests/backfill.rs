@@ -237,6 +237,7 @@ async fn signed_in(root: Url, kind: Kind) -> Account {
         start_messaging: None,
         start_online_meeting: None,
         groups_meet: AtomicBool::new(false),
+        may_meet: AtomicBool::new(true),
         channel: Arc::new(ChannelHealth::default()),
         settings: Arc::new(settings),
     });
