@@ -931,6 +931,31 @@ async fn a_call_that_the_server_lost_track_of_is_made_again(kind: Kind) {
     assert_eq!(scene.told_once("news").len(), 2);
 }
 
+/// Who was called when the time was over is not told any more.
+async fn a_row_whose_time_passes_while_its_call_rings_is_not_said(kind: Kind) {
+    let slow = (Duration::from_secs(3), Duration::from_secs(3));
+    let settings = SimulatorSettings { answer_delay: slow, ..SimulatorSettings::default() };
+    let mut scene = Scene::begin(kind, settings, QUICK).await;
+    let soon = format!("'{}'", Timestamp::now() + 2.seconds());
+    let row = scene
+        .queue("silent.a@fabrikam.example;silent.b@fabrikam.example", "too late", Some(("expires_at", &soon)))
+        .await;
+    assert_eq!(scene.outcome(row).await.0, "expired");
+    assert_eq!(scene.asked(Operation::StartMessaging), 1);
+    assert!(scene.accepted("too late").is_empty());
+}
+
+async fn whoever_is_invited_while_the_server_is_busy_is_invited_again(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    scene
+        .simulator
+        .inject(Fault::new(FaultKind::status(503)).on(Operation::AddParticipant).times(2))
+        .unwrap();
+    let row = scene.queue("silent.a@fabrikam.example;silent.b@fabrikam.example", "news", None).await;
+    assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+    assert_eq!(scene.told_once("news").len(), 2);
+}
+
 /// The row opens the group's messaging again, before the account does so by itself.
 async fn an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it(kind: Kind) {
     let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
@@ -1627,6 +1652,8 @@ on_both_databases!(
     what_is_for_one_is_not_said_in_a_talk_that_has_grown,
     a_call_that_the_server_lost_track_of_is_made_again,
     an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it,
+    a_row_whose_time_passes_while_its_call_rings_is_not_said,
+    whoever_is_invited_while_the_server_is_busy_is_invited_again,
     a_group_gets_a_meeting_where_conversations_of_two_do_not_grow,
     a_talk_of_two_that_could_not_be_left_is_not_gone_on_with,
     a_group_is_told_as_far_as_it_goes_where_meetings_are_refused,

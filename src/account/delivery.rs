@@ -51,9 +51,12 @@ const ASK_AFTER: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// So close together, sends whose answers were lost have the event channel asked once.
 const AT_THE_SAME_TIME: Duration = Duration::from_secs(1);
-/// How long to wait before a conversation is left once more, unless the server asks for another time; and at most.
-const LEAVE_AGAIN_AFTER: Duration = Duration::from_secs(1);
-const LEAVE_AGAIN_AT_MOST: Duration = Duration::from_secs(15);
+/// How long to wait before somebody is invited or a conversation is left once more, unless the server asks for another time;
+/// and at most.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(15);
+/// How often somebody is invited while the server is too busy.
+const INVITED_AT_MOST: u32 = 3;
 /// The longest time an outcome stays open before it is called uncertain.
 const SETTLE_AT_MOST: Duration = Duration::from_secs(180);
 
@@ -272,6 +275,14 @@ impl Delivery {
             }
             if now.ended {
                 return if called { self.ended_unsaid() } else { Attempt::Release };
+            }
+            // The queue says of what is given back that it expired.
+            if self.send.expires_at.is_some_and(|expires_at| expires_at <= Timestamp::now()) {
+                if now.gathering == Gathering::Meeting || self.calling.is_some() {
+                    self.gave_up = true;
+                    self.leave().await;
+                }
+                return Attempt::Release;
             }
             // It grew since the row was handed over.
             if now.multiparty && self.is_for_one() {
@@ -647,8 +658,7 @@ impl Delivery {
             Ok(url) => match self.context.client.delete(&url).await {
                 // Whoever has left already is told so.
                 Err(error) if error.is_transport() || matches!(error.status(), Some(429 | 500..)) => {
-                    let pause = error.retry_after().unwrap_or(LEAVE_AGAIN_AFTER).min(LEAVE_AGAIN_AT_MOST);
-                    tokio::time::sleep(pause).await;
+                    tokio::time::sleep(error.retry_after().unwrap_or(AGAIN_AFTER).min(AGAIN_AT_MOST)).await;
                     self.context.client.delete(&url).await
                 }
                 left => left,
@@ -764,9 +774,27 @@ impl Delivery {
         None
     }
 
-    /// Invites somebody to the conversation. Where the answer is lost, the events would have told of the invitation, and did
-    /// not, it is made once more.
+    /// Invites somebody to the conversation, again where the server was too busy: later rows find the group as it is then.
     async fn invite(&self, link: &str, operation_id: &OperationId, uri: &SipUri) -> Result<(), UcwaError> {
+        let mut attempts = 1;
+        loop {
+            match self.invite_once(link, operation_id, uri).await {
+                Err(error) if attempts < INVITED_AT_MOST && matches!(error.status(), Some(429 | 503)) => {
+                    attempts += 1;
+                    tokio::time::sleep(error.retry_after().unwrap_or(AGAIN_AFTER).min(AGAIN_AT_MOST)).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Where the answer is lost, the events would have told of the invitation, and did not, it is made once more.
+    async fn invite_once(
+        &self,
+        link: &str,
+        operation_id: &OperationId,
+        uri: &SipUri,
+    ) -> Result<(), UcwaError> {
         let url = self.context.client.resolve(link)?;
         let continuity = Some(self.context.channel.continuity());
         match self.context.client.add_participant(&url, operation_id, uri.as_str()).await {
