@@ -812,11 +812,13 @@ async fn a_group_is_told_whoever_of_it_can_be_reached(kind: Kind) {
         assert_eq!(to, full(reached), "{named:?}");
         assert_eq!(error.starts_with("not reached: "), !words.is_empty(), "{error}");
         let unreached = named.len() - reached.len();
-        let noted = scene
-            .sql
-            .rows(&format!("SELECT failed_recipients FROM messages WHERE outbox_id = {}", ids[number]))
-            .await;
-        assert_eq!(noted[0].matches('@').count(), unreached, "{noted:?}");
+        let query =
+            format!("SELECT coalesce(failed_recipients, '') FROM messages WHERE outbox_id = {}", ids[number]);
+        eventually(&format!("{named:?}: the message names {unreached}"), async || {
+            let noted = scene.sql.rows(&query).await.remove(0);
+            (noted.matches('@').count() == unreached).then_some(())
+        })
+        .await;
     }
 
     // The next row for the same people is said in the group that is there, and so is an answer into its conversation.
