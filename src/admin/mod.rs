@@ -3,7 +3,7 @@
 //! It reads the database through the same traits as the commands and never writes the archive. Every request passes the
 //! `guard` first: a foreign `Host` is refused (DNS rebinding), and every answer carries headers that keep a browser
 //! from doing anything with it but show it. What people look at passes `viewer`, too, which knows who they are, and so does
-//! what programs ask by [`api`]. Trouble
+//! what programs ask by `api`. Trouble
 //! here ends no account: the listener is a task of its own, and takes few readers of the database.
 
 mod api;
