@@ -26,8 +26,8 @@ use ucwa_relay::{
     identifiers::OutboxId,
     outbox::pruning,
     simulator::{
-        Escalation, Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, SettingsChange, Simulator,
-        SimulatorSettings,
+        Escalation, Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, Refusal, SettingsChange,
+        Simulator, SimulatorSettings,
     },
     store::{AccountState, ClaimedSend, NewOutboxRow, OutboxState, ShapeCell},
 };
@@ -958,6 +958,109 @@ async fn whoever_is_invited_while_the_server_is_busy_is_invited_again(kind: Kind
     assert_eq!(scene.told_once("news").len(), 2);
 }
 
+impl Scene {
+    /// Waits until the archive has it that somebody left the conversation in which this text was said, so many times.
+    async fn has_left(&mut self, who: &str, body: &str, times: usize) {
+        let query = format!(
+            "SELECT 1 FROM participants p JOIN messages m ON m.conversation_id = p.conversation_id
+              WHERE m.body = '{body}' AND p.sip_uri = '{who}' AND p.left_at IS NOT NULL"
+        );
+        eventually(&format!("{who} has left"), async || {
+            (self.sql.rows(&query).await.len() == times).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until a row says this of whom it did not reach.
+    async fn names(&mut self, row: i64, beginning: &str) {
+        let query = format!("SELECT coalesce(last_error, '') FROM outbox WHERE id = {row}");
+        eventually(&format!("row {row} says {beginning:?}"), async || {
+            self.sql.rows(&query).await.remove(0).starts_with(beginning).then_some(())
+        })
+        .await;
+    }
+}
+
+async fn whoever_has_left_a_group_is_invited_again(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let group = "silent.a@fabrikam.example;silent.b@fabrikam.example;leaves.c@fabrikam.example";
+    let leaver = "sip:leaves.c@fabrikam.example";
+    let first = scene.queue(group, "news", None).await;
+    assert_eq!(scene.outcome(first).await, ("delivered".to_owned(), String::new()));
+    scene.has_left(leaver, "news", 1).await;
+
+    let second = scene.queue(group, "more news", None).await;
+    assert_eq!(scene.outcome(second).await, ("delivered".to_owned(), String::new()));
+    assert_eq!(scene.told_once("more news").len(), 3);
+    assert_eq!(scene.accepted("more news")[0].conversation, scene.accepted("news")[0].conversation);
+    assert_eq!(scene.asked(Operation::AddParticipant), 3);
+    scene.has_left(leaver, "news", 2).await;
+
+    // Who does not come back is named, and is not invited any more if that can't help.
+    scene.simulator.inject(Fault::new(FaultKind::status(403)).on(Operation::AddParticipant)).unwrap();
+    for (text, asked) in [("without one", 4), ("still without", 4)] {
+        let row = scene.queue(group, text, None).await;
+        let (state, error) = scene.outcome(row).await;
+        assert_eq!(state, "delivered", "{text}: {error}");
+        scene.names(row, &format!("not reached: {leaver} (")).await;
+        assert_eq!(scene.told_once(text).len(), 2, "{text}");
+        assert_eq!(scene.asked(Operation::AddParticipant), asked, "{text}");
+    }
+}
+
+async fn whoever_could_not_come_for_now_is_invited_again_later(kind: Kind) {
+    let busy = || Fault::new(FaultKind::status(503)).on(Operation::AddParticipant).times(3);
+    let group = "silent.a@fabrikam.example;silent.b@fabrikam.example";
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    scene.simulator.inject(busy()).unwrap();
+    let first = scene.queue(group, "news", None).await;
+    assert_eq!(scene.outcome(first).await.0, "delivered");
+    assert_eq!(scene.told_once("news").len(), 1);
+    scene.names(first, "not reached: sip:silent.b@").await;
+    // When it is time, a row brings them in.
+    let mut number = 0;
+    eventually("a later row is said to both", async || {
+        number += 1;
+        let text = format!("more news {number}");
+        let row = scene.queue(group, &text, None).await;
+        assert_eq!(scene.outcome(row).await.0, "delivered");
+        (scene.told_once(&text).len() == 2).then_some(())
+    })
+    .await;
+    assert_eq!(scene.asked(Operation::AddParticipant), 4, "once more");
+    assert_eq!(scene.asked(Operation::StartMessaging), 1);
+
+    // Before that, it is not tried by each row anew.
+    let patient =
+        QUICK.replace("retry_base = \"1s\"\nretry_max = \"2s\"", "retry_base = \"1h\"\nretry_max = \"2h\"");
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), &patient).await;
+    scene.simulator.inject(busy()).unwrap();
+    for text in ["one", "two"] {
+        let row = scene.queue(group, text, None).await;
+        assert_eq!(scene.outcome(row).await.0, "delivered");
+        scene.names(row, "not reached: sip:silent.b@").await;
+        assert_eq!(scene.asked(Operation::AddParticipant), 3, "{text}");
+    }
+}
+
+async fn a_group_that_nobody_joins_waits_as_long_as_the_server_wants(kind: Kind) {
+    let mut scene = without_growth(kind, Escalation::Refused).await;
+    let first = scene.queue("silent.a@fabrikam.example;silent.b@fabrikam.example", "news", None).await;
+    assert_eq!(scene.outcome(first).await.0, "delivered");
+    let busy = FaultKind::Status(Refusal { status: 503, retry_after: Some(3600), ..Refusal::default() });
+    scene.simulator.inject(Fault::new(busy).on(Operation::AddParticipant).times(2)).unwrap();
+    let row = scene.queue("silent.c@fabrikam.example;silent.d@fabrikam.example", "for others", None).await;
+    let now = Timestamp::now();
+    let query =
+        format!("SELECT next_attempt_at FROM outbox WHERE id = {row} AND state = 'queued' AND attempts = 1");
+    let at = eventually("the row waits", async || scene.sql.rows(&query).await.pop()).await;
+    let at = at.replace(' ', "T").replace("+00", "Z").replace("ZZ", "Z");
+    let wait = at.parse::<Timestamp>().unwrap().duration_since(now);
+    // The server's clock is the machine's; what it wants to be left alone is capped.
+    assert!(wait.as_secs() >= 600, "{wait:?}");
+    assert!(scene.accepted("for others").is_empty());
+}
+
 /// The row opens the group's messaging again, before the account does so by itself.
 async fn an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it(kind: Kind) {
     let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
@@ -1656,6 +1759,9 @@ on_both_databases!(
     an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it,
     a_row_whose_time_passes_while_its_call_rings_is_not_said,
     whoever_is_invited_while_the_server_is_busy_is_invited_again,
+    whoever_has_left_a_group_is_invited_again,
+    whoever_could_not_come_for_now_is_invited_again_later,
+    a_group_that_nobody_joins_waits_as_long_as_the_server_wants,
     a_group_gets_a_meeting_where_conversations_of_two_do_not_grow,
     a_talk_of_two_that_could_not_be_left_is_not_gone_on_with,
     a_group_is_told_as_far_as_it_goes_where_meetings_are_refused,

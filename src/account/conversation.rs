@@ -12,6 +12,7 @@ use std::{
 };
 
 use actix::prelude::*;
+use jiff::Timestamp;
 use tokio::{
     sync::{oneshot, watch},
     time::Instant,
@@ -98,6 +99,10 @@ pub struct Unreached {
     pub why: String,
     /// Whether they may be there later.
     pub healing: Healing,
+    /// How often they were invited in vain, one time after the other.
+    pub tries: i64,
+    /// When a later row may invite them again.
+    pub again_at: Timestamp,
 }
 
 /// What the event channel told about a conversation, as far as sending depends on it.

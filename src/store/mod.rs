@@ -532,6 +532,17 @@ pub struct KnownConversation {
     pub subject: Option<String>,
 }
 
+/// Somebody else's stay in a conversation, as far as events told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownStay {
+    /// Who; `None` where nobody said.
+    pub uri: Option<String>,
+    /// They have not left.
+    pub present: bool,
+    /// Who it is is being asked for.
+    pub being_read: bool,
+}
+
 /// The archive and the event-channel cursor.
 #[async_trait]
 pub trait ArchiveStore: Send + Sync {
@@ -591,6 +602,13 @@ pub trait ArchiveStore: Send + Sync {
         account: AccountId,
         session: SessionId,
     ) -> Result<Vec<OpenConversation>, StoreError>;
+    /// The stays of the other people in a conversation of a session, named by its address in the application.
+    async fn known_stays(
+        &self,
+        account: AccountId,
+        session: SessionId,
+        conversation_href: &str,
+    ) -> Result<Vec<KnownStay>, StoreError>;
     /// A conversation of an account, if there is one with this id.
     async fn conversation(
         &self,

@@ -20,7 +20,7 @@ use crate::{
     },
     identifiers::{AccountId, ConversationId, SessionId},
     store::{
-        ArchiveStore, CommitOutcome, KnownConversation, OpenConversation, Session, StoreError,
+        ArchiveStore, CommitOutcome, KnownConversation, KnownStay, OpenConversation, Session, StoreError,
         columns::Columns,
         rows,
         trouble::failed,
@@ -522,6 +522,29 @@ impl ArchiveStore for PostgresStore {
         .await
         .map_err(&failed)?;
         rows.iter().map(|row| rows::open_conversation(row).map_err(&failed)).collect()
+    }
+
+    async fn known_stays(
+        &self,
+        account: AccountId,
+        session: SessionId,
+        conversation_href: &str,
+    ) -> Result<Vec<KnownStay>, StoreError> {
+        let failed = failed("reading who is in a conversation");
+        let rows = sqlx::query(
+            "SELECT p.sip_uri, p.left_at IS NULL AS present, p.awaiting IS NOT NULL AS being_read
+               FROM conversations c
+               JOIN participants p ON p.account_id = c.account_id AND p.conversation_id = c.id
+              WHERE c.account_id = $1 AND c.session_id = $2 AND c.href = $3 AND NOT p.is_local
+              ORDER BY p.id",
+        )
+        .bind(account.0)
+        .bind(session.0)
+        .bind(conversation_href)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?;
+        rows.iter().map(|row| rows::known_stay(row).map_err(&failed)).collect()
     }
 
     async fn conversation(
