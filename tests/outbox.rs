@@ -109,6 +109,17 @@ fn not_delivered(send: &ClaimedSend) -> Fact {
     Fact::Message(MessageFact { status: Some(OperationStatus::Failure), ..fact })
 }
 
+fn not_delivered_for_now(send: &ClaimedSend) -> Fact {
+    let Fact::Message(fact) = not_delivered(send) else { unreachable!("it is one") };
+    let reason = FailureReason { subcode: Some("Timeout".to_owned()), ..FailureReason::default() };
+    Fact::Message(MessageFact { reason: Some(reason), ..fact })
+}
+
+fn second_delivered(send: &ClaimedSend) -> Fact {
+    let Fact::Message(fact) = our_message(2) else { unreachable!("it is one") };
+    Fact::Message(MessageFact { operation_id: Some(send.operation_id.clone()), ..fact })
+}
+
 fn busy() -> SendOutcome {
     retry_at(Timestamp::now())
 }
@@ -165,6 +176,34 @@ fn transitions() -> Vec<Way> {
     vec![
         ("accepted, then delivered", "", vec![claim, sent, (Hear(delivered), "delivered")]),
         ("accepted, then not delivered", "", vec![claim, sent, (Hear(not_delivered), "failed")]),
+        (
+            "not delivered for now, sent again",
+            "",
+            vec![
+                claim,
+                sent,
+                (Hear(not_delivered_for_now), "queued"),
+                (Claim(0), "queued"),
+                (Claim(1), "sending"),
+                (Hear(second_delivered), "delivered"),
+            ],
+        ),
+        (
+            "not delivered for now before the answer",
+            "",
+            vec![
+                claim,
+                (Hear(not_delivered_for_now), "queued"),
+                (Answer(|| accepted(1)), "queued"),
+                (Claim(1), "sending"),
+                (Hear(second_delivered), "delivered"),
+            ],
+        ),
+        (
+            "not delivered for now at the last attempt",
+            "max_attempts = 1",
+            vec![claim, sent, (Hear(not_delivered_for_now), "failed")],
+        ),
         (
             "delivered before the answer",
             "",
@@ -1061,6 +1100,25 @@ async fn a_group_that_nobody_joins_waits_as_long_as_the_server_wants(kind: Kind)
     assert!(scene.accepted("for others").is_empty());
 }
 
+/// Nobody has got what the server says was not delivered: it is sent again while that may help.
+async fn a_message_that_was_not_delivered_for_now_is_sent_again(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let first = scene.queue("deaf.a@fabrikam.example", "hello", None).await;
+    assert_eq!(scene.outcome(first).await.0, "delivered", "a call brings its text along");
+    let row = scene.queue("deaf.a@fabrikam.example", "news", Some(("max_attempts", "3"))).await;
+    let (state, error) = scene.outcome(row).await;
+    assert_eq!(state, "failed", "{error}");
+    assert!(error.contains("not delivered to sip:deaf.a@fabrikam.example"), "{error}");
+    assert_eq!(scene.accepted("news").len(), 3);
+    assert_eq!(scene.asked(Operation::StartMessaging), 1, "in the same talk");
+    let attempts = scene
+        .sql
+        .rows(&format!("SELECT outcome, subcode FROM outbox_attempts WHERE outbox_id = {row} ORDER BY id"))
+        .await;
+    assert_eq!(attempts, ["failed|Timeout"; 3]);
+    assert_eq!(scene.sql.count("outbox WHERE possible_duplicate").await, 0, "it arrived at no time");
+}
+
 /// The row opens the group's messaging again, before the account does so by itself.
 async fn an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it(kind: Kind) {
     let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
@@ -1759,6 +1817,7 @@ on_both_databases!(
     an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it,
     a_row_whose_time_passes_while_its_call_rings_is_not_said,
     whoever_is_invited_while_the_server_is_busy_is_invited_again,
+    a_message_that_was_not_delivered_for_now_is_sent_again,
     whoever_has_left_a_group_is_invited_again,
     whoever_could_not_come_for_now_is_invited_again_later,
     a_group_that_nobody_joins_waits_as_long_as_the_server_wants,
