@@ -1119,6 +1119,42 @@ async fn a_message_that_was_not_delivered_for_now_is_sent_again(kind: Kind) {
     assert_eq!(scene.sql.count("outbox WHERE possible_duplicate").await, 0, "it arrived at no time");
 }
 
+/// A group goes on where it is after the program was away, and after the server lost track of what it followed.
+async fn a_group_is_found_again(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let group = "silent.a@fabrikam.example;silent.b@fabrikam.example;silent.c@fabrikam.example";
+    // One of whom only the first can be had: a talk of two, and yet the group's.
+    let pair = "silent.d@fabrikam.example;declines.e@fabrikam.example";
+    for (recipients, text) in [(group, "news"), (pair, "for two")] {
+        let row = scene.queue(recipients, text, None).await;
+        assert_eq!(scene.outcome(row).await.0, "delivered", "{text}");
+    }
+    let talk = scene.accepted("news").remove(0).conversation;
+    let of_pair = scene.accepted("for two").remove(0).conversation;
+    let calls = scene.asked(Operation::StartMessaging);
+
+    scene.relay.server().kill();
+    scene.simulator.leave_from(&talk, Some("sip:silent.b@fabrikam.example")).unwrap();
+    scene.restart().await;
+    let row = scene.queue(group, "after the restart", None).await;
+    assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+    assert_eq!(scene.told_once("after the restart").len(), 3, "whoever left meanwhile is invited again");
+    let row = scene.queue(pair, "for two again", None).await;
+    assert_eq!(scene.outcome(row).await.0, "delivered");
+    scene.names(row, "not reached: sip:declines.e@").await;
+
+    let lost = Fault::new(FaultKind::Resume { lose_conversations: false }).on(Operation::Events);
+    let lost = scene.simulator.inject(lost).unwrap();
+    eventually("the server has lost track", async || (scene.simulator.struck(lost) == 1).then_some(())).await;
+    let row = scene.queue(group, "after the loss", None).await;
+    assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+    for text in ["after the restart", "after the loss"] {
+        assert_eq!(scene.accepted(text)[0].conversation, talk, "{text}");
+    }
+    assert_eq!(scene.accepted("for two again")[0].conversation, of_pair);
+    assert_eq!(scene.asked(Operation::StartMessaging), calls, "nobody is called for what is there");
+}
+
 /// The row opens the group's messaging again, before the account does so by itself.
 async fn an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it(kind: Kind) {
     let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
@@ -1817,6 +1853,7 @@ on_both_databases!(
     an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it,
     a_row_whose_time_passes_while_its_call_rings_is_not_said,
     whoever_is_invited_while_the_server_is_busy_is_invited_again,
+    a_group_is_found_again,
     a_message_that_was_not_delivered_for_now_is_sent_again,
     whoever_has_left_a_group_is_invited_again,
     whoever_could_not_come_for_now_is_invited_again_later,

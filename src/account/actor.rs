@@ -25,7 +25,8 @@ use crate::{
         channel_state::ChannelEnd,
         conversation::{
             ConversationActor, ConversationExited, ConversationView, Deliver, DeliveryEnd, DeliveryFinished,
-            InvitationProgress, MessagingView, SharedView, StopConversation, Unreached, shared_view,
+            Gathering, InvitationProgress, MessagingView, SharedView, StopConversation, Unreached,
+            shared_view,
         },
         delivery::{
             DeliveryContext, call_operation_id, commit_send, first_to_call, meeting_operation_ids,
@@ -530,7 +531,19 @@ impl AccountActor {
                 .conversations
                 .get(&number)
                 .is_some_and(|conversation| conversation.destination.is_some());
-            if let Some(remote) = found.remote.filter(|_| !found.multiparty && !is_theirs) {
+            if is_theirs {
+                continue;
+            }
+            if let Some(group) = found.group {
+                // Rows look who of them is there.
+                if let Some(conversation) = self.conversations.get(&number) {
+                    conversation.view.send_modify(|view| {
+                        view.gathering = Gathering::Assembled;
+                        view.multiparty = true;
+                    });
+                }
+                self.serve_destination(number, &group);
+            } else if let Some(remote) = found.remote.filter(|_| !found.multiparty) {
                 self.serve_destination(number, &remote);
             }
         }

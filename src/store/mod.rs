@@ -517,6 +517,8 @@ pub struct OpenConversation {
     pub multiparty: bool,
     /// For going on with the thread.
     pub thread_id: Option<String>,
+    /// The group for which something was last said in it, in the spelling of `outbox.destination`.
+    pub group: Option<String>,
 }
 
 /// What is known of a conversation, open or over, for going on with it in another one.

@@ -255,6 +255,7 @@ pub(super) fn open_conversation(row: &impl Columns) -> Result<OpenConversation, 
         remote_uri: remote.filter(|remote| !remote.contains(';')),
         multiparty: row.flag("multiparty")?,
         thread_id: row.optional_text("thread_id")?,
+        group: row.optional_text("group_of_rows")?,
     })
 }
 

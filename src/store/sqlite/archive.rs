@@ -489,7 +489,11 @@ impl ArchiveStore for SqliteStore {
                                AND p.left_at IS NULL AND p.sip_uri IS NOT NULL AND p.sip_uri <> a.sip_uri)),
                         (SELECT CASE i.direction WHEN 'incoming' THEN i.from_uri ELSE i.to_uri END FROM invitations i
                           WHERE i.account_id = c.account_id AND i.conversation_id = c.id AND i.kind = 'messaging'
-                          ORDER BY i.id LIMIT 1)) AS remote
+                          ORDER BY i.id LIMIT 1)) AS remote,
+                    (SELECT o.destination FROM messages m INDEXED BY messages_of_conversation
+                       JOIN outbox o ON o.id = m.outbox_id
+                      WHERE m.account_id = c.account_id AND m.conversation_id = c.id AND o.destination LIKE '%;%'
+                      ORDER BY m.sent_at DESC LIMIT 1) AS group_of_rows
                FROM conversations c
                JOIN accounts a ON a.id = c.account_id
               WHERE c.account_id = ?1 AND c.session_id = ?2 AND c.ended_at IS NULL AND c.href IS NOT NULL
