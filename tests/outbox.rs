@@ -26,8 +26,8 @@ use ucwa_relay::{
     identifiers::OutboxId,
     outbox::pruning,
     simulator::{
-        Escalation, Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, Refusal, SettingsChange,
-        Simulator, SimulatorSettings,
+        ConversationPhase, Escalation, Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, Refusal,
+        SettingsChange, Simulator, SimulatorSettings,
     },
     store::{AccountState, ClaimedSend, NewOutboxRow, OutboxState, ShapeCell},
 };
@@ -1155,6 +1155,84 @@ async fn a_group_is_found_again(kind: Kind) {
     assert_eq!(scene.asked(Operation::StartMessaging), calls, "nobody is called for what is there");
 }
 
+impl Scene {
+    /// How many conversations the account has open on the server.
+    fn open_talks(&self) -> usize {
+        let mut accounts = self.simulator.accounts();
+        accounts.remove(0).applications.iter().map(|application| application.conversations.len()).sum()
+    }
+}
+
+/// Nobody's telephone rings for a row that is given up, though no event has told of the call.
+async fn a_call_that_is_given_up_is_withdrawn(kind: Kind) {
+    let settings = SimulatorSettings { early_event_share: 0.0, ..SimulatorSettings::default() };
+    let mut scene = Scene::begin(kind, settings, QUICK).await;
+    let silence = Fault::new(FaultKind::Delay { ms: 120_000 }).on(Operation::Events).account(ALICE);
+    let silence = scene.simulator.inject(silence).unwrap();
+    eventually("the channel is silent", async || (scene.simulator.struck(silence) > 0).then_some(())).await;
+    let soon = format!("'{}'", Timestamp::now() + 2.seconds());
+    let row = scene
+        .queue("absent.a@fabrikam.example;absent.b@fabrikam.example", "late", Some(("expires_at", &soon)))
+        .await;
+    eventually("somebody is called", async || (scene.open_talks() == 1).then_some(())).await;
+    assert_eq!(scene.outcome(row).await.0, "expired");
+    assert_eq!(scene.asked(Operation::StopMessaging), 1, "the call was withdrawn");
+    assert_eq!(scene.open_talks(), 0);
+}
+
+async fn the_longest_idle_conversation_makes_room_for_a_new_one(kind: Kind) {
+    let settings =
+        SimulatorSettings { conversations_per_application: Some(2), ..SimulatorSettings::default() };
+    // Time to leave one before the row is tried again.
+    let unhurried =
+        QUICK.replace("retry_base = \"1s\"\nretry_max = \"2s\"", "retry_base = \"4s\"\nretry_max = \"4s\"");
+    let mut scene = Scene::begin(kind, settings, &unhurried).await;
+    let to = |name: &str| format!("silent.{name}@fabrikam.example");
+    for name in ["a", "b"] {
+        let row = scene.queue(&to(name), &format!("news for {name}"), None).await;
+        assert_eq!(scene.outcome(row).await.0, "delivered");
+    }
+    let again = scene.queue(&to("a"), "more for a", None).await;
+    assert_eq!(scene.outcome(again).await.0, "delivered");
+    // The text goes with the call, which fails later.
+    let third = scene.queue(&to("c"), "news for c", None).await;
+    assert_eq!(scene.outcome(third).await.0, "delivered");
+    assert_eq!(scene.asked(Operation::LeaveConversation), 1);
+    let talk = |body: &str| scene.simulator.conversation_phase(&scene.accepted(body)[0].conversation);
+    assert_eq!(
+        (talk("news for a"), talk("news for b")),
+        (ConversationPhase::Connected, ConversationPhase::Ended)
+    );
+    // A group is called without it, and the request may be refused at once.
+    let full = Fault::new(FaultKind::refusal(403, "TooManyConversations")).on(Operation::StartMessaging);
+    scene.simulator.inject(full).unwrap();
+    let group = scene.queue(&[to("d"), to("e")].join(";"), "for a group", None).await;
+    assert_eq!(scene.outcome(group).await, ("delivered".to_owned(), String::new()));
+    assert_eq!(scene.told_once("for a group").len(), 2);
+    assert_eq!(scene.open_talks(), 2);
+
+    // Meetings make room as well, after all talks of two.
+    let settings = SimulatorSettings {
+        conversations_per_application: Some(2),
+        escalation: Escalation::Absent,
+        ..SimulatorSettings::default()
+    };
+    let mut scene = Scene::begin(kind, settings, &unhurried).await;
+    for (number, pair) in [["a", "b"], ["c", "d"], ["e", "f"]].into_iter().enumerate() {
+        let text = format!("meeting {number}");
+        let row = scene.queue(&pair.map(to).join(";"), &text, None).await;
+        assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+        assert_eq!(scene.told_once(&text).len(), 2);
+    }
+    let meeting = |number: usize| {
+        scene.simulator.conversation_phase(&scene.accepted(&format!("meeting {number}"))[0].conversation)
+    };
+    assert_eq!(
+        [0, 1, 2].map(meeting),
+        [ConversationPhase::Ended, ConversationPhase::Connected, ConversationPhase::Connected]
+    );
+}
+
 /// The row opens the group's messaging again, before the account does so by itself.
 async fn an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it(kind: Kind) {
     let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
@@ -1854,6 +1932,8 @@ on_both_databases!(
     a_row_whose_time_passes_while_its_call_rings_is_not_said,
     whoever_is_invited_while_the_server_is_busy_is_invited_again,
     a_group_is_found_again,
+    a_call_that_is_given_up_is_withdrawn,
+    the_longest_idle_conversation_makes_room_for_a_new_one,
     a_message_that_was_not_delivered_for_now_is_sent_again,
     whoever_has_left_a_group_is_invited_again,
     whoever_could_not_come_for_now_is_invited_again_later,

@@ -253,6 +253,8 @@ pub struct Deliver {
 pub enum DeliveryEnd {
     /// What became of it is committed.
     Done,
+    /// So it is, and the server would not begin a conversation because the account has too many.
+    NoRoom,
     /// The server has a conversation of its thread open, in which it is to be said.
     ThreadTaken,
     /// Nothing was said, and the conversation that was to become that of a group is over: it is to begin anew, without these

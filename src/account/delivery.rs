@@ -34,7 +34,7 @@ use crate::{
     },
     archive::{
         fact::{ArchiveCommit, ConversationEnded, Fact, FailureReason, SaidIn, SendFact, SendOutcome},
-        retry::{Healing, classify_invitation_failure, describe_invitation_failure},
+        retry::{Healing, classify_invitation_failure, describe_invitation_failure, is_for_want_of_room},
     },
     identifiers::{AccountId, OperationId, OutboxId, SessionId, SipUri},
     metrics,
@@ -121,6 +121,10 @@ pub struct Delivery {
     calling: Option<usize>,
     /// Whoever is missing from the group was invited, or had not to be.
     is_gathered: bool,
+    /// The server would not begin a conversation because the account has too many.
+    lacks_room: bool,
+    /// Address of the invitation that is out.
+    invitation: Option<String>,
 }
 
 /// What was so before a request went out whose answer may be lost.
@@ -181,6 +185,15 @@ enum Move {
     Wait,
 }
 
+/// What is to end.
+#[derive(Clone, Copy)]
+enum Ending {
+    /// By leaving it.
+    Conversation,
+    /// By its link `cancel`.
+    Invitation,
+}
+
 /// What came of reading a resource.
 enum Asked {
     Told(Box<Resource>),
@@ -213,7 +226,18 @@ impl Delivery {
         send: ClaimedSend,
         settled: oneshot::Receiver<SettledSend>,
     ) -> Self {
-        Self { context, view, destination, send, settled, gave_up: false, calling: None, is_gathered: false }
+        Self {
+            context,
+            view,
+            destination,
+            send,
+            settled,
+            gave_up: false,
+            calling: None,
+            is_gathered: false,
+            lacks_room: false,
+            invitation: None,
+        }
     }
 
     /// Sends and commits the outcome. Does not return before the outcome is durable, unless the store is closing or
@@ -238,7 +262,7 @@ impl Delivery {
             }
             Attempt::Outcome(outcome) => {
                 self.commit(outcome).await;
-                DeliveryEnd::Done
+                if self.lacks_room { DeliveryEnd::NoRoom } else { DeliveryEnd::Done }
             }
         };
         self.view.send_modify(|view| view.last_activity = Instant::now());
@@ -497,8 +521,12 @@ impl Delivery {
             Ok(location) if carries_text => {
                 Ok(Some(Attempt::Outcome(SendOutcome::InvitationAccepted { invitation_href: location })))
             }
-            Ok(_) => Ok(None),
+            Ok(location) => {
+                self.invitation = location;
+                Ok(None)
+            }
             Err(error) => {
+                self.lacks_room |= is_for_want_of_room(error.subcode());
                 let mut problem = problem_of(&error);
                 if !carries_text && matches!(problem, Problem::Unknown) {
                     // What an invitation of which nothing was told is for may have come of it.
@@ -617,10 +645,8 @@ impl Delivery {
         let healing = classify_invitation_failure(reason);
         // A conference that goes on without its messaging tells nothing of a recipient, nor does what the server has too
         // much of.
-        let about_us = matches!(
-            reason.subcode.as_deref(),
-            Some("TooManyConversations" | "LimitExceeded" | "ThreadIdAlreadyExists")
-        );
+        let subcode = reason.subcode.as_deref();
+        let about_us = is_for_want_of_room(subcode) || subcode == Some("ThreadIdAlreadyExists");
         if !view.is_conference()
             && !about_us
             && let Some(attempt) = self.not_reached(healing, error.clone(), None, None, reason)
@@ -680,19 +706,23 @@ impl Delivery {
         }
     }
 
-    /// Ends what was to become the conversation of a group, or leaves it: nothing is said in it.
+    /// Ends what was to become the conversation of a group, or leaves it: nothing is said in it. Where no event has told
+    /// of it yet, the invitation is withdrawn, so that nobody answers it.
     async fn leave(&self) {
-        let Some(href) = self.view.borrow().href.clone() else { return };
-        let left = match self.context.client.resolve(&href) {
-            Ok(url) => match self.context.client.delete(&url).await {
-                // Whoever has left already is told so.
-                Err(error) if error.is_transport() || matches!(error.status(), Some(429 | 500..)) => {
-                    tokio::time::sleep(error.retry_after().unwrap_or(AGAIN_AFTER).min(AGAIN_AT_MOST)).await;
-                    self.context.client.delete(&url).await
-                }
-                left => left,
+        let known = self.view.borrow().href.clone();
+        let left = match (known, &self.invitation) {
+            (Some(href), _) => self.ask_to_end(&href, Ending::Conversation).await,
+            (None, Some(invitation)) => match self.read(invitation).await {
+                Asked::Told(resource) => match (resource.link("cancel"), resource.link("conversation")) {
+                    (Some(cancel), _) => self.ask_to_end(&cancel.href, Ending::Invitation).await,
+                    (None, Some(conversation)) => {
+                        self.ask_to_end(&conversation.href, Ending::Conversation).await
+                    }
+                    (None, None) => Ok(()),
+                },
+                Asked::Gone | Asked::InVain => Ok(()),
             },
-            Err(error) => Err(error),
+            (None, None) => Ok(()),
         };
         if let Err(error) = left
             && !matches!(error.status(), Some(404 | 410))
@@ -702,6 +732,23 @@ impl Delivery {
                 error = %crate::error_chain(&error),
                 "a conversation in which nothing was said could not be ended"
             );
+        }
+    }
+
+    /// Asks the server to end something, once more where it could not hear or do it.
+    async fn ask_to_end(&self, href: &str, ending: Ending) -> Result<(), UcwaError> {
+        let url = self.context.client.resolve(href)?;
+        let ask = async || match ending {
+            Ending::Conversation => self.context.client.delete(&url).await,
+            Ending::Invitation => self.context.client.post_empty(&url).await,
+        };
+        match ask().await {
+            // Whoever has left already is told so.
+            Err(error) if error.is_transport() || matches!(error.status(), Some(429 | 500..)) => {
+                tokio::time::sleep(error.retry_after().unwrap_or(AGAIN_AFTER).min(AGAIN_AT_MOST)).await;
+                ask().await
+            }
+            left => left,
         }
     }
 
@@ -1444,6 +1491,7 @@ fn problem_of_added_messaging(error: &UcwaError) -> Problem {
 fn problem_of_invitation(error: &UcwaError) -> Problem {
     match (error.status(), error.subcode().unwrap_or("None")) {
         (Some(404), subcode) if is_about_the_application(subcode) => Problem::NotAccepted,
+        (Some(400..500), subcode) if is_for_want_of_room(Some(subcode)) => Problem::NotAccepted,
         // Not UCWA's words: the web application is restarting, and knows nobody.
         (Some(404), _) if error.reason().is_none() => Problem::NotAccepted,
         (Some(401 | 409 | 410 | 429 | 503), _) => Problem::NotAccepted,
