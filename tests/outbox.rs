@@ -1233,6 +1233,75 @@ async fn the_longest_idle_conversation_makes_room_for_a_new_one(kind: Kind) {
     );
 }
 
+/// Of several groups at once, so that a report without an operation id is nobody's before the answer.
+async fn who_did_not_get_a_message_is_named_though_the_report_comes_before_the_answer(kind: Kind) {
+    let settings = SimulatorSettings { early_event_share: 1.0, ..SimulatorSettings::default() };
+    let mut scene = Scene::begin(kind, settings, QUICK).await;
+    let deaf = |number: usize| format!("sip:deaf.{number}@fabrikam.example");
+    let mut rows = Vec::new();
+    for number in 0..8 {
+        let group = format!("silent.{number}@fabrikam.example;{}", deaf(number));
+        rows.push(scene.queue(&group, &format!("news {number}"), None).await);
+    }
+    for (number, row) in rows.into_iter().enumerate() {
+        let (state, error) = scene.outcome(row).await;
+        assert_eq!(state, "delivered", "{number}: {error}");
+        scene.names(row, &format!("not delivered to {}", deaf(number))).await;
+        let message = format!(
+            "messages WHERE outbox_id = {row} AND status = 'delivered' AND failed_recipients = '{}'",
+            deaf(number)
+        );
+        assert_eq!(scene.sql.count(&message).await, 1, "{number}");
+        assert_eq!(scene.told_once(&format!("news {number}")).len(), 2);
+    }
+}
+
+async fn html_is_said_to_a_group_as_far_as_all_of_it_read_it(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let html = Some(("content_type", "'text/html'"));
+    for (group, said, content_type) in [
+        ("html.a@fabrikam.example;html.b@fabrikam.example", "<b>news</b> for all", "text/html"),
+        ("html.c@fabrikam.example;silent.d@fabrikam.example", "news for all", "text/plain"),
+    ] {
+        let row = scene.queue(group, "<b>news</b> for all", html).await;
+        assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()), "{group}");
+        assert_eq!(scene.told_once(said).len(), 2, "{group}");
+        assert_eq!(scene.accepted(said)[0].content_type, content_type, "{group}");
+        let archived = format!("messages WHERE outbox_id = {row} AND content_type = '{content_type}'");
+        assert_eq!(scene.sql.count(&archived).await, 1, "{group}");
+    }
+}
+
+/// The row has to open the messaging again and to bring somebody back; the program is killed as it asks for the first.
+async fn a_group_that_grows_again_while_the_program_is_killed_is_told_once(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    for (number, cut) in
+        [FaultKind::Delay { ms: 60_000 }, FaultKind::DelayAfter { ms: 60_000 }].into_iter().enumerate()
+    {
+        let [begin, news] = ["begin", "news"].map(|text| format!("{text} {number}"));
+        let group =
+            ["silent.a", "silent.b", "leaves.c"].map(|who| format!("sip:{who}.{number}@fabrikam.example"));
+        let first = scene.queue(&group.join(";"), &begin, None).await;
+        assert_eq!(scene.outcome(first).await, ("delivered".to_owned(), String::new()), "{cut:?}");
+        scene.has_left(&group[2], &begin, 1).await;
+        let talk = scene.accepted(&begin).remove(0).conversation;
+        let cut = scene.simulator.inject(Fault::new(cut.clone()).on(Operation::AddMessaging)).unwrap();
+        scene.simulator.close_messaging(&talk).unwrap();
+        let row = scene.queue(&group.join(";"), &news, None).await;
+        eventually("the messaging is asked for", async || (scene.simulator.struck(cut) > 0).then_some(()))
+            .await;
+        let taken = format!("outbox WHERE id = {row} AND state <> 'queued'");
+        eventually("the row is taken", async || (scene.sql.count(&taken).await == 1).then_some(())).await;
+        scene.relay.server().kill();
+        scene.simulator.clear_faults(None);
+        scene.restart().await;
+        assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+        assert_eq!(scene.told_once(&news).len(), 3);
+        assert_eq!(scene.accepted(&news)[0].conversation, talk);
+        assert_eq!(scene.sql.count("outbox WHERE possible_duplicate").await, 0);
+    }
+}
+
 /// The row opens the group's messaging again, before the account does so by itself.
 async fn an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it(kind: Kind) {
     let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
@@ -1932,6 +2001,9 @@ on_both_databases!(
     a_row_whose_time_passes_while_its_call_rings_is_not_said,
     whoever_is_invited_while_the_server_is_busy_is_invited_again,
     a_group_is_found_again,
+    who_did_not_get_a_message_is_named_though_the_report_comes_before_the_answer,
+    html_is_said_to_a_group_as_far_as_all_of_it_read_it,
+    a_group_that_grows_again_while_the_program_is_killed_is_told_once,
     a_call_that_is_given_up_is_withdrawn,
     the_longest_idle_conversation_makes_room_for_a_new_one,
     a_message_that_was_not_delivered_for_now_is_sent_again,
