@@ -15,7 +15,7 @@ use support::{
     },
     eventually, eventually_none,
     scene::QUICK,
-    sql::{Kind, Sql},
+    sql::{Kind, Place, Sql},
 };
 use tokio_util::sync::CancellationToken;
 use ucwa_relay::{
@@ -26,10 +26,10 @@ use ucwa_relay::{
     identifiers::OutboxId,
     outbox::pruning,
     simulator::{
-        Escalation, Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, SettingsChange, Simulator,
-        SimulatorSettings,
+        Escalation, Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, Refusal, SettingsChange,
+        Simulator, SimulatorSettings,
     },
-    store::{AccountState, ClaimedSend, NewOutboxRow, OutboxState, ShapeCell},
+    store::{AccountState, ClaimedSend, NewOutboxRow, OutboxState, Role, ShapeCell, connect},
 };
 
 mod support;
@@ -384,7 +384,7 @@ async fn happen(
         }
         Do::GiveBack => {
             let send = current();
-            database.store.release_claim(send.outbox, &send.operation_id).await.unwrap();
+            database.store.release_claim(&send).await.unwrap();
         }
         Do::Answer(outcome) => online.send_fact(&current(), outcome()).await,
         Do::Hear(fact) | Do::HearOfFirst(fact) => {
@@ -629,6 +629,52 @@ async fn an_uncertain_row_is_kept_until_somebody_decides(kind: Kind) {
     assert_eq!(database.store.purge_outbox(tomorrow, 10).await.unwrap(), 0);
 }
 
+async fn what_had_not_begun_when_the_stream_was_lost_is_no_possible_duplicate(kind: Kind) {
+    let place = Place::new(kind).await;
+    let mut settings = support::archive::settings(place.url());
+    settings.rules.retry_uncertain = true;
+    let store = connect(&settings, Role::Server).await.unwrap();
+    let database = Database { place, store };
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    for to in ["bob@contoso.com", "carol@contoso.com", "dan@contoso.com"] {
+        database.store.enqueue(&row(to)).await.unwrap();
+    }
+    let first = database.claim().await;
+    assert_eq!(first.len(), 3);
+    let lose_the_stream = async |cursor: &str, asked: &str| {
+        let commit = alice.commit_of(Some(cursor), Vec::new());
+        database
+            .store
+            .resume(commit, asked, Timestamp::now(), "the server forgot what we follow")
+            .await
+            .unwrap();
+    };
+    lose_the_stream("/events?ack=2", "/events?ack=1").await;
+    let rows = "SELECT id, state, attempts, possible_duplicate, last_error IS NULL FROM outbox ORDER BY id";
+    let marked = |id: i64| format!("{id}|queued|1|1|0");
+    let never_begun = |id: i64| format!("{id}|queued|0|0|1");
+    assert_eq!(outside.rows(rows).await, [marked(1), marked(2), marked(3)]);
+    database.store.release_claim(&first[0]).await.unwrap();
+    // Its user may have been quicker.
+    outside.run("UPDATE outbox SET state = 'held' WHERE id = 2").await.unwrap();
+    outside.run("UPDATE outbox SET state = 'queued' WHERE id = 2").await.unwrap();
+    database.store.release_claim(&first[1]).await.unwrap();
+    assert_eq!(outside.rows(rows).await, [never_begun(1), never_begun(2), marked(3)]);
+
+    // Of this one an earlier attempt may have arrived, whatever becomes of the next.
+    let second = database.claim_at(Timestamp::now() + 24.hours()).await;
+    assert_eq!(second.len(), 3);
+    lose_the_stream("/events?ack=3", "/events?ack=2").await;
+    for send in &second {
+        database.store.release_claim(send).await.unwrap();
+    }
+    assert_eq!(
+        outside.rows("SELECT id, possible_duplicate FROM outbox ORDER BY id").await,
+        ["1|0", "2|0", "3|1"]
+    );
+}
+
 async fn waiting_rows_have_a_shape_by_age_and_destination(kind: Kind) {
     let database = Database::new(kind).await;
     database.online("alice").await;
@@ -668,6 +714,65 @@ async fn waiting_rows_have_a_shape_by_age_and_destination(kind: Kind) {
     );
     let sending = database.store.outbox_shape(&[OutboxState::Sending], &times).await.unwrap();
     assert_eq!(sending.iter().map(|cell| cell.count).sum::<i64>(), 2);
+}
+
+async fn a_row_that_names_an_ended_conversation_and_people_has_its_turn_among_the_rows_for_them(kind: Kind) {
+    let database = Database::new(kind).await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    alice.events("/events?ack=2", vec![conversation(), bob_joined()]).await;
+    let named = |recipients: &str, body: &str| {
+        format!(
+            "INSERT INTO outbox (account, recipients, conversation_id, body)
+             VALUES ('alice@contoso.com', '{recipients}', 1, '{body}')"
+        )
+    };
+    let group = "bob@contoso.com;carol@contoso.com";
+    let both = "sip:bob@contoso.com;sip:carol@contoso.com";
+    outside.run("UPDATE conversations SET multiparty = TRUE").await.unwrap();
+    // Admitted while the group is open, and not yet due.
+    outside.run(&named(group, "admitted before the end")).await.unwrap();
+    outside.run("UPDATE outbox SET send_after = '2999-01-01T00:00:00Z'").await.unwrap();
+    assert_eq!(database.claim().await, []);
+    let destination = "SELECT destination FROM outbox WHERE id = 1";
+    assert_eq!(outside.rows(destination).await, ["conversation:1"]);
+    outside.run("UPDATE conversations SET ended_at = started_at").await.unwrap();
+
+    database.store.enqueue(&NewOutboxRow { body: "by address".to_owned(), ..row(group) }).await.unwrap();
+    outside.run(&named(group, "by an ended conversation")).await.unwrap();
+    let claimed = database.claim().await;
+    assert_eq!(claimed.len(), 1, "one at a time: {claimed:?}");
+    assert_eq!((claimed[0].body.as_str(), claimed[0].destination.as_str()), ("by address", both));
+    alice.send_fact(&claimed[0], accepted(1)).await;
+    let claimed = database.claim().await;
+    assert_eq!(claimed.len(), 1, "{claimed:?}");
+    assert_eq!(
+        (claimed[0].body.as_str(), claimed[0].destination.as_str()),
+        ("by an ended conversation", both)
+    );
+
+    // As the service takes up a row that is due: without a look at what its user may have changed.
+    outside.run("UPDATE outbox SET send_after = NULL, revision = revision + 1 WHERE id = 1").await.unwrap();
+    let before_the_end = database.claim().await.pop().unwrap();
+    assert_eq!(before_the_end.destination, "conversation:1");
+    assert!(matches!(before_the_end.conversation, Some((_, None))), "it is over");
+    // Its account gives it back, and it waits for the row that is under way.
+    database.store.release_claim(&before_the_end).await.unwrap();
+    assert_eq!(database.claim().await, []);
+    assert_eq!(outside.rows(destination).await, [both]);
+
+    // With one person it was, and is not for another.
+    outside.run("UPDATE conversations SET multiparty = FALSE").await.unwrap();
+    outside.run(&named("carol@contoso.com", "to whom?")).await.unwrap();
+    outside.run(&named("Bob@contoso.com", "to Bob")).await.unwrap();
+    let claimed = database.claim().await;
+    assert_eq!(claimed.len(), 1, "{claimed:?}");
+    assert_eq!(
+        (claimed[0].body.as_str(), claimed[0].destination.as_str()),
+        ("to Bob", "sip:bob@contoso.com")
+    );
+    let wrong = "SELECT state, last_code, attempts FROM outbox WHERE body = 'to whom?'";
+    assert_eq!(outside.rows(wrong).await, ["failed|OtherRecipients|0"]);
 }
 
 async fn rows_of_an_account_that_is_not_at_work_stay_queued_and_the_status_says_why(kind: Kind) {
@@ -934,6 +1039,48 @@ async fn a_call_that_the_server_lost_track_of_is_made_again(kind: Kind) {
 }
 
 /// Who was called when the time was over is not told any more.
+async fn a_row_whose_conversation_ends_while_it_waits_does_not_overtake(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let group = "silent.a@fabrikam.example;silent.b@fabrikam.example";
+    let opener = scene.queue(group, "opener", None).await;
+    assert_eq!(scene.outcome(opener).await.0, "delivered");
+    let talk =
+        scene.sql.rows(&format!("SELECT conversation_id FROM outbox WHERE id = {opener}")).await.remove(0);
+    for (conversation, body) in [("NULL", "first"), (talk.as_str(), "second")] {
+        let insert = format!(
+            "INSERT INTO outbox (account, recipients, conversation_id, body, send_after)
+             VALUES ('{ALICE}', '{group}', {conversation}, '{body}', '2999-01-01T00:00:00Z')"
+        );
+        scene.sql.run(&insert).await.unwrap();
+    }
+    eventually("the second row is for the open group", async || {
+        let count = scene.sql.count(&format!("outbox WHERE destination = 'conversation:{talk}'")).await;
+        (count == 1).then_some(())
+    })
+    .await;
+    for _ in 0..2 {
+        scene.simulator.leave(&scene.accepted("opener")[0].conversation).unwrap();
+    }
+    eventually("the group's end is known", async || {
+        (scene.sql.count("conversations WHERE ended_at IS NULL").await == 0).then_some(())
+    })
+    .await;
+    // The first row waits for another attempt, and those behind it do.
+    let busy = Fault::new(FaultKind::Status(Refusal { status: 503, ..Refusal::default() }));
+    let busy = scene.simulator.inject(busy.on(Operation::StartMessaging).account(ALICE)).unwrap();
+    // As time passes, which is no change of its user's.
+    let due = "UPDATE outbox SET send_after = NULL, revision = revision + 1 WHERE body =";
+    scene.sql.run(&format!("{due} 'first'")).await.unwrap();
+    eventually("the first attempt failed", async || (scene.simulator.struck(busy) == 1).then_some(())).await;
+    scene.sql.run(&format!("{due} 'second'")).await.unwrap();
+    eventually("both are delivered", async || {
+        (scene.sql.count("outbox WHERE state = 'delivered'").await == 3).then_some(())
+    })
+    .await;
+    let said: Vec<String> = scene.simulator.ledger().outgoing.into_iter().map(|entry| entry.text).collect();
+    assert_eq!(said, ["opener", "first", "second"]);
+}
+
 async fn a_row_whose_time_passes_while_its_call_rings_is_not_said(kind: Kind) {
     let slow = (Duration::from_secs(3), Duration::from_secs(3));
     let settings = SimulatorSettings { answer_delay: slow, ..SimulatorSettings::default() };
@@ -1626,6 +1773,31 @@ async fn a_message_that_is_cut_at_any_point_is_sent_once(kind: Kind) {
     cuts_through(Operation::SendMessage, kind).await;
 }
 
+async fn a_row_that_waits_while_the_stream_is_lost_is_sent_once_and_not_marked(kind: Kind) {
+    let configuration = QUICK.replace("[outbox]", "[outbox]\nuncertain = \"retry\"");
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), &configuration).await;
+    // While it is read what the server still has, rows are claimed and not begun.
+    let slow = Fault::new(FaultKind::Delay { ms: 20_000 }).on(Operation::Conversations).account(ALICE);
+    let slow = scene.simulator.inject(slow).unwrap();
+    let lost =
+        || Fault::new(FaultKind::Resume { lose_conversations: false }).on(Operation::Events).account(ALICE);
+    scene.simulator.inject(lost()).unwrap();
+    eventually("what is open is being read", async || (scene.simulator.struck(slow) == 1).then_some(()))
+        .await;
+    let id = scene.queue("silent.waits@fabrikam.example", "hello", None).await;
+    eventually("the row is claimed", async || {
+        (scene.sql.count(&format!("outbox WHERE id = {id} AND state = 'sending'")).await == 1).then_some(())
+    })
+    .await;
+    scene.simulator.inject(lost()).unwrap();
+    assert_eq!(scene.outcome(id).await.0, "delivered");
+    assert_eq!(scene.sql.count("coverage_gaps").await, 2, "the stream was lost twice");
+    assert_eq!(scene.accepted("hello").len(), 1);
+    assert_eq!(scene.sql.count("outbox WHERE possible_duplicate").await, 0, "nothing had left");
+    let attempts = format!("SELECT attempt, outcome FROM outbox_attempts WHERE outbox_id = {id}");
+    assert_eq!(scene.sql.rows(&attempts).await, ["1|delivered"]);
+}
+
 async fn what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted(kind: Kind) {
     let configuration = QUICK.replace("[outbox]", "[outbox]\nuncertain = \"retry\"");
     let mut scene = Scene::begin(kind, SimulatorSettings::default(), &configuration).await;
@@ -1673,5 +1845,9 @@ on_both_databases!(
     a_server_that_stops_leaves_the_rest_of_what_is_over_to_the_next_start,
     an_uncertain_row_is_kept_until_somebody_decides,
     waiting_rows_have_a_shape_by_age_and_destination,
+    what_had_not_begun_when_the_stream_was_lost_is_no_possible_duplicate,
+    a_row_that_waits_while_the_stream_is_lost_is_sent_once_and_not_marked,
+    a_row_that_names_an_ended_conversation_and_people_has_its_turn_among_the_rows_for_them,
+    a_row_whose_conversation_ends_while_it_waits_does_not_overtake,
     rows_of_an_account_that_is_not_at_work_stay_queued_and_the_status_says_why,
 );

@@ -14,10 +14,10 @@ use super::{
     column::{Time, optional_time},
 };
 use crate::{
-    identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
+    identifiers::{AccountId, ConversationId, OutboxId, SipUri},
     outbox::admission::{
-        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, GivenTime, Lookup, Refusal, Submission, admit,
-        more_may_wait,
+        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, GivenTime, Lookup, NamedConversation, Refusal,
+        Submission, admit, more_may_wait,
     },
     store::{
         ClaimSettings, ClaimedSend, NOT_FOLLOWED, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow,
@@ -63,7 +63,7 @@ const NEW_ROWS: &str = "
 /// What a claim hands out, for rows `o` with `c` the conversation the user gave, if it is open.
 const CLAIMED: &str = "o.id, o.account_id, o.destination, o.operation_id, o.recipients, o.given_conversation_id, c.href, o.body,
                        o.content_type, o.subject, o.importance, o.thread_id, o.attempts, o.max_attempts, o.expires_at,
-                       o.created_at, o.claimed_at";
+                       o.created_at, o.claimed_at, o.possible_duplicate";
 
 /// Whether an event since the claim of a row may be of it and was never read: see [`crate::store::UnsettledSend`].
 const EVENTS_MISSED: &str = "(EXISTS (SELECT 1 FROM gaps g
@@ -95,7 +95,7 @@ const GIVEN_CONVERSATION: &str = "LEFT JOIN LATERAL
 #[derive(Debug, Default)]
 struct Known {
     accounts: HashMap<String, AccountId>,
-    conversations: HashMap<ConversationId, (AccountId, Option<SipUri>)>,
+    conversations: HashMap<ConversationId, NamedConversation>,
 }
 
 impl Lookup for Known {
@@ -103,7 +103,7 @@ impl Lookup for Known {
         self.accounts.get(uri.as_str()).copied()
     }
 
-    fn conversation(&self, id: ConversationId) -> Option<(AccountId, Option<SipUri>)> {
+    fn conversation(&self, id: ConversationId) -> Option<NamedConversation> {
         self.conversations.get(&id).cloned()
     }
 }
@@ -242,7 +242,10 @@ async fn known(
         return Ok(known);
     }
     let conversations = sqlx::query(
-        "SELECT c.id, c.account_id,
+        "SELECT c.id, c.account_id, c.multiparty,
+                coalesce(c.href IS NOT NULL AND c.ended_at IS NULL
+                         AND c.session_id = (SELECT s.id FROM sessions s
+                                              WHERE s.account_id = c.account_id AND s.ended_at IS NULL), FALSE) AS open,
                 coalesce(
                     (SELECT string_agg(DISTINCT p.sip_uri, ';') FROM participants p
                       WHERE p.account_id = c.account_id AND p.conversation_id = c.id AND NOT p.is_local
@@ -260,9 +263,12 @@ async fn known(
     for row in conversations {
         let remote = row.optional_text("remote")?;
         let only = remote.filter(|remote| !remote.contains(';')).and_then(|remote| remote.parse().ok());
-        known
-            .conversations
-            .insert(ConversationId(row.integer("id")?), (AccountId(row.integer("account_id")?), only));
+        let conversation = NamedConversation {
+            account: AccountId(row.integer("account_id")?),
+            with: if row.flag("multiparty")? { None } else { only },
+            open: row.flag("open")?,
+        };
+        known.conversations.insert(ConversationId(row.integer("id")?), conversation);
     }
     Ok(known)
 }
@@ -462,8 +468,9 @@ impl OutboxStore for PostgresStore {
         rows.iter().map(rows::unsettled_send).collect::<Result<_, sqlx::Error>>().map_err(failed)
     }
 
-    async fn release_claim(&self, outbox: OutboxId, operation_id: &OperationId) -> Result<(), StoreError> {
-        let (fence, operation_id) = (self.fence.clone(), operation_id.0.clone());
+    async fn release_claim(&self, send: &ClaimedSend) -> Result<(), StoreError> {
+        let (fence, outbox, operation_id) = (self.fence.clone(), send.outbox, send.operation_id.0.clone());
+        let possible_duplicate = send.possible_duplicate;
         self.writer
             .run("giving a claim back", false, move |connection| {
                 Box::pin(async move {
@@ -479,15 +486,18 @@ impl OutboxStore for PostgresStore {
                     }
                     let released = sqlx::query(
                         "UPDATE outbox
-                            SET state = 'queued', attempts = attempts - 1, operation_id = NULL, claimed_by = NULL,
+                            SET state = 'queued', attempts = greatest(attempts - 1, 0), operation_id = NULL, claimed_by = NULL,
                                 claimed_at = NULL, next_attempt_at = NULL, finished_at = NULL,
                                 last_error = CASE WHEN state = 'sending' THEN last_error END,
+                                possible_duplicate = $4, conversation_id = given_conversation_id,
+                                destination = CASE WHEN given_conversation_id IS NULL THEN destination END,
                                 updated_at = $3, revision = revision + 1
                           WHERE id = $1 AND operation_id = $2 AND state IN ('sending', 'uncertain', 'queued')",
                     )
                     .bind(outbox.0)
                     .bind(&operation_id)
                     .bind(Time(Timestamp::now()))
+                    .bind(possible_duplicate)
                     .execute(&mut *connection)
                     .await
                     .map_err(&failed)?;

@@ -17,8 +17,8 @@ use super::{
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
     outbox::admission::{
-        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, GivenTime, Lookup, Refusal, Submission, admit,
-        more_may_wait,
+        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, GivenTime, Lookup, NamedConversation, Refusal,
+        Submission, admit, more_may_wait,
     },
     store::{
         ClaimSettings, ClaimedSend, NOT_FOLLOWED, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow,
@@ -67,7 +67,7 @@ const SUBMISSION: &str = "
 /// session.
 const CLAIMED: &str = "o.id, o.account_id, o.destination, o.operation_id, o.recipients, o.given_conversation_id, o.body,
                        o.content_type, o.subject, o.importance, o.thread_id, o.attempts, o.max_attempts, o.expires_at,
-                       o.created_at, o.claimed_at,
+                       o.created_at, o.claimed_at, o.possible_duplicate,
                        (SELECT c.href FROM conversations c
                          WHERE c.id = o.given_conversation_id AND c.account_id = o.account_id AND c.ended_at IS NULL
                            AND c.session_id = (SELECT s.id FROM sessions s
@@ -92,7 +92,7 @@ const EVENTS_MISSED: &str = "(EXISTS (SELECT 1 FROM gaps g
 #[derive(Debug, Default)]
 struct Known {
     accounts: HashMap<String, AccountId>,
-    conversations: HashMap<ConversationId, (AccountId, Option<SipUri>)>,
+    conversations: HashMap<ConversationId, NamedConversation>,
 }
 
 impl Lookup for Known {
@@ -100,7 +100,7 @@ impl Lookup for Known {
         self.accounts.get(uri.as_str()).copied()
     }
 
-    fn conversation(&self, id: ConversationId) -> Option<(AccountId, Option<SipUri>)> {
+    fn conversation(&self, id: ConversationId) -> Option<NamedConversation> {
         self.conversations.get(&id).cloned()
     }
 }
@@ -234,7 +234,10 @@ async fn known(
     ids.sort_unstable();
     ids.dedup();
     let conversations = sqlx::query(
-        "SELECT c.id, c.account_id,
+        "SELECT c.id, c.account_id, c.multiparty,
+                coalesce(c.href IS NOT NULL AND c.ended_at IS NULL
+                         AND c.session_id = (SELECT s.id FROM sessions s
+                                              WHERE s.account_id = c.account_id AND s.ended_at IS NULL), FALSE) AS open,
                 coalesce(
                     (SELECT group_concat(uri, ';') FROM (
                         SELECT DISTINCT p.sip_uri AS uri FROM participants p INDEXED BY participants_of_conversation
@@ -253,9 +256,12 @@ async fn known(
     for row in conversations {
         let remote = row.lossy_text("remote")?;
         let only = remote.filter(|remote| !remote.contains(';')).and_then(|remote| remote.parse().ok());
-        known
-            .conversations
-            .insert(ConversationId(row.try_get("id")?), (AccountId(row.try_get("account_id")?), only));
+        let conversation = NamedConversation {
+            account: AccountId(row.try_get("account_id")?),
+            with: if row.flag("multiparty")? { None } else { only },
+            open: row.flag("open")?,
+        };
+        known.conversations.insert(ConversationId(row.try_get("id")?), conversation);
     }
     Ok(known)
 }
@@ -550,23 +556,27 @@ impl OutboxStore for SqliteStore {
         rows.iter().map(rows::unsettled_send).collect::<Result<_, sqlx::Error>>().map_err(failed)
     }
 
-    async fn release_claim(&self, outbox: OutboxId, operation_id: &OperationId) -> Result<(), StoreError> {
-        let operation_id = operation_id.0.clone();
+    async fn release_claim(&self, send: &ClaimedSend) -> Result<(), StoreError> {
+        let (outbox, operation_id) = (send.outbox, send.operation_id.0.clone());
+        let possible_duplicate = send.possible_duplicate;
         self.writer
             .run("giving a claim back", false, move |connection| {
                 Box::pin(async move {
                     let failed = failed("giving a claim back");
                     let released = sqlx::query(
                         "UPDATE outbox
-                            SET state = 'queued', attempts = attempts - 1, operation_id = NULL, claimed_by = NULL,
+                            SET state = 'queued', attempts = max(attempts - 1, 0), operation_id = NULL, claimed_by = NULL,
                                 claimed_at = NULL, next_attempt_at = NULL, finished_at = NULL,
                                 last_error = CASE WHEN state = 'sending' THEN last_error END,
+                                possible_duplicate = ?4, conversation_id = given_conversation_id,
+                                destination = CASE WHEN given_conversation_id IS NULL THEN destination END,
                                 updated_at = ?3, revision = revision + 1
                           WHERE id = ?1 AND operation_id = ?2 AND state IN ('sending', 'uncertain', 'queued')",
                     )
                     .bind(outbox.0)
                     .bind(&operation_id)
                     .bind(time_text(Timestamp::now()))
+                    .bind(possible_duplicate)
                     .execute(&mut *connection)
                     .await
                     .map_err(&failed)?;
