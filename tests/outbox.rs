@@ -675,6 +675,38 @@ async fn what_had_not_begun_when_the_stream_was_lost_is_no_possible_duplicate(ki
     );
 }
 
+async fn very_many_rows_whose_time_passes_at_once_expire_a_few_at_a_time_and_hold_up_nobody(kind: Kind) {
+    let database = Database::new(kind).await;
+    database.online("alice").await;
+    let mut outside = database.outside().await;
+    // As the service has admitted them.
+    let rows = |number: u32, to: &str, expires_at: &str| {
+        format!(
+            "INSERT INTO outbox (account, recipients, body, account_id, destination, expires_at)
+             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {number})
+             SELECT 'alice@contoso.com', '{to}@contoso.com', 'too late', 1, 'sip:{to}@contoso.com', {expires_at} FROM n"
+        )
+    };
+    let time = |year: u32| match kind {
+        Kind::Sqlite => format!("'{year}-01-01T00:00:00.000Z'"),
+        Kind::Postgres => format!("timestamptz '{year}-01-01 00:00:00Z'"),
+    };
+    outside.run(&rows(1200, "bob", &time(2001))).await.unwrap();
+    outside.run(&rows(1, "dan", &time(2002))).await.unwrap();
+    for to in ["bob", "carol", "dan"] {
+        let body = format!("news for {to}");
+        database.store.enqueue(&NewOutboxRow { body, ..row(&format!("{to}@contoso.com")) }).await.unwrap();
+    }
+    let expired = "outbox WHERE state = 'expired' AND last_code = 'Expired' AND finished_at IS NOT NULL";
+    // A first row that is late goes with the batch: Dan need not wait until all of Bob's are through.
+    for (claimed, late) in [("news for carol", 502), ("news for dan", 1003), ("news for bob", 1201)] {
+        let sends: Vec<String> = database.claim().await.into_iter().map(|send| send.body).collect();
+        assert_eq!(sends, [claimed]);
+        assert_eq!(outside.count(expired).await, late);
+    }
+    assert_eq!(outside.count("outbox_attempts").await, 3);
+}
+
 async fn waiting_rows_have_a_shape_by_age_and_destination(kind: Kind) {
     let database = Database::new(kind).await;
     database.online("alice").await;
@@ -1845,6 +1877,7 @@ on_both_databases!(
     a_server_that_stops_leaves_the_rest_of_what_is_over_to_the_next_start,
     an_uncertain_row_is_kept_until_somebody_decides,
     waiting_rows_have_a_shape_by_age_and_destination,
+    very_many_rows_whose_time_passes_at_once_expire_a_few_at_a_time_and_hold_up_nobody,
     what_had_not_begun_when_the_stream_was_lost_is_no_possible_duplicate,
     a_row_that_waits_while_the_stream_is_lost_is_sent_once_and_not_marked,
     a_row_that_names_an_ended_conversation_and_people_has_its_turn_among_the_rows_for_them,

@@ -20,6 +20,9 @@ pub(crate) const ADMITTED_AT_ONCE: i64 = 200;
 /// So many of them may be of one account, whose burst everybody else's rows wait for in each transaction.
 pub(crate) const ADMITTED_OF_ACCOUNT: i64 = 50;
 
+/// Rows that waited too long, expired in one transaction: whatever else is written waits no longer than that takes.
+pub(crate) const EXPIRED_AT_ONCE: i64 = 500;
+
 /// Whether some account used up its share of what is [admitted at once](ADMITTED_AT_ONCE), told from the accounts of the rows
 /// that were found.
 pub(crate) fn more_may_wait<'a>(accounts: impl Iterator<Item = &'a str>) -> bool {

@@ -1,7 +1,7 @@
 //! The queue: admission of new rows and claims in one transaction, and what users do with rows.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -17,8 +17,8 @@ use super::{
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
     outbox::admission::{
-        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, GivenTime, Lookup, NamedConversation, Refusal,
-        Submission, admit, more_may_wait,
+        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, EXPIRED_AT_ONCE, GivenTime, Lookup,
+        NamedConversation, Refusal, Submission, admit, more_may_wait,
     },
     store::{
         ClaimSettings, ClaimedSend, NOT_FOLLOWED, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow,
@@ -291,23 +291,49 @@ async fn refuse(
     .map(drop)
 }
 
-/// Rows that waited too long.
-async fn expire(connection: &mut SqliteConnection, now: Timestamp) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "UPDATE outbox INDEXED BY outbox_expiring
-            SET state = 'expired', last_code = 'Expired', last_subcode = NULL,
-                last_error = 'it was to be sent before ' || expires_at || coalesce('; ' || last_error, ''),
-                finished_at = ?1, updated_at = ?1, revision = revision + 1
-          WHERE state = 'queued' AND expires_at IS NOT NULL AND destination IS NOT NULL AND expires_at <= ?1",
+/// Rows that waited too long, those first that should have left first, and no more than others can wait for. Returns whether
+/// more may be there.
+async fn expire(connection: &mut SqliteConnection, now: Timestamp) -> Result<bool, sqlx::Error> {
+    let late: Vec<i64> = sqlx::query_scalar(
+        "SELECT o.id FROM outbox o INDEXED BY outbox_expiring
+          WHERE o.state = 'queued' AND o.expires_at IS NOT NULL AND o.destination IS NOT NULL AND o.expires_at <= ?1
+          ORDER BY o.expires_at
+          LIMIT ?2",
     )
     .bind(time_text(now))
-    .execute(connection)
-    .await
-    .map(drop)
+    .bind(EXPIRED_AT_ONCE)
+    .fetch_all(&mut *connection)
+    .await?;
+    expire_late(connection, &late, now).await?;
+    Ok(i64::try_from(late.len()).unwrap_or(i64::MAX) >= EXPIRED_AT_ONCE)
 }
 
-/// The first due row of every free destination of every account that is enabled and online here, as many as the account may
-/// send: who may send less than waits goes on after the destination at which the last claim stopped. Destinations are found
+/// Expires those of these rows that waited too long, and returns them.
+async fn expire_late(
+    connection: &mut SqliteConnection,
+    rows: &[i64],
+    now: Timestamp,
+) -> Result<BTreeSet<i64>, sqlx::Error> {
+    let expired = for_each(
+        connection,
+        rows,
+        "UPDATE outbox
+            SET state = 'expired', last_code = 'Expired', last_subcode = NULL,
+                last_error = 'it was to be sent before ' || expires_at || coalesce('; ' || last_error, ''),
+                finished_at = ?, updated_at = ?, revision = revision + 1
+          WHERE id = ? AND expires_at <= ?
+         RETURNING id",
+        |query, id| {
+            let now = time_text(now);
+            query.bind(now.clone()).bind(now.clone()).bind(*id).bind(now)
+        },
+    )
+    .await?;
+    expired.iter().map(|row| row.try_get("id")).collect()
+}
+
+/// The first row that is due, or waited too long, of every free destination of every account that is enabled and online here,
+/// as many as the account may send: who may send less than waits goes on after the destination at which the last claim stopped. Destinations are found
 /// by jumping from one to the next in the index, so the cost grows with the number of destinations and not with the queue.
 /// Accounts take turns when there are more rows than `limit`.
 async fn due_heads(
@@ -367,7 +393,8 @@ async fn due_heads(
              SELECT h.account_id, h.destination, h.id, (SELECT o.priority FROM outbox o WHERE o.id = h.id)
                FROM heads h
               WHERE h.id IS NOT NULL
-                AND coalesce((SELECT o.next_attempt_at FROM outbox o WHERE o.id = h.id), '') <= ?2
+                AND (SELECT coalesce(o.next_attempt_at, '') <= ?2 OR coalesce(o.expires_at <= ?2, FALSE) FROM outbox o
+                      WHERE o.id = h.id)
          ),
          turns (id, priority, turn, allowed) AS (
              SELECT d.id, d.priority,
@@ -506,10 +533,14 @@ impl OutboxStore for SqliteStore {
                 Box::pin(async move {
                     let failed = failed("claiming rows of the outbox");
                     let more = admit_new_rows(connection, now, &settings).await.map_err(&failed)?;
-                    expire(connection, now).await.map_err(&failed)?;
-                    let heads = due_heads(connection, now, &settings).await.map_err(&failed)?;
+                    let late = expire(connection, now).await.map_err(&failed)?;
+                    let mut heads = due_heads(connection, now, &settings).await.map_err(&failed)?;
+                    if late {
+                        let expired = expire_late(connection, &heads, now).await.map_err(&failed)?;
+                        heads.retain(|id| !expired.contains(id));
+                    }
                     let claimed = claim(connection, heads, now, &settings).await.map_err(&failed)?;
-                    Ok((claimed.sends, more || claimed.refused > 0))
+                    Ok((claimed.sends, more || late || claimed.refused > 0))
                 })
             })
             .await?;
