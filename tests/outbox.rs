@@ -26,8 +26,8 @@ use ucwa_relay::{
     identifiers::OutboxId,
     outbox::pruning,
     simulator::{
-        Escalation, Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, SettingsChange, Simulator,
-        SimulatorSettings,
+        ConversationPhase, Escalation, Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, Refusal,
+        SettingsChange, Simulator, SimulatorSettings,
     },
     store::{AccountState, ClaimedSend, NewOutboxRow, OutboxState, Role, ShapeCell, connect},
 };
@@ -109,6 +109,17 @@ fn not_delivered(send: &ClaimedSend) -> Fact {
     Fact::Message(MessageFact { status: Some(OperationStatus::Failure), ..fact })
 }
 
+fn not_delivered_for_now(send: &ClaimedSend) -> Fact {
+    let Fact::Message(fact) = not_delivered(send) else { unreachable!("it is one") };
+    let reason = FailureReason { subcode: Some("Timeout".to_owned()), ..FailureReason::default() };
+    Fact::Message(MessageFact { reason: Some(reason), ..fact })
+}
+
+fn second_delivered(send: &ClaimedSend) -> Fact {
+    let Fact::Message(fact) = our_message(2) else { unreachable!("it is one") };
+    Fact::Message(MessageFact { operation_id: Some(send.operation_id.clone()), ..fact })
+}
+
 fn busy() -> SendOutcome {
     retry_at(Timestamp::now())
 }
@@ -168,6 +179,34 @@ fn transitions() -> Vec<Way> {
             "accepted, then not delivered, and queued again",
             "",
             vec![claim, sent, (Hear(not_delivered), "failed"), (queue, "queued"), (Claim(0), "sending")],
+        ),
+        (
+            "not delivered for now, sent again",
+            "",
+            vec![
+                claim,
+                sent,
+                (Hear(not_delivered_for_now), "queued"),
+                (Claim(0), "queued"),
+                (Claim(1), "sending"),
+                (Hear(second_delivered), "delivered"),
+            ],
+        ),
+        (
+            "not delivered for now before the answer",
+            "",
+            vec![
+                claim,
+                (Hear(not_delivered_for_now), "queued"),
+                (Answer(|| accepted(1)), "queued"),
+                (Claim(1), "sending"),
+                (Hear(second_delivered), "delivered"),
+            ],
+        ),
+        (
+            "not delivered for now at the last attempt",
+            "max_attempts = 1",
+            vec![claim, sent, (Hear(not_delivered_for_now), "failed")],
         ),
         (
             "delivered before the answer",
@@ -1313,6 +1352,311 @@ async fn whoever_is_invited_while_the_server_is_busy_is_invited_again(kind: Kind
     assert_eq!(scene.told_once("news").len(), 2);
 }
 
+impl Scene {
+    /// Waits until the archive has it that somebody left the conversation in which this text was said, so many times.
+    async fn has_left(&mut self, who: &str, body: &str, times: usize) {
+        let query = format!(
+            "SELECT 1 FROM participants p JOIN messages m ON m.conversation_id = p.conversation_id
+              WHERE m.body = '{body}' AND p.sip_uri = '{who}' AND p.left_at IS NOT NULL"
+        );
+        eventually(&format!("{who} has left"), async || {
+            (self.sql.rows(&query).await.len() == times).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until a row says this of whom it did not reach.
+    async fn names(&mut self, row: i64, beginning: &str) {
+        let query = format!("SELECT coalesce(last_error, '') FROM outbox WHERE id = {row}");
+        eventually(&format!("row {row} says {beginning:?}"), async || {
+            self.sql.rows(&query).await.remove(0).starts_with(beginning).then_some(())
+        })
+        .await;
+    }
+}
+
+async fn whoever_has_left_a_group_is_invited_again(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let group = "silent.a@fabrikam.example;silent.b@fabrikam.example;leaves.c@fabrikam.example";
+    let leaver = "sip:leaves.c@fabrikam.example";
+    let first = scene.queue(group, "news", None).await;
+    assert_eq!(scene.outcome(first).await, ("delivered".to_owned(), String::new()));
+    scene.has_left(leaver, "news", 1).await;
+
+    let second = scene.queue(group, "more news", None).await;
+    assert_eq!(scene.outcome(second).await, ("delivered".to_owned(), String::new()));
+    assert_eq!(scene.told_once("more news").len(), 3);
+    assert_eq!(scene.accepted("more news")[0].conversation, scene.accepted("news")[0].conversation);
+    assert_eq!(scene.asked(Operation::AddParticipant), 3);
+    scene.has_left(leaver, "news", 2).await;
+
+    // Who does not come back is named, and is not invited any more if that can't help.
+    scene.simulator.inject(Fault::new(FaultKind::status(403)).on(Operation::AddParticipant)).unwrap();
+    for (text, asked) in [("without one", 4), ("still without", 4)] {
+        let row = scene.queue(group, text, None).await;
+        let (state, error) = scene.outcome(row).await;
+        assert_eq!(state, "delivered", "{text}: {error}");
+        scene.names(row, &format!("not reached: {leaver} (")).await;
+        assert_eq!(scene.told_once(text).len(), 2, "{text}");
+        assert_eq!(scene.asked(Operation::AddParticipant), asked, "{text}");
+    }
+}
+
+async fn whoever_could_not_come_for_now_is_invited_again_later(kind: Kind) {
+    let busy = || Fault::new(FaultKind::status(503)).on(Operation::AddParticipant).times(3);
+    let group = "silent.a@fabrikam.example;silent.b@fabrikam.example";
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    scene.simulator.inject(busy()).unwrap();
+    let first = scene.queue(group, "news", None).await;
+    assert_eq!(scene.outcome(first).await.0, "delivered");
+    assert_eq!(scene.told_once("news").len(), 1);
+    scene.names(first, "not reached: sip:silent.b@").await;
+    // When it is time, a row brings them in.
+    let mut number = 0;
+    eventually("a later row is said to both", async || {
+        number += 1;
+        let text = format!("more news {number}");
+        let row = scene.queue(group, &text, None).await;
+        assert_eq!(scene.outcome(row).await.0, "delivered");
+        (scene.told_once(&text).len() == 2).then_some(())
+    })
+    .await;
+    assert_eq!(scene.asked(Operation::AddParticipant), 4, "once more");
+    assert_eq!(scene.asked(Operation::StartMessaging), 1);
+
+    // Before that, it is not tried by each row anew.
+    let patient =
+        QUICK.replace("retry_base = \"1s\"\nretry_max = \"2s\"", "retry_base = \"1h\"\nretry_max = \"2h\"");
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), &patient).await;
+    scene.simulator.inject(busy()).unwrap();
+    for text in ["one", "two"] {
+        let row = scene.queue(group, text, None).await;
+        assert_eq!(scene.outcome(row).await.0, "delivered");
+        scene.names(row, "not reached: sip:silent.b@").await;
+        assert_eq!(scene.asked(Operation::AddParticipant), 3, "{text}");
+    }
+}
+
+async fn a_group_that_nobody_joins_waits_as_long_as_the_server_wants(kind: Kind) {
+    let mut scene = without_growth(kind, Escalation::Refused).await;
+    let first = scene.queue("silent.a@fabrikam.example;silent.b@fabrikam.example", "news", None).await;
+    assert_eq!(scene.outcome(first).await.0, "delivered");
+    let busy = FaultKind::Status(Refusal { status: 503, retry_after: Some(3600), ..Refusal::default() });
+    scene.simulator.inject(Fault::new(busy).on(Operation::AddParticipant).times(2)).unwrap();
+    let row = scene.queue("silent.c@fabrikam.example;silent.d@fabrikam.example", "for others", None).await;
+    let now = Timestamp::now();
+    let query =
+        format!("SELECT next_attempt_at FROM outbox WHERE id = {row} AND state = 'queued' AND attempts = 1");
+    let at = eventually("the row waits", async || scene.sql.rows(&query).await.pop()).await;
+    let at = at.replace(' ', "T").replace("+00", "Z").replace("ZZ", "Z");
+    let wait = at.parse::<Timestamp>().unwrap().duration_since(now);
+    // The server's clock is the machine's; what it wants to be left alone is capped.
+    assert!(wait.as_secs() >= 600, "{wait:?}");
+    assert!(scene.accepted("for others").is_empty());
+}
+
+/// Nobody has got what the server says was not delivered: it is sent again while that may help.
+async fn a_message_that_was_not_delivered_for_now_is_sent_again(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let first = scene.queue("deaf.a@fabrikam.example", "hello", None).await;
+    assert_eq!(scene.outcome(first).await.0, "delivered", "a call brings its text along");
+    let row = scene.queue("deaf.a@fabrikam.example", "news", Some(("max_attempts", "3"))).await;
+    let (state, error) = scene.outcome(row).await;
+    assert_eq!(state, "failed", "{error}");
+    assert!(error.contains("not delivered to sip:deaf.a@fabrikam.example"), "{error}");
+    assert_eq!(scene.accepted("news").len(), 3);
+    assert_eq!(scene.asked(Operation::StartMessaging), 1, "in the same talk");
+    let attempts = scene
+        .sql
+        .rows(&format!("SELECT outcome, subcode FROM outbox_attempts WHERE outbox_id = {row} ORDER BY id"))
+        .await;
+    assert_eq!(attempts, ["failed|Timeout"; 3]);
+    assert_eq!(scene.sql.count("outbox WHERE possible_duplicate").await, 0, "it arrived at no time");
+}
+
+/// A group goes on where it is after the program was away, and after the server lost track of what it followed.
+async fn a_group_is_found_again(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let group = "silent.a@fabrikam.example;silent.b@fabrikam.example;silent.c@fabrikam.example";
+    // One of whom only the first can be had: a talk of two, and yet the group's.
+    let pair = "silent.d@fabrikam.example;declines.e@fabrikam.example";
+    for (recipients, text) in [(group, "news"), (pair, "for two")] {
+        let row = scene.queue(recipients, text, None).await;
+        assert_eq!(scene.outcome(row).await.0, "delivered", "{text}");
+    }
+    let talk = scene.accepted("news").remove(0).conversation;
+    let of_pair = scene.accepted("for two").remove(0).conversation;
+    let calls = scene.asked(Operation::StartMessaging);
+
+    scene.relay.server().kill();
+    scene.simulator.leave_from(&talk, Some("sip:silent.b@fabrikam.example")).unwrap();
+    scene.restart().await;
+    let row = scene.queue(group, "after the restart", None).await;
+    assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+    assert_eq!(scene.told_once("after the restart").len(), 3, "whoever left meanwhile is invited again");
+    let row = scene.queue(pair, "for two again", None).await;
+    assert_eq!(scene.outcome(row).await.0, "delivered");
+    scene.names(row, "not reached: sip:declines.e@").await;
+
+    let lost = Fault::new(FaultKind::Resume { lose_conversations: false }).on(Operation::Events);
+    let lost = scene.simulator.inject(lost).unwrap();
+    eventually("the server has lost track", async || (scene.simulator.struck(lost) == 1).then_some(())).await;
+    let row = scene.queue(group, "after the loss", None).await;
+    assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+    for text in ["after the restart", "after the loss"] {
+        assert_eq!(scene.accepted(text)[0].conversation, talk, "{text}");
+    }
+    assert_eq!(scene.accepted("for two again")[0].conversation, of_pair);
+    assert_eq!(scene.asked(Operation::StartMessaging), calls, "nobody is called for what is there");
+}
+
+impl Scene {
+    /// How many conversations the account has open on the server.
+    fn open_talks(&self) -> usize {
+        let mut accounts = self.simulator.accounts();
+        accounts.remove(0).applications.iter().map(|application| application.conversations.len()).sum()
+    }
+}
+
+/// Nobody's telephone rings for a row that is given up, though no event has told of the call.
+async fn a_call_that_is_given_up_is_withdrawn(kind: Kind) {
+    let settings = SimulatorSettings { early_event_share: 0.0, ..SimulatorSettings::default() };
+    let mut scene = Scene::begin(kind, settings, QUICK).await;
+    let silence = Fault::new(FaultKind::Delay { ms: 120_000 }).on(Operation::Events).account(ALICE);
+    let silence = scene.simulator.inject(silence).unwrap();
+    eventually("the channel is silent", async || (scene.simulator.struck(silence) > 0).then_some(())).await;
+    let soon = format!("'{}'", Timestamp::now() + 2.seconds());
+    let row = scene
+        .queue("absent.a@fabrikam.example;absent.b@fabrikam.example", "late", Some(("expires_at", &soon)))
+        .await;
+    eventually("somebody is called", async || (scene.open_talks() == 1).then_some(())).await;
+    assert_eq!(scene.outcome(row).await.0, "expired");
+    assert_eq!(scene.asked(Operation::StopMessaging), 1, "the call was withdrawn");
+    assert_eq!(scene.open_talks(), 0);
+}
+
+async fn the_longest_idle_conversation_makes_room_for_a_new_one(kind: Kind) {
+    let settings =
+        SimulatorSettings { conversations_per_application: Some(2), ..SimulatorSettings::default() };
+    // Time to leave one before the row is tried again.
+    let unhurried =
+        QUICK.replace("retry_base = \"1s\"\nretry_max = \"2s\"", "retry_base = \"4s\"\nretry_max = \"4s\"");
+    let mut scene = Scene::begin(kind, settings, &unhurried).await;
+    let to = |name: &str| format!("silent.{name}@fabrikam.example");
+    for name in ["a", "b"] {
+        let row = scene.queue(&to(name), &format!("news for {name}"), None).await;
+        assert_eq!(scene.outcome(row).await.0, "delivered");
+    }
+    let again = scene.queue(&to("a"), "more for a", None).await;
+    assert_eq!(scene.outcome(again).await.0, "delivered");
+    // The text goes with the call, which fails later.
+    let third = scene.queue(&to("c"), "news for c", None).await;
+    assert_eq!(scene.outcome(third).await.0, "delivered");
+    assert_eq!(scene.asked(Operation::LeaveConversation), 1);
+    let talk = |body: &str| scene.simulator.conversation_phase(&scene.accepted(body)[0].conversation);
+    assert_eq!(
+        (talk("news for a"), talk("news for b")),
+        (ConversationPhase::Connected, ConversationPhase::Ended)
+    );
+    // A group is called without it, and the request may be refused at once.
+    let full = Fault::new(FaultKind::refusal(403, "TooManyConversations")).on(Operation::StartMessaging);
+    scene.simulator.inject(full).unwrap();
+    let group = scene.queue(&[to("d"), to("e")].join(";"), "for a group", None).await;
+    assert_eq!(scene.outcome(group).await, ("delivered".to_owned(), String::new()));
+    assert_eq!(scene.told_once("for a group").len(), 2);
+    assert_eq!(scene.open_talks(), 2);
+
+    // Meetings make room as well, after all talks of two.
+    let settings = SimulatorSettings {
+        conversations_per_application: Some(2),
+        escalation: Escalation::Absent,
+        ..SimulatorSettings::default()
+    };
+    let mut scene = Scene::begin(kind, settings, &unhurried).await;
+    for (number, pair) in [["a", "b"], ["c", "d"], ["e", "f"]].into_iter().enumerate() {
+        let text = format!("meeting {number}");
+        let row = scene.queue(&pair.map(to).join(";"), &text, None).await;
+        assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+        assert_eq!(scene.told_once(&text).len(), 2);
+    }
+    let meeting = |number: usize| {
+        scene.simulator.conversation_phase(&scene.accepted(&format!("meeting {number}"))[0].conversation)
+    };
+    assert_eq!(
+        [0, 1, 2].map(meeting),
+        [ConversationPhase::Ended, ConversationPhase::Connected, ConversationPhase::Connected]
+    );
+}
+
+/// Of several groups at once, so that a report without an operation id is nobody's before the answer.
+async fn who_did_not_get_a_message_is_named_though_the_report_comes_before_the_answer(kind: Kind) {
+    let settings = SimulatorSettings { early_event_share: 1.0, ..SimulatorSettings::default() };
+    let mut scene = Scene::begin(kind, settings, QUICK).await;
+    let deaf = |number: usize| format!("sip:deaf.{number}@fabrikam.example");
+    let mut rows = Vec::new();
+    for number in 0..8 {
+        let group = format!("silent.{number}@fabrikam.example;{}", deaf(number));
+        rows.push(scene.queue(&group, &format!("news {number}"), None).await);
+    }
+    for (number, row) in rows.into_iter().enumerate() {
+        let (state, error) = scene.outcome(row).await;
+        assert_eq!(state, "delivered", "{number}: {error}");
+        scene.names(row, &format!("not delivered to {}", deaf(number))).await;
+        let message = format!(
+            "messages WHERE outbox_id = {row} AND status = 'delivered' AND failed_recipients = '{}'",
+            deaf(number)
+        );
+        assert_eq!(scene.sql.count(&message).await, 1, "{number}");
+        assert_eq!(scene.told_once(&format!("news {number}")).len(), 2);
+    }
+}
+
+async fn html_is_said_to_a_group_as_far_as_all_of_it_read_it(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let html = Some(("content_type", "'text/html'"));
+    for (group, said, content_type) in [
+        ("html.a@fabrikam.example;html.b@fabrikam.example", "<b>news</b> for all", "text/html"),
+        ("html.c@fabrikam.example;silent.d@fabrikam.example", "news for all", "text/plain"),
+    ] {
+        let row = scene.queue(group, "<b>news</b> for all", html).await;
+        assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()), "{group}");
+        assert_eq!(scene.told_once(said).len(), 2, "{group}");
+        assert_eq!(scene.accepted(said)[0].content_type, content_type, "{group}");
+        let archived = format!("messages WHERE outbox_id = {row} AND content_type = '{content_type}'");
+        assert_eq!(scene.sql.count(&archived).await, 1, "{group}");
+    }
+}
+
+/// The row has to open the messaging again and to bring somebody back; the program is killed as it asks for the first.
+async fn a_group_that_grows_again_while_the_program_is_killed_is_told_once(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    for (number, cut) in
+        [FaultKind::Delay { ms: 60_000 }, FaultKind::DelayAfter { ms: 60_000 }].into_iter().enumerate()
+    {
+        let [begin, news] = ["begin", "news"].map(|text| format!("{text} {number}"));
+        let group =
+            ["silent.a", "silent.b", "leaves.c"].map(|who| format!("sip:{who}.{number}@fabrikam.example"));
+        let first = scene.queue(&group.join(";"), &begin, None).await;
+        assert_eq!(scene.outcome(first).await, ("delivered".to_owned(), String::new()), "{cut:?}");
+        scene.has_left(&group[2], &begin, 1).await;
+        let talk = scene.accepted(&begin).remove(0).conversation;
+        let cut = scene.simulator.inject(Fault::new(cut.clone()).on(Operation::AddMessaging)).unwrap();
+        scene.simulator.close_messaging(&talk).unwrap();
+        let row = scene.queue(&group.join(";"), &news, None).await;
+        eventually("the messaging is asked for", async || (scene.simulator.struck(cut) > 0).then_some(()))
+            .await;
+        let taken = format!("outbox WHERE id = {row} AND state <> 'queued'");
+        eventually("the row is taken", async || (scene.sql.count(&taken).await == 1).then_some(())).await;
+        scene.relay.server().kill();
+        scene.simulator.clear_faults(None);
+        scene.restart().await;
+        assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+        assert_eq!(scene.told_once(&news).len(), 3);
+        assert_eq!(scene.accepted(&news)[0].conversation, talk);
+        assert_eq!(scene.sql.count("outbox WHERE possible_duplicate").await, 0);
+    }
+}
+
 /// The row opens the group's messaging again, before the account does so by itself.
 async fn an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it(kind: Kind) {
     let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
@@ -2113,6 +2457,16 @@ on_both_databases!(
     an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it,
     a_row_whose_time_passes_while_its_call_rings_is_not_said,
     whoever_is_invited_while_the_server_is_busy_is_invited_again,
+    a_group_is_found_again,
+    who_did_not_get_a_message_is_named_though_the_report_comes_before_the_answer,
+    html_is_said_to_a_group_as_far_as_all_of_it_read_it,
+    a_group_that_grows_again_while_the_program_is_killed_is_told_once,
+    a_call_that_is_given_up_is_withdrawn,
+    the_longest_idle_conversation_makes_room_for_a_new_one,
+    a_message_that_was_not_delivered_for_now_is_sent_again,
+    whoever_has_left_a_group_is_invited_again,
+    whoever_could_not_come_for_now_is_invited_again_later,
+    a_group_that_nobody_joins_waits_as_long_as_the_server_wants,
     a_group_gets_a_meeting_where_conversations_of_two_do_not_grow,
     a_talk_of_two_that_could_not_be_left_is_not_gone_on_with,
     a_group_is_told_as_far_as_it_goes_where_meetings_are_refused,

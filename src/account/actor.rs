@@ -25,7 +25,8 @@ use crate::{
         channel_state::ChannelEnd,
         conversation::{
             ConversationActor, ConversationExited, ConversationView, Deliver, DeliveryEnd, DeliveryFinished,
-            InvitationProgress, MessagingView, SharedView, StopConversation, Unreached, shared_view,
+            Gathering, InvitationProgress, MessagingView, SharedView, StopConversation, Unreached,
+            shared_view,
         },
         delivery::{
             DeliveryContext, call_operation_id, commit_send, first_to_call, meeting_operation_ids,
@@ -44,6 +45,7 @@ use crate::{
             InvitationKind, SendFact, SendOutcome, Unfetchable,
         },
         interpret::interpret_fetched,
+        retry::is_for_want_of_room,
     },
     identifiers::{ConversationId, OperationId, OutboxId, SipUri},
     metrics::{self, Reconnect, Restarted},
@@ -164,6 +166,15 @@ struct Conversation {
     asked_for_messaging: u32,
     /// It is being asked for, or will be looked at again soon.
     asking_for_messaging: bool,
+}
+
+impl Conversation {
+    /// Which of several to give up first: one of two, of which nothing is missed since the other side may call again; of
+    /// those, the one in which nothing was said for the longest time.
+    fn worth(&self) -> (bool, Instant) {
+        let view = self.view.borrow();
+        (view.is_conference(), view.last_activity)
+    }
 }
 
 /// What exists only while the account is signed in.
@@ -531,7 +542,19 @@ impl AccountActor {
                 .conversations
                 .get(&number)
                 .is_some_and(|conversation| conversation.destination.is_some());
-            if let Some(remote) = found.remote.filter(|_| !found.multiparty && !is_theirs) {
+            if is_theirs {
+                continue;
+            }
+            if let Some(group) = found.group {
+                // Rows look who of them is there.
+                if let Some(conversation) = self.conversations.get(&number) {
+                    conversation.view.send_modify(|view| {
+                        view.gathering = Gathering::Assembled;
+                        view.multiparty = true;
+                    });
+                }
+                self.serve_destination(number, &group);
+            } else if let Some(remote) = found.remote.filter(|_| !found.multiparty) {
                 self.serve_destination(number, &remote);
             }
         }
@@ -579,7 +602,7 @@ impl AccountActor {
                         let progress = invitation_progress(Some(event), resource);
                         self.see_invitation(kind, &event.href, progress, resource, ctx);
                     }
-                    None => self.see_invitation_end(event),
+                    None => self.see_invitation_end(event, ctx),
                 }
             }
             ("participantInvitation", Some(resource)) if is_incoming(resource) => {
@@ -589,7 +612,7 @@ impl AccountActor {
             ("participantInvitation", Some(resource)) => {
                 self.see_participant_invitation(invitation_progress(Some(event), resource), resource);
             }
-            ("participantInvitation", None) => self.see_invitation_end(event),
+            ("participantInvitation", None) => self.see_invitation_end(event, ctx),
             ("conversation", _) if event.kind == EventKind::Deleted => {
                 if let Some(conversation) = self.known_conversation(&event.href) {
                     conversation.view.send_modify(|view| view.ended = true);
@@ -670,6 +693,9 @@ impl AccountActor {
     ) {
         let incoming = is_incoming(resource);
         self.learn_of_thread(&progress, ctx);
+        if !incoming {
+            self.make_room_if_refused(&progress, ctx);
+        }
         let conversation = resource.link("conversation").map(|link| link.href.clone());
         let operation_id = resource.property("operationId").map(|id| OperationId(id.to_owned()));
         let number = if incoming {
@@ -737,9 +763,57 @@ impl AccountActor {
         }
     }
 
+    /// An invitation of ours failed because the account has too many conversations: the next attempt is to find room.
+    fn make_room_if_refused(&self, progress: &InvitationProgress, ctx: &mut Context<Self>) {
+        if let InvitationProgress::Failed(reason) = progress
+            && is_for_want_of_room(reason.subcode.as_deref())
+        {
+            self.make_room(ctx);
+        }
+    }
+
+    /// The server lets this account have no more conversations: leaves one that nobody needs now.
+    fn make_room(&self, ctx: &mut Context<Self>) {
+        let Some(live) = &self.live else { return };
+        let busy: HashSet<u64> = self.handed.values().filter_map(|handed| handed.conversation).collect();
+        let can_go = |(number, conversation): &(&u64, &Conversation)| {
+            let view = conversation.view.borrow();
+            let rings = view.invitation == InvitationProgress::Ringing;
+            !busy.contains(*number) && !view.ended && !rings && view.href.is_some()
+        };
+        let idlest = self.conversations.iter().filter(can_go);
+        let Some((_, conversation)) =
+            idlest.min_by_key(|(number, conversation)| (conversation.worth(), **number))
+        else {
+            tracing::warn!(
+                "the server lets this account have no more conversations, and all of them are in use"
+            );
+            return;
+        };
+        let Some(href) = conversation.view.borrow().href.clone() else { return };
+        let idle = conversation.view.borrow().last_activity.elapsed();
+        tracing::info!(
+            idle_seconds = idle.as_secs(),
+            "the server lets this account have no more conversations; the one that was idle for the longest time is left"
+        );
+        // Rows for the same people begin another one from now on.
+        conversation.view.send_modify(|view| view.ended = true);
+        let client = live.client.clone();
+        let leaving = async move {
+            let left = match client.resolve(&href) {
+                Ok(url) => client.delete(&url).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = left {
+                tracing::warn!(error = %crate::error_chain(&error), "an idle conversation could not be left");
+            }
+        };
+        self.spawn(leaving, ctx);
+    }
+
     /// An invitation event without its resource: enough to know that it ended. Whom it concerns may only be known once the
     /// resource is read; why it failed, only the event says.
-    fn see_invitation_end(&mut self, event: &Event) {
+    fn see_invitation_end(&mut self, event: &Event, ctx: &mut Context<Self>) {
         if event.kind != EventKind::Completed {
             return;
         }
@@ -750,6 +824,7 @@ impl AccountActor {
             self.unread_ends.insert(event.href.clone(), progress);
             return;
         };
+        self.make_room_if_refused(&progress, ctx);
         if let Some(conversation) = self.conversations.get(&number) {
             conversation.view.send_modify(|view| view.see_invitation(progress));
         }
@@ -1766,6 +1841,10 @@ impl Handler<DeliveryFinished> for AccountActor {
                 }
                 _ => self.delivery_finished(outbox, &operation_id, ctx),
             },
+            DeliveryEnd::NoRoom => {
+                self.delivery_finished(outbox, &operation_id, ctx);
+                self.make_room(ctx);
+            }
             DeliveryEnd::Done => self.delivery_finished(outbox, &operation_id, ctx),
         }
     }

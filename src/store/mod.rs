@@ -517,6 +517,8 @@ pub struct OpenConversation {
     pub multiparty: bool,
     /// For going on with the thread.
     pub thread_id: Option<String>,
+    /// The group for which something was last said in it, in the spelling of `outbox.destination`.
+    pub group: Option<String>,
 }
 
 /// What is known of a conversation, open or over, for going on with it in another one.
@@ -530,6 +532,17 @@ pub struct KnownConversation {
     pub thread_id: Option<String>,
     /// As it was.
     pub subject: Option<String>,
+}
+
+/// Somebody else's stay in a conversation, as far as events told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownStay {
+    /// Who; `None` where nobody said.
+    pub uri: Option<String>,
+    /// They have not left.
+    pub present: bool,
+    /// Who it is is being asked for.
+    pub being_read: bool,
 }
 
 /// The archive and the event-channel cursor.
@@ -591,6 +604,13 @@ pub trait ArchiveStore: Send + Sync {
         account: AccountId,
         session: SessionId,
     ) -> Result<Vec<OpenConversation>, StoreError>;
+    /// The stays of the other people in a conversation of a session, named by its address in the application.
+    async fn known_stays(
+        &self,
+        account: AccountId,
+        session: SessionId,
+        conversation_href: &str,
+    ) -> Result<Vec<KnownStay>, StoreError>;
     /// A conversation of an account, if there is one with this id.
     async fn conversation(
         &self,
