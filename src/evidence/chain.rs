@@ -1,6 +1,8 @@
 //! The check of one account's chain, message by message, in the memory of a few digests.
 
-use super::{CheckedChain, Difference};
+use std::collections::BTreeSet;
+
+use super::{CheckedChain, Difference, tombstone};
 use crate::{
     archive::chain::{GENESIS, link},
     identifiers::MessageId,
@@ -25,6 +27,8 @@ pub struct ChainCheck {
     account: String,
     completeness: Completeness,
     sealed: Option<Head>,
+    /// Whose tombstones are believed; empty: anybody's.
+    trusted: BTreeSet<String>,
     last: Option<Last>,
     broken: Vec<Broken>,
     differences: Vec<Difference>,
@@ -60,6 +64,7 @@ impl ChainCheck {
             account: account.to_owned(),
             messages: 0,
             purged: 0,
+            tombstone_keys: BTreeSet::new(),
             last_seq: 0,
             sealed_to: sealed.as_ref().map(|head| head.seq),
             differences: 0,
@@ -68,10 +73,34 @@ impl ChainCheck {
             account: account.to_owned(),
             completeness,
             sealed,
+            trusted: BTreeSet::new(),
             last: None,
             broken: Vec::new(),
             differences: Vec::new(),
             checked,
+        }
+    }
+
+    /// Believes only tombstones that one of these public keys signed; without any, those of every key, which the report
+    /// names.
+    #[must_use]
+    pub fn trusting(mut self, keys: &BTreeSet<String>) -> Self {
+        self.trusted.clone_from(keys);
+        self
+    }
+
+    /// What is amiss with a message that calls itself purged.
+    fn purged(&mut self, message: &ChainedMessage) -> Option<String> {
+        self.checked.purged += 1;
+        match tombstone::check(message) {
+            Err(problem) => Some(problem.to_string()),
+            Ok(key) => {
+                let is_trusted = self.trusted.is_empty() || self.trusted.contains(&key);
+                let problem = (!is_trusted)
+                    .then(|| format!("its tombstone was signed by the key {key}, which is not the known one"));
+                self.checked.tombstone_keys.insert(key);
+                problem
+            }
         }
     }
 
@@ -103,14 +132,17 @@ impl ChainCheck {
 
         let stored = message.content_hash.clone().unwrap_or_default();
         let chain_hash = message.chain_hash.clone().unwrap_or_default();
-        // A purge empties the texts and keeps the digests: what is left to prove is the place.
+        // A purge empties the texts, keeps the digests and signs them.
         let computed = if message.purged_at.is_some() {
-            self.checked.purged += 1;
-            if !message.body.is_empty() || message.body_html.as_ref().is_some_and(|html| !html.is_empty()) {
-                self.differences.push(differ("purged_at is set, yet there is text".to_owned()));
-            }
+            let problem = self.purged(message);
+            self.differences.extend(problem.map(differ));
             stored.clone()
         } else {
+            if message.tombstone.is_some() {
+                self.differences.push(differ(
+                    "it has a tombstone and is not purged: purged_at was emptied, or its text was put back".to_owned(),
+                ));
+            }
             message.computed_hash()
         };
         let before = match &self.last {
@@ -296,6 +328,7 @@ mod tests {
                     content_hash: None,
                     chain_hash: None,
                     purged_at: None,
+                    tombstone: None,
                 };
                 let content = message.computed_hash();
                 before = link(&before, seq, &content);
