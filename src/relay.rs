@@ -25,6 +25,7 @@ use crate::{
         pace::Paces,
         pruning,
     },
+    retention::schedule::Schedule,
     store::{self, Allowances, ClaimSettings, Role, SharedStore, Store},
     systemd,
     ucwa::{EventParameters, HttpClients, HttpSettings},
@@ -50,6 +51,7 @@ pub struct Relay {
     stop: CancellationToken,
     dispatcher: JoinHandle<()>,
     pruning: JoinHandle<()>,
+    retention: JoinHandle<()>,
     states: JoinHandle<()>,
 }
 
@@ -107,6 +109,12 @@ impl Relay {
         );
         let pruning =
             tokio::spawn(pruning::run(Arc::clone(&store), config.outbox.keep_finished_days, stop.clone()));
+        let schedule = Schedule {
+            default_days: config.retention.default_days,
+            node: config.cluster.node_id.clone(),
+            key_file: config.seal_key_file(),
+        };
+        let retention = tokio::spawn(schedule.keep(Arc::clone(&store), stop.clone()));
         tracing::info!(node = %config.cluster.node_id, "ucwa-relay is running");
         Ok(Self {
             store,
@@ -117,6 +125,7 @@ impl Relay {
             stop,
             dispatcher,
             pruning,
+            retention,
             states: writing_states,
         })
     }
@@ -139,6 +148,7 @@ impl Relay {
             stop,
             dispatcher,
             pruning,
+            retention,
             states,
         } = self;
         if let Some(coordinator) = &coordinator {
@@ -149,6 +159,7 @@ impl Relay {
             // It only ends by itself or by this; a panic in it was logged when it happened.
             let _ = dispatcher.await;
             let _ = pruning.await;
+            let _ = retention.await;
             let (stopped, all_stopped) = oneshot::channel();
             if supervisor.send(StopAll(stopped)).await.is_ok() {
                 let _ = all_stopped.await;

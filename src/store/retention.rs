@@ -132,15 +132,6 @@ pub struct Due {
     pub kept: Vec<KeptByHold>,
 }
 
-/// A row of `retention_runs`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RetentionRun {
-    /// When it began.
-    pub started_at: Timestamp,
-    /// Whose signature its tombstones bear.
-    pub public_key: String,
-}
-
 /// Makes the tombstone of a message that is purged at a time.
 pub type Signer = Arc<dyn Fn(&ChainedMessage, Timestamp) -> String + Send + Sync>;
 
@@ -196,8 +187,10 @@ pub trait RetentionStore: Send + Sync {
     async fn due(&self, account: AccountId, before: Timestamp) -> Result<Due, StoreError>;
     /// What of an account holds keep though it is older than `before`.
     async fn kept(&self, account: AccountId, before: Timestamp) -> Result<Vec<KeptByHold>, StoreError>;
-    /// The last run that came to its end.
-    async fn last_run(&self) -> Result<Option<RetentionRun>, StoreError>;
+    /// When the last run began that came to its end.
+    async fn last_run(&self) -> Result<Option<Timestamp>, StoreError>;
+    /// Whose key signed the newest tombstones, in hexadecimal.
+    async fn last_signer(&self) -> Result<Option<String>, StoreError>;
     /// Begins a run of this node. `replaces_own`: no other process goes by the node's name and `by`, so a run of theirs that
     /// has not ended was interrupted. [`StoreError::AlreadyExists`] if another run is under way.
     async fn begin_run(
@@ -774,22 +767,26 @@ impl<S: Retaining> RetentionStore for S {
         Ok(kept)
     }
 
-    async fn last_run(&self) -> Result<Option<RetentionRun>, StoreError> {
+    async fn last_run(&self) -> Result<Option<Timestamp>, StoreError> {
         let failed = failed("looking when messages were purged last");
         let words = S::words();
         let sql = Sql::new(
             &*words,
-            "SELECT r.started_at, r.public_key FROM retention_runs r WHERE r.outcome = 'done'
-              ORDER BY r.id DESC LIMIT 1",
+            "SELECT r.started_at FROM retention_runs r WHERE r.outcome = 'done' ORDER BY r.id DESC LIMIT 1",
         );
         let found = self.select(sql.finish()).await.map_err(&failed)?;
-        let run = |row: &S::Row| {
-            Ok(RetentionRun {
-                started_at: row.time("started_at")?,
-                public_key: row.some_lossy_text("public_key")?,
-            })
-        };
-        found.first().map(run).transpose().map_err(failed)
+        found.first().map(|row| row.time("started_at")).transpose().map_err(failed)
+    }
+
+    async fn last_signer(&self) -> Result<Option<String>, StoreError> {
+        let failed = failed("looking who signed tombstones last");
+        let words = S::words();
+        let sql = Sql::new(
+            &*words,
+            "SELECT r.public_key FROM retention_runs r WHERE r.messages > 0 ORDER BY r.id DESC LIMIT 1",
+        );
+        let found = self.select(sql.finish()).await.map_err(&failed)?;
+        found.first().map(|row| row.some_lossy_text("public_key")).transpose().map_err(failed)
     }
 
     async fn begin_run(
