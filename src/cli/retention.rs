@@ -32,8 +32,10 @@ pub enum RetentionCommand {
 
 /// `retention run`.
 #[derive(Debug, Args)]
-#[command(after_help = "How long messages are kept is said by retention.default_days and accounts.retention_days; what a\n\
-                        hold is about stays. Times, hashes and addresses stay, signed, so that `verify` still passes.")]
+#[command(
+    after_help = "How long messages are kept is said by retention.default_days and accounts.retention_days; what a\n\
+                        hold is about stays. Times, hashes and addresses stay, signed, so that `verify` still passes."
+)]
 pub struct RunOptions {
     /// Only say what would go
     #[arg(long)]
@@ -117,14 +119,8 @@ pub(super) async fn retention(config: &Config, command: RetentionCommand) -> any
             );
         }
         let by = actor::name();
-        let purger = Purger {
-            store,
-            policy,
-            by: &by,
-            node: &config.cluster.node_id,
-            key: &key,
-            replaces_own: false,
-        };
+        let purger =
+            Purger { store, policy, by: &by, node: &config.cluster.node_id, key: &key, replaces_own: false };
         let stop = CancellationToken::new();
         let mut running = std::pin::pin!(purger.run(&stop));
         let report = tokio::select! {
@@ -173,7 +169,9 @@ fn print(accounts: &[AccountReport], dry_run: bool, stopped: bool, format: Forma
             kept.collect::<Vec<_>>().join(", "),
         ]);
     }
-    table.print("every account's messages are kept for ever; see retention.default_days and accounts.retention_days")
+    table.print(
+        "every account's messages are kept for ever; see retention.default_days and accounts.retention_days",
+    )
 }
 
 /// Does what `hold ...` says.
@@ -208,7 +206,7 @@ async fn add(store: &dyn Store, options: AddOptions) -> anyhow::Result<()> {
     if options.format == Format::Json {
         return output::json_line(&hold);
     }
-    let whose = hold.account.map_or_else(|| "all accounts".to_owned(), |account| account);
+    let whose = hold.account.unwrap_or_else(|| "all accounts".to_owned());
     let with = hold.with_uri.map(|uri| format!(" with {uri}")).unwrap_or_default();
     output::line(&format!("hold {id} is in force: messages of {whose}{with} are kept"))
 }
@@ -217,9 +215,7 @@ async fn add(store: &dyn Store, options: AddOptions) -> anyhow::Result<()> {
 async fn account_of(store: &dyn Store, uri: &SipUri) -> anyhow::Result<AccountId> {
     let accounts = store.retained_accounts().await?;
     let found = accounts.into_iter().find(|account| account.uri == uri.as_str());
-    Ok(found
-        .with_context(|| format!("there is no account {uri}; `ucwa-relay account list` shows them"))?
-        .id)
+    Ok(found.with_context(|| format!("there is no account {uri}; `ucwa-relay account list` shows them"))?.id)
 }
 
 async fn list(store: &dyn Store, options: &ListOptions) -> anyhow::Result<()> {

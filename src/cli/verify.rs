@@ -105,9 +105,10 @@ pub(super) async fn verify(config: &Config, options: VerifyOptions) -> anyhow::R
         Report { intact: true, chains: Vec::new(), files: None, differences: Vec::new(), not_listed: 0 };
     match export {
         Some(folder) => {
-            let checked = export::verify::verify(&folder, only.as_ref(), seal.as_ref(), &trusted, |difference| {
-                report.add(difference, format)
-            })?;
+            let checked =
+                export::verify::verify(&folder, only.as_ref(), seal.as_ref(), &trusted, |difference| {
+                    report.add(difference, format)
+                })?;
             report.files = Some(checked.files);
             report.chains = checked.chains;
         }
@@ -120,10 +121,11 @@ pub(super) async fn verify(config: &Config, options: VerifyOptions) -> anyhow::R
                     bail!("there is no account {uri}; `ucwa-relay account list` shows them");
                 }
                 store.record_access(&actor::name(), "verify", account.as_ref(), &noted).await?;
-                report.chains = database::verify(store, only.as_ref(), seal.as_ref(), &trusted, |difference| {
-                    report.add(difference, format)
-                })
-                .await?;
+                report.chains =
+                    database::verify(store, only.as_ref(), seal.as_ref(), &trusted, |difference| {
+                        report.add(difference, format)
+                    })
+                    .await?;
                 Ok(())
             })
             .await?;

@@ -147,10 +147,10 @@ impl Config {
     pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
         let default = Self::default();
         [("archive.raw", "the raw event stream", self.archive.raw != default.archive.raw)]
-        .into_iter()
-        .filter(|(_, _, changed)| *changed)
-        .map(|(key, waits_for, _)| (key, waits_for))
-        .collect()
+            .into_iter()
+            .filter(|(_, _, changed)| *changed)
+            .map(|(key, waits_for, _)| (key, waits_for))
+            .collect()
     }
 
     fn validate(&self, findings: &mut Findings) {

@@ -96,8 +96,9 @@ impl ChainCheck {
             Err(problem) => Some(problem.to_string()),
             Ok(key) => {
                 let is_trusted = self.trusted.is_empty() || self.trusted.contains(&key);
-                let problem = (!is_trusted)
-                    .then(|| format!("its tombstone was signed by the key {key}, which is not the known one"));
+                let problem = (!is_trusted).then(|| {
+                    format!("its tombstone was signed by the key {key}, which is not the known one")
+                });
                 self.checked.tombstone_keys.insert(key);
                 problem
             }
@@ -140,7 +141,8 @@ impl ChainCheck {
         } else {
             if message.tombstone.is_some() {
                 self.differences.push(differ(
-                    "it has a tombstone and is not purged: purged_at was emptied, or its text was put back".to_owned(),
+                    "it has a tombstone and is not purged: purged_at was emptied, or its text was put back"
+                        .to_owned(),
                 ));
             }
             message.computed_hash()
@@ -299,6 +301,8 @@ impl ChainCheck {
 
 #[cfg(test)]
 mod tests {
+    use ed25519_dalek::SigningKey;
+
     use super::*;
     use crate::identifiers::ConversationId;
 
@@ -443,14 +447,65 @@ mod tests {
         }
     }
 
+    const PURGED_AT: &str = "2026-03-02T00:00:00.000Z";
+
+    fn purge(message: &mut ChainedMessage, key: &SigningKey) {
+        message.body.clear();
+        message.tombstone = Some(tombstone::sign(key, message, PURGED_AT.parse().unwrap()));
+        message.purged_at = Some(PURGED_AT.into());
+    }
+
     #[test]
     fn a_purged_message_keeps_its_place() {
+        let key = SigningKey::from_bytes(&[7; 32]);
         let mut chain = chain(3);
         let head = head(&chain);
-        chain[1].body.clear();
-        chain[1].sender_uri = None;
-        chain[1].purged_at = Some("2026-03-02T00:00:00.000Z".into());
+        purge(&mut chain[1], &key);
         assert_told(&chain, &head, &[]);
+
+        for trusted in [tombstone::public_key(&key), tombstone::public_key(&SigningKey::from_bytes(&[8; 32]))]
+        {
+            let keys = BTreeSet::from([trusted.clone()]);
+            let mut check = ChainCheck::new(ACCOUNT, Completeness::Whole, None).trusting(&keys);
+            chain.iter().for_each(|message| check.message(message, None));
+            let (differences, checked) = check.finish();
+            assert_eq!(differences.is_empty(), trusted == tombstone::public_key(&key), "{differences:?}");
+            assert_eq!((checked.purged, checked.tombstone_keys.len()), (1, 1));
+        }
+    }
+
+    #[test]
+    fn a_tombstone_is_good_only_for_what_was_purged() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let mut chain = chain(4);
+        let head = head(&chain);
+        purge(&mut chain[1], &key);
+        let cases: [(Change, &str); 9] = [
+            (|chain| chain[1].tombstone = None, "erased by hand"),
+            (|chain| chain[1].tombstone = Some("00".into()), "malformed"),
+            (|chain| chain[1].sender_uri = Some("sip:eve@contoso.com".into()), "does not fit"),
+            (|chain| chain[1].sent_at = "2026-03-01T12:00:06.000Z".into(), "does not fit"),
+            (|chain| chain[1].purged_at = Some("2026-03-03T00:00:00.000Z".into()), "does not fit"),
+            (|chain| chain[1].sender_name = Some("Eve".into()), "yet there is text"),
+            (|chain| chain[1].correlation = Some(String::new()), "yet there is text"),
+            (|chain| chain[1].purged_at = None, "has a tombstone and is not purged"),
+            (
+                |chain| chain[1].tombstone = chain[1].tombstone.as_ref().map(|text| text.replace(':', "")),
+                "malformed",
+            ),
+        ];
+        for (change, words) in cases {
+            let mut changed = chain.clone();
+            change(&mut changed);
+            let told = told(&changed, &head, None);
+            assert!(told.iter().any(|(seq, what)| *seq == 2 && what.contains(words)), "{words}: {told:?}");
+            assert!(told.iter().all(|(seq, _)| *seq == 2), "{told:?}");
+        }
+        // That of another message.
+        chain[2].body.clear();
+        chain[2].purged_at = chain[1].purged_at.clone();
+        chain[2].tombstone = chain[1].tombstone.clone();
+        assert_told(&chain, &head, &[(3, "does not fit")]);
     }
 
     #[test]

@@ -179,9 +179,7 @@ pub fn known_public_key(path: &Path) -> anyhow::Result<Option<String>> {
             let (key, _) = load_or_create_key(path)?;
             Ok(Some(hex::encode(key.verifying_key().as_bytes())))
         }
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) =>
-        {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
             Ok(None)
         }
         Err(error) => {
@@ -241,11 +239,15 @@ mod tests {
 
         let other = hex::encode(SigningKey::from_bytes(&[1; 32]).verifying_key().as_bytes());
         assert!(
-            format!("{:#}", Seal::read(&path, &BTreeSet::from([other])).unwrap_err()).contains("signed with the key")
+            format!("{:#}", Seal::read(&path, &BTreeSet::from([other])).unwrap_err())
+                .contains("signed with the key")
         );
         let changed = fs::read_to_string(&path).unwrap().replace("\"seq\": 7", "\"seq\": 6");
         fs::write(&path, changed).unwrap();
-        assert!(format!("{:#}", Seal::read(&path, &BTreeSet::new()).unwrap_err()).contains("changed after it was made"));
+        assert!(
+            format!("{:#}", Seal::read(&path, &BTreeSet::new()).unwrap_err())
+                .contains("changed after it was made")
+        );
     }
 
     #[cfg(unix)]

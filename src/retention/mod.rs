@@ -79,7 +79,10 @@ pub struct Purger<'a> {
 }
 
 /// Accounts whose messages are not kept for ever, with their days and what is older than those.
-async fn limited(store: &dyn Store, policy: Policy) -> Result<Vec<(RetainedAccount, i64, Timestamp)>, StoreError> {
+async fn limited(
+    store: &dyn Store,
+    policy: Policy,
+) -> Result<Vec<(RetainedAccount, i64, Timestamp)>, StoreError> {
     let accounts = store.retained_accounts().await?;
     let limited = accounts.into_iter().filter_map(|account| {
         let (days, before) = policy.days(account.days).zip(policy.before(account.days))?;
@@ -135,7 +138,8 @@ impl Purger<'_> {
             Ok(_) => "done",
             Err(_) => "failed",
         };
-        let ended = self.store.end_run(run, outcome).await.context("the end of the run can't be written down");
+        let ended =
+            self.store.end_run(run, outcome).await.context("the end of the run can't be written down");
         let report = result?;
         ended?;
         Ok(report)

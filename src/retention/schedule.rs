@@ -68,8 +68,7 @@ impl Schedule {
                 "made the key that signs what is left of purged messages; keep a copy of it, and its public half elsewhere"
             );
         }
-        let purger =
-            Purger { store, policy, by: SCHEDULE, node: &self.node, key: &key, replaces_own: true };
+        let purger = Purger { store, policy, by: SCHEDULE, node: &self.node, key: &key, replaces_own: true };
         match purger.run(stop).await {
             Ok(report) => tell(&report),
             Err(error) if matches!(error.downcast_ref(), Some(StoreError::AlreadyExists(_))) => {

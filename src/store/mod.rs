@@ -58,8 +58,8 @@ pub use self::{
         ExportOrder, Head, Page, Place, ReadingStore, Stay,
     },
     retention::{
-        Batch, Due, Hold, KeptByHold, NewHold, Policy, PurgeBatch, RetainedAccount, RetentionStore,
-        Signer, Stage,
+        Batch, Due, Hold, KeptByHold, NewHold, Policy, PurgeBatch, RetainedAccount, RetentionStore, Signer,
+        Stage,
     },
     secrets::{Resealed, SealedSecret, SecretStore},
 };

@@ -593,7 +593,8 @@ async fn begin_within<S: Retaining>(
         );
         let heard = row.time("heartbeat_at").map_err(&failed)?;
         let silent = row.time("now").map_err(&failed)?.duration_since(heard) > SILENCE;
-        if !silent && !(replaces_own && other == by && at == node) {
+        let is_own = replaces_own && other == by && at == node;
+        if !silent && !is_own {
             return Err(under_way(&format!("by {other} on {at}")));
         }
         let mut sql = Sql::new(&*words, "UPDATE retention_runs SET outcome = 'interrupted', finished_at = ");
@@ -636,8 +637,7 @@ async fn write<S: Retaining>(
         .run(operation, false, move |connection| -> BoxFuture<'_, _> {
             Box::pin(async move {
                 let failed = failed(operation);
-                let statement =
-                    Statement { text: statement.text.clone(), values: statement.values.clone() };
+                let statement = Statement { text: statement.text.clone(), values: statement.values.clone() };
                 let rows = S::rows_within(connection, statement).await.map_err(&failed)?;
                 rows.first().map(|row| row.integer("id")).transpose().map_err(&failed)
             })
@@ -715,11 +715,9 @@ impl<S: Retaining> RetentionStore for S {
         let mut sql =
             Sql::new(&*words, "SELECT count(*) AS n, min(m.sent_at) AS oldest, max(m.sent_at) AS newest");
         from_old_messages(&mut sql, account, before);
-        sql.push(
-            " AND m.conversation_id NOT IN (SELECT c.id FROM conversations c WHERE c.account_id = ",
-        )
-        .bind_integer(account.0)
-        .push(" AND ");
+        sql.push(" AND m.conversation_id NOT IN (SELECT c.id FROM conversations c WHERE c.account_id = ")
+            .bind_integer(account.0)
+            .push(" AND ");
         is_held(&mut sql, None);
         sql.push(")");
         let messages = self.select(sql.finish()).await.map_err(&failed)?;
@@ -799,9 +797,9 @@ impl<S: Retaining> RetentionStore for S {
         let (by, node, public_key) = (by.to_owned(), node.to_owned(), public_key.to_owned());
         self.writer()
             .run("beginning to purge", false, move |connection| -> BoxFuture<'_, _> {
-                Box::pin(async move {
-                    begin_within::<S>(connection, &by, &node, &public_key, replaces_own).await
-                })
+                Box::pin(
+                    async move { begin_within::<S>(connection, &by, &node, &public_key, replaces_own).await },
+                )
             })
             .await
     }

@@ -285,20 +285,15 @@ impl Workspace {
     }
 
     /// What is left may be what was purged.
-    fn match_purged(
-        &self,
-        said: &[Said],
-        archived: &[usize],
-        matched: &mut BTreeMap<usize, Option<usize>>,
-    ) {
+    fn match_purged(&self, said: &[Said], archived: &[usize], matched: &mut BTreeMap<usize, Option<usize>>) {
         let rows: Vec<usize> =
             archived.iter().copied().filter(|&place| self.messages.get(place).is_purged).collect();
         let numbers: Vec<usize> = (0..said.len()).filter(|number| !matched.contains_key(number)).collect();
         let distance = |one: usize, other: usize| {
             let (said, row) = (&said[numbers[one]], self.messages.get(rows[other]));
-            let distance = said.distance(row).or_else(|| {
-                said.came_late(row).then(|| row.sent_at.duration_since(said.sent_at))
-            })?;
+            let distance = said
+                .distance(row)
+                .or_else(|| said.came_late(row).then(|| row.sent_at.duration_since(said.sent_at)))?;
             Some(i64::try_from(distance.as_millis()).unwrap_or(i64::MAX))
         };
         for (one, other) in align(numbers.len(), rows.len(), distance) {

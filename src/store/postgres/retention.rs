@@ -2,7 +2,7 @@
 
 use sqlx::{PgConnection, postgres::PgRow};
 
-use super::{PostgresStore, PostgresDialect, reading};
+use super::{PostgresDialect, PostgresStore, reading};
 use crate::store::{
     retention::Retaining,
     selection::{Dialect, Statement},

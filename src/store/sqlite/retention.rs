@@ -2,7 +2,7 @@
 
 use sqlx::{SqliteConnection, sqlite::SqliteRow};
 
-use super::{SqliteStore, SqliteDialect, reading};
+use super::{SqliteDialect, SqliteStore, reading};
 use crate::store::{
     retention::Retaining,
     selection::{Dialect, Statement},
