@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use anyhow::Context as _;
+use futures_util::FutureExt;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -248,6 +249,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     }
     on_actix(async {
         let relay = Relay::start(config).await?;
+        // Whoever hears that it answers may ask it to stop in order.
+        let signal = signals()?;
         let admin = match relay.answer_admin(&config.admin).await {
             Ok(admin) => admin,
             Err(error) => {
@@ -256,7 +259,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
             }
         };
         let watchdog = systemd::ready(Arc::clone(&relay.store));
-        let ended = until_ended(wait_for_signal(), relay.store.broken()).await;
+        let ended = until_ended(signal.map(Ok), relay.store.broken()).await;
         if ended.is_ok() {
             tracing::info!("stopping; a second signal stops at once");
         }
@@ -306,14 +309,21 @@ pub fn on_actix<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::R
 
 /// Waits for SIGINT or SIGTERM.
 pub async fn wait_for_signal() -> anyhow::Result<()> {
+    signals()?.await;
+    Ok(())
+}
+
+/// Listens for SIGINT and SIGTERM from now on; the first one ends the future.
+fn signals() -> anyhow::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened for")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened for")?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 #[cfg(test)]

@@ -195,11 +195,8 @@ impl Scene {
     }
 }
 
-async fn a_purge_leaves_nothing_but_signed_tombstones(kind: Kind) {
-    let scene = Scene::new(kind).await;
-    scene.talked("bob", 100, &[SECRET, "lunch Zwetschgendatschi again"]).await;
-    scene.talked("carol", 1, &["fresh"]).await;
-    // One of our own, as the queue has it; and what nobody understood.
+/// A message of our own, which the queue has, too.
+async fn we_said(scene: &Scene) {
     let row = NewOutboxRow {
         account: "alice@contoso.com".to_owned(),
         recipients: "bob@contoso.com".to_owned(),
@@ -233,6 +230,14 @@ async fn a_purge_leaves_nothing_but_signed_tombstones(kind: Kind) {
     let facts = vec![Fact::Send(accepted), Fact::Message(completed)];
     let commit = ArchiveCommit { received_at: sent_at, ..scene.alice.commit_of(None, facts) };
     store.commit(commit).await.unwrap();
+}
+
+async fn a_purge_leaves_nothing_but_signed_tombstones(kind: Kind) {
+    let scene = Scene::new(kind).await;
+    scene.talked("bob", 100, &[SECRET, "lunch Zwetschgendatschi again"]).await;
+    scene.talked("carol", 1, &["fresh"]).await;
+    we_said(&scene).await;
+    let store = &scene.database.store;
     store.quarantine(scene.alice.account, None, "odd", &format!("<x>{SECRET}</x>")).await.unwrap();
     scene.sql(&format!("UPDATE event_quarantine SET received_at = '{:.3}'", days_ago(90))).await;
     scene.done(&["verify"]);
@@ -567,14 +572,14 @@ async fn a_running_server_purges_by_itself(kind: Kind) {
             .then_some(())
     })
     .await;
-    assert!(relay.server().terminate());
+    assert!(relay.server().terminate(), "{}", relay.server().stderr());
 
     // It is a day before the next one is due, whoever did this one.
     sql.run("UPDATE accounts SET retention_days = 1").await.unwrap();
     relay.start();
     // It looks first of all, and ends in order only after that.
     answers(&mut relay).await;
-    assert!(relay.server().terminate());
+    assert!(relay.server().terminate(), "{}", relay.server().stderr());
     assert_eq!(sql.rows("SELECT count(*) FROM retention_runs").await, ["1"]);
     sql.close().await;
 }

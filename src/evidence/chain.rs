@@ -467,7 +467,9 @@ mod tests {
         {
             let keys = BTreeSet::from([trusted.clone()]);
             let mut check = ChainCheck::new(ACCOUNT, Completeness::Whole, None).trusting(&keys);
-            chain.iter().for_each(|message| check.message(message, None));
+            for message in &chain {
+                check.message(message, None);
+            }
             let (differences, checked) = check.finish();
             assert_eq!(differences.is_empty(), trusted == tombstone::public_key(&key), "{differences:?}");
             assert_eq!((checked.purged, checked.tombstone_keys.len()), (1, 1));
