@@ -371,6 +371,7 @@ mod tests {
             body: body.into(),
             status: "delivered".into(),
             source: "event".into(),
+            purged_at: None,
         }
     }
 
