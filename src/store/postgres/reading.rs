@@ -1,7 +1,10 @@
 //! PostgreSQL's words for reading the archive.
 
 use async_trait::async_trait;
-use sqlx::{AssertSqlSafe, Postgres, postgres::PgRow};
+use sqlx::{
+    AssertSqlSafe, Postgres,
+    postgres::{PgArguments, PgRow},
+};
 
 use super::{PostgresStore, column, column::Time, full_text};
 use crate::{
@@ -98,14 +101,20 @@ impl Readable for PostgresStore {
     }
 
     async fn select(&self, statement: Statement) -> Result<Vec<PgRow>, sqlx::Error> {
-        let mut query = sqlx::query::<Postgres>(AssertSqlSafe(statement.text));
-        for value in &statement.values {
-            query = match value {
-                Value::Text(text) => query.bind(column::text(text)),
-                Value::Integer(number) => query.bind(*number),
-                Value::Time(at) => query.bind(Time(*at)),
-            };
-        }
-        query.fetch_all(&self.readers).await
+        prepared(statement).fetch_all(&self.readers).await
     }
+}
+
+/// A statement with its values in place.
+pub(super) fn prepared(statement: Statement) -> sqlx::query::Query<'static, Postgres, PgArguments> {
+    let mut query = sqlx::query::<Postgres>(AssertSqlSafe(statement.text));
+    for value in statement.values {
+        query = match value {
+            Value::Text(text) => query.bind(column::text(&text).into_owned()),
+            Value::Integer(number) => query.bind(number),
+            Value::Time(at) => query.bind(Time(at)),
+            Value::Bytes(bytes) => query.bind(bytes),
+        };
+    }
+    query
 }

@@ -1,7 +1,10 @@
 //! SQLite's words for reading the archive.
 
 use async_trait::async_trait;
-use sqlx::{AssertSqlSafe, Sqlite, sqlite::SqliteRow};
+use sqlx::{
+    AssertSqlSafe, Sqlite,
+    sqlite::{SqliteArguments, SqliteRow},
+};
 
 use super::{SqliteStore, column::time_text, full_text};
 use crate::{
@@ -117,17 +120,24 @@ impl Readable for SqliteStore {
     }
 }
 
+/// A statement with its values in place.
+pub(super) fn prepared(statement: Statement) -> sqlx::query::Query<'static, Sqlite, SqliteArguments> {
+    let mut query = sqlx::query::<Sqlite>(AssertSqlSafe(statement.text));
+    for value in statement.values {
+        query = match value {
+            Value::Text(text) => query.bind(text),
+            Value::Integer(number) => query.bind(number),
+            Value::Time(at) => query.bind(time_text(at)),
+            Value::Bytes(bytes) => query.bind(bytes),
+        };
+    }
+    query
+}
+
 impl SqliteStore {
     async fn rows(&self, text: &str, values: &[Value]) -> Result<Vec<SqliteRow>, sqlx::Error> {
-        let mut statement = sqlx::query::<Sqlite>(AssertSqlSafe(text.to_owned()));
-        for value in values {
-            statement = match value {
-                Value::Text(text) => statement.bind(text.clone()),
-                Value::Integer(number) => statement.bind(*number),
-                Value::Time(at) => statement.bind(time_text(*at)),
-            };
-        }
-        statement.fetch_all(&self.readers).await
+        let statement = Statement { text: text.to_owned(), values: values.to_vec() };
+        prepared(statement).fetch_all(&self.readers).await
     }
 
     /// The statement for an archive in which some texts are none. Looks at every text, a page at a time; `verify` names
