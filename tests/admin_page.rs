@@ -492,8 +492,36 @@ async fn rows_of_the_outbox_are_written_and_changed(kind: Kind) {
     })
     .await;
 
+    a_row_that_waits_is_held_and_released(&scene, &mut sql, &csrf).await;
     forged_forms_do_nothing(&scene, &mut sql, &csrf).await;
     assert!(scene.relay.server().terminate());
+}
+
+/// By the forms that the row's own page shows, one after the other, until it is sent.
+async fn a_row_that_waits_is_held_and_released(scene: &Scene, sql: &mut Sql, csrf: &str) {
+    sql.run(&format!(
+        "INSERT INTO outbox (account, recipients, body, send_after)
+         VALUES ('{ALICE}', 'sip:friend@fabrikam.example', 'later', '2099-01-01T00:00:00Z')"
+    ))
+    .await
+    .expect("a row");
+    let row = sql.rows("SELECT max(id) FROM outbox").await.remove(0);
+    for (word, state, says) in [("hold", "held", "is held until"), ("release", "queued", "is queued again")] {
+        let action = format!("/outbox/{row}/{word}");
+        let page = scene.page(&format!("/outbox/{row}")).await;
+        assert!(page.contains(&format!("action=\"{action}\"")), "{word} in {page}");
+        let done = scene.post(&action, &[("csrf", csrf), ("back", &format!("/outbox/{row}"))]).await;
+        assert_eq!((done.status.as_u16(), done.location()), (303, &*format!("/outbox/{row}?done={word}")));
+        assert_eq!(sql.rows(&format!("SELECT state FROM outbox WHERE id = {row}")).await, [state]);
+        assert!(words(&scene.page(done.location()).await).contains(says), "{word}");
+    }
+    sql.run(&format!("UPDATE outbox SET send_after = '2020-01-01T00:00:00Z' WHERE id = {row}"))
+        .await
+        .expect("brought forward");
+    eventually("what was released is delivered", async || {
+        (sql.count(&format!("outbox WHERE id = {row} AND state = 'delivered'")).await == 1).then_some(())
+    })
+    .await;
 }
 
 /// What another site makes a browser send.
@@ -606,6 +634,33 @@ async fn with_a_token_people_sign_in_by_name() {
     let server = scene.relay.server();
     assert!(server.terminate());
     assert!(!server.stderr().contains(TOKEN));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_proxy_that_speaks_tls_the_cookie_is_for_tls_only() {
+    let mut scene =
+        Scene::new(Kind::Sqlite, "token_file = \"token\"\nnames = [\"relay.contoso.example\"]\n").await;
+    // As a proxy passes on what a browser asks it over TLS.
+    let proxied = |request: reqwest::RequestBuilder| {
+        request
+            .header("host", "relay.contoso.example")
+            .header("x-forwarded-proto", "https")
+            .header("accept", "text/html")
+    };
+    let form = [("token", TOKEN), ("name", "Ann")];
+    let signed_in = proxied(scene.http.post(format!("{}/sign-in", scene.base)).form(&form))
+        .header("origin", "https://relay.contoso.example");
+    let signed_in = scene.send(signed_in).await;
+    assert_eq!(signed_in.status, 303, "{}", signed_in.text);
+    let cookie = signed_in.headers[SET_COOKIE].to_str().expect("a cookie").to_owned();
+    assert!(cookie.starts_with("__Host-") && cookie.ends_with("; Secure"), "{cookie}");
+    let pair = cookie.split(';').next().expect("a pair").to_owned();
+    let page = proxied(scene.http.get(format!("{}/outbox", scene.base))).header("cookie", &pair);
+    assert_eq!(scene.send(page).await.status, 200);
+    // Over plain HTTP it is none: nobody who can only speak that puts one under its name.
+    let plain = scene.http.get(format!("{}/outbox", scene.base)).header("cookie", &pair);
+    assert_eq!(scene.send(plain).await.status, 401);
+    assert!(scene.relay.server().terminate());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1028,7 +1083,8 @@ async fn programs_queue_messages_and_change_rows(kind: Kind) {
     let foreign = scene.send(foreign).await;
     assert_eq!(problem(&foreign).0, 403);
     let long = json!({ "account": ALICE, "recipients": "a@b.example", "body": "x".repeat(1 << 20) });
-    assert_eq!(problem(&scene.post_json("/outbox", &long).await).0, 413);
+    let (answered, sentence) = problem(&scene.post_json("/outbox", &long).await);
+    assert!(answered == 413 && sentence.contains("longer than 1024 KiB"), "{sentence}");
     assert_eq!(sql.count("outbox").await, 0);
 
     let queued = scene.post_json("/outbox", &good).await;
@@ -1076,4 +1132,12 @@ async fn programs_need_the_token_where_there_is_one() {
     let answer = scene.send(ask(TOKEN)).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     assert_eq!(problem(&scene.post_json("/outbox", &json!({})).await).0, 401);
+
+    // Who guesses has to wait, and learns it in the same form as everything else.
+    for _ in 0..4 {
+        assert_eq!(problem(&scene.send(ask("another-token-of-that-length")).await).0, 401);
+    }
+    let waits = scene.send(ask(TOKEN)).await;
+    assert_eq!(problem(&waits).0, 429);
+    assert!(waits.headers.contains_key(RETRY_AFTER));
 }
