@@ -16,6 +16,10 @@ use support::{
     eventually,
     sql::{Kind, Sql},
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+};
 
 const ALICE: &str = "sip:user0001@contoso.example";
 const BOB: &str = "sip:user0002@contoso.example";
@@ -661,6 +665,52 @@ async fn behind_a_proxy_that_speaks_tls_the_cookie_is_for_tls_only() {
     let plain = scene.http.get(format!("{}/outbox", scene.base)).header("cookie", &pair);
     assert_eq!(scene.send(plain).await.status, 401);
     assert!(scene.relay.server().terminate());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_connects_and_says_nothing_leaves_room_for_others_and_is_let_go() {
+    let mut scene = Scene::new(Kind::Sqlite, "token_file = \"token\"\n").await;
+    let address = scene.base.trim_start_matches("http://").to_owned();
+    let mut silent = Vec::new();
+    for _ in 0..150 {
+        silent.push(TcpStream::connect(&address).await.expect("the system takes it"));
+    }
+    // Another address of this machine, as if it were another machine.
+    let elsewhere =
+        reqwest::Client::builder().local_address("127.0.0.2".parse().ok()).build().expect("a client");
+    let healthy = elsewhere.get(format!("{}/healthz", scene.base)).send().await.expect("it answers others");
+    assert_eq!(healthy.status(), 200);
+
+    // What is begun and not ended: the body of a form, by somebody whom nobody knows.
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.3:0".parse().expect("an address")).expect("another address");
+    let mut slow = socket.connect(address.parse().expect("an address")).await.expect("it connects");
+    let begun = "POST /sign-in HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\
+                 content-type: application/x-www-form-urlencoded\r\n\r\ntoken=";
+    slow.write_all(begun.as_bytes()).await.expect("sent");
+    let mut answer = vec![0; 12];
+    tokio::time::timeout(Duration::from_secs(120), slow.read_exact(&mut answer))
+        .await
+        .expect("it is not waited for without an end")
+        .expect("an answer");
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 408");
+
+    let all_closed = async {
+        for connection in &mut silent {
+            // Closed in order, or with a reset where it was never looked at.
+            assert_eq!(connection.read(&mut [0]).await.unwrap_or(0), 0);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), all_closed)
+        .await
+        .expect("nobody is kept who says nothing");
+    eventually("there is room again", async || {
+        scene.http.get(format!("{}/healthz", scene.base)).send().await.ok()
+    })
+    .await;
+    let server = scene.relay.server();
+    assert!(server.terminate());
+    assert_eq!(server.stderr().matches("closes further").count(), 1, "it is said, once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
