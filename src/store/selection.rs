@@ -7,8 +7,8 @@ use crate::{
     query::{Condition, Person, Query, Term},
 };
 
-/// What is bound to a placeholder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What is bound to a placeholder. Nothing of it is for a log: there may be sealed passwords in it.
+#[derive(Clone, PartialEq, Eq)]
 pub(super) enum Value {
     /// A text.
     Text(String),
@@ -16,6 +16,8 @@ pub(super) enum Value {
     Integer(i64),
     /// An instant, bound as the dialect keeps it.
     Time(Timestamp),
+    /// Bytes.
+    Bytes(Vec<u8>),
 }
 
 /// What differs between databases.
@@ -53,7 +55,7 @@ pub(super) trait Dialect: Send + Sync {
 }
 
 /// A finished statement.
-#[derive(Debug)]
+#[derive(Clone)]
 pub(super) struct Statement {
     /// Literals and placeholders only; what people typed is among the values.
     pub(super) text: String,

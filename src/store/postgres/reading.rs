@@ -122,5 +122,6 @@ pub(super) fn bound(statement: &Statement) -> Query<'_, Postgres, PgArguments> {
         Value::Text(text) => query.bind(column::text(text)),
         Value::Integer(number) => query.bind(*number),
         Value::Time(at) => query.bind(Time(*at)),
+        Value::Bytes(bytes) => query.bind(bytes.as_slice()),
     })
 }

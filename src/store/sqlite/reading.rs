@@ -135,6 +135,7 @@ pub(super) fn bound(text: &str, values: &[Value]) -> Query<'static, Sqlite, Sqli
         Value::Text(text) => statement.bind(text.clone()),
         Value::Integer(number) => statement.bind(*number),
         Value::Time(at) => statement.bind(time_text(*at)),
+        Value::Bytes(bytes) => statement.bind(bytes.clone()),
     })
 }
 
