@@ -335,6 +335,8 @@ mod tests {
             kind: MessageKind::Message,
             state,
             package_acknowledged: state == IncomingState::Acknowledged,
+            packaged_at: None,
+            acknowledged_at: None,
         }
     }
 
