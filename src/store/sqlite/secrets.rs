@@ -16,7 +16,10 @@ impl Resealable for SqliteStore {
             .run(doing, false, move |connection| {
                 Box::pin(async move {
                     for statement in statements {
-                        bound(&statement.text, &statement.values).execute(&mut *connection).await.map_err(failed(doing))?;
+                        bound(&statement.text, &statement.values)
+                            .execute(&mut *connection)
+                            .await
+                            .map_err(failed(doing))?;
                     }
                     Ok(())
                 })
