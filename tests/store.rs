@@ -271,7 +271,7 @@ async fn a_resume_ends_what_was_open_in_the_commit_that_moves_the_cursor(kind: K
     assert_eq!(outside.count("outbox WHERE state = 'uncertain' AND last_error LIKE '%resume%'").await, 2);
 
     // What never left goes back, and a refusal that comes late is believed.
-    store.release_claim(claimed[0].outbox, &claimed[0].operation_id).await.unwrap();
+    store.release_claim(&claimed[0]).await.unwrap();
     alice.send_fact(&claimed[1], retry_at(now)).await;
     assert_eq!(
         outside.rows("SELECT state, attempts, finished_at IS NULL FROM outbox ORDER BY id").await,
@@ -1585,9 +1585,13 @@ async fn a_send_survives_a_crash_and_a_claim_can_be_given_back(kind: Kind) {
     assert_eq!(unsettled.len(), 1);
     assert_eq!(unsettled[0].send.operation_id, claimed.operation_id);
     assert_eq!(unsettled[0].send.recipients, claimed.recipients);
-    database.store.release_claim(claimed.outbox, &OperationId("another".into())).await.unwrap();
+    database
+        .store
+        .release_claim(&ClaimedSend { operation_id: OperationId("another".into()), ..claimed.clone() })
+        .await
+        .unwrap();
     assert_eq!(database.state(1).await.0, OutboxState::Sending);
-    database.store.release_claim(claimed.outbox, &claimed.operation_id).await.unwrap();
+    database.store.release_claim(&claimed).await.unwrap();
     let (row, attempts) = database.store.outbox_row(OutboxId(1)).await.unwrap().unwrap();
     assert_eq!((row.state, row.attempts, attempts.len()), (OutboxState::Queued, 0, 0));
 }

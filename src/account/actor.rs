@@ -49,6 +49,7 @@ use crate::{
     },
     identifiers::{ConversationId, OperationId, OutboxId, SipUri},
     metrics::{self, Reconnect, Restarted},
+    outbox::admission::{OTHER_RECIPIENTS, destination_key, other_recipients},
     store::{
         Account, AccountState, AttentionReason, ClaimedSend, CommitOutcome, InvitationPolicy, SettledSend,
         StoreError,
@@ -433,7 +434,7 @@ impl AccountActor {
     fn forget_conversations(&mut self, ctx: &mut Context<Self>) {
         // What nobody has begun never left.
         for send in self.unbegun() {
-            self.give_back(send.outbox, send.operation_id, ctx);
+            self.give_back(send, ctx);
         }
         self.by_href.clear();
         self.by_destination.clear();
@@ -488,7 +489,7 @@ impl AccountActor {
     /// the same people.
     fn relay_in_thread(&mut self, mut send: ClaimedSend, ctx: &mut Context<Self>) {
         let Some(live) = self.live.as_ref().filter(|_| self.stopping.is_none()) else {
-            self.give_back(send.outbox, send.operation_id, ctx);
+            self.give_back(send, ctx);
             return;
         };
         if let Some(number) = self.conversation_of_thread(&send) {
@@ -1089,7 +1090,7 @@ impl AccountActor {
 
     fn relay(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
         if self.live.is_none() || self.leaving || self.stopping.is_some() {
-            self.give_back(send.outbox, send.operation_id, ctx);
+            self.give_back(send, ctx);
             return;
         }
         if self.learning.is_some() {
@@ -1103,7 +1104,7 @@ impl AccountActor {
         // It may have waited here; the queue says of what is given back that it expired.
         let expired = send.expires_at.is_some_and(|expires_at| expires_at <= Timestamp::now());
         let Some(live) = self.live.as_ref().filter(|_| !expired) else {
-            self.give_back(send.outbox, send.operation_id, ctx);
+            self.give_back(send, ctx);
             return;
         };
         if let Some((id, None)) = send.conversation {
@@ -1111,11 +1112,11 @@ impl AccountActor {
             return;
         }
         if let Some(error) = self.wrong_people(&send) {
-            self.refuse(Arc::clone(&live.context), send, FailureReason::default(), error, ctx);
+            self.refuse(Arc::clone(&live.context), send, for_others(), error, ctx);
             return;
         }
         let Some(number) = self.choose_conversation(&send, ctx) else {
-            self.give_back(send.outbox, send.operation_id, ctx);
+            self.give_back(send, ctx);
             return;
         };
         self.hand_over(number, send, ctx);
@@ -1136,7 +1137,7 @@ impl AccountActor {
                 Ok(known) => known,
                 Err(error) => {
                     tracing::warn!(error = %crate::error_chain(&error), "a conversation can't be read; its row waits");
-                    account.give_back(send.outbox, send.operation_id, ctx);
+                    account.give_back(send, ctx);
                     return;
                 }
             };
@@ -1152,13 +1153,23 @@ impl AccountActor {
                 };
                 send.recipients.push(remote.clone());
             }
-            if let Some(known) = known.filter(|_| remote.as_ref().is_some_and(|remote| send.recipients == [remote.clone()])) {
+            if let Some(remote) = remote.as_ref().filter(|remote| send.recipients != [(*remote).clone()]) {
+                let error = other_recipients(id, remote.as_str(), &send.recipients);
+                account.refuse(context, send, for_others(), error, ctx);
+                return;
+            }
+            if send.destination != destination_key(&send.recipients) {
+                // It was open when the row was looked at. The rows for these people have an order of their own.
+                account.give_back(send, ctx);
+                return;
+            }
+            if let Some(known) = known.filter(|_| remote.is_some()) {
                 send.thread_id = send.thread_id.or(known.thread_id);
                 send.subject = send.subject.or(known.subject);
             }
             match account.choose_conversation(&send, ctx) {
                 Some(number) => account.hand_over(number, send, ctx),
-                None => account.give_back(send.outbox, send.operation_id, ctx),
+                None => account.give_back(send, ctx),
             }
         }));
     }
@@ -1190,14 +1201,14 @@ impl AccountActor {
                 self.operations.insert(operation_id, number);
             }
         }
-        let (outbox, operation_id) = (send.outbox, send.operation_id.clone());
-        let accepted = self
-            .conversations
-            .get(&number)
-            .is_some_and(|conversation| conversation.address.try_send(Deliver { send, settled }).is_ok());
-        if !accepted {
-            self.handed.remove(&outbox);
-            self.give_back(outbox, operation_id, ctx);
+        let deliver = Deliver { send, settled };
+        let refused = match self.conversations.get(&number) {
+            Some(conversation) => conversation.address.try_send(deliver).err().map(SendError::into_inner),
+            None => Some(deliver),
+        };
+        if let Some(Deliver { send, .. }) = refused {
+            self.handed.remove(&send.outbox);
+            self.give_back(send, ctx);
         }
     }
 
@@ -1222,9 +1233,8 @@ impl AccountActor {
     fn wrong_people(&self, send: &ClaimedSend) -> Option<String> {
         let (id, href) = send.conversation.as_ref()?;
         let with = self.known_conversation(href.as_ref()?)?.destination.as_ref()?;
-        let named = destination_key(&send.recipients);
-        (!send.recipients.is_empty() && *with != named)
-            .then(|| format!("conversation {id} is with {with}, not with {named}: name only one of the two"))
+        (!send.recipients.is_empty() && *with != destination_key(&send.recipients))
+            .then(|| other_recipients(*id, with, &send.recipients))
     }
 
     fn is_open(&self, number: u64) -> bool {
@@ -1281,9 +1291,9 @@ impl AccountActor {
         Some(number)
     }
 
-    fn give_back(&self, outbox: OutboxId, operation_id: OperationId, ctx: &mut Context<Self>) {
+    fn give_back(&self, send: ClaimedSend, ctx: &mut Context<Self>) {
         let store = Arc::clone(&self.environment.store);
-        self.spawn(async move { release_claim(&store, outbox, &operation_id).await }, ctx);
+        self.spawn(async move { release_claim(&store, &send).await }, ctx);
     }
 
     /// The conversation of a group came to nothing before anything was said in it: begins another one.
@@ -1305,7 +1315,7 @@ impl AccountActor {
         let goes_on = self.stopping.is_none() && !self.leaving;
         let number = goes_on.then(|| self.start_conversation(None, send.recipients.clone(), ctx)).flatten();
         let Some(number) = number else {
-            self.give_back(outbox, operation_id.clone(), ctx);
+            self.give_back(send, ctx);
             self.delivery_finished(outbox, operation_id, ctx);
             return;
         };
@@ -1429,7 +1439,7 @@ impl AccountActor {
         let (store, account) = (Arc::clone(&self.environment.store), self.account.id);
         let signing_out = async move {
             for send in waiting {
-                release_claim(&store, send.outbox, &send.operation_id).await;
+                release_claim(&store, &send).await;
             }
             let Some((reason, (client, application, session))) = sign_out.zip(target) else { return };
             if let Err(error) = client.delete_application(&application).await {
@@ -1489,15 +1499,13 @@ fn invitation_progress(event: Option<&Event>, resource: &Resource) -> Invitation
     InvitationProgress::Ringing
 }
 
-fn is_incoming(resource: &Resource) -> bool {
-    resource.property("direction").is_some_and(|direction| direction.eq_ignore_ascii_case("Incoming"))
+/// Why a row fails that names a conversation, and people with whom it is not.
+fn for_others() -> FailureReason {
+    FailureReason { code: Some(OTHER_RECIPIENTS.to_owned()), ..FailureReason::default() }
 }
 
-/// Recipients as one key, the same in whatever order they are named.
-fn destination_key(recipients: &[SipUri]) -> String {
-    let mut uris: Vec<&str> = recipients.iter().map(SipUri::as_str).collect();
-    uris.sort_unstable();
-    uris.join(";")
+fn is_incoming(resource: &Resource) -> bool {
+    resource.property("direction").is_some_and(|direction| direction.eq_ignore_ascii_case("Incoming"))
 }
 
 /// The link by which an invitation is answered; none if it is not ours to answer any more.
@@ -1698,7 +1706,7 @@ impl Actor for AccountActor {
             let store = Arc::clone(&self.environment.store);
             actix_rt::spawn(async move {
                 for send in unbegun {
-                    release_claim(&store, send.outbox, &send.operation_id).await;
+                    release_claim(&store, &send).await;
                 }
             });
         }
@@ -1881,7 +1889,7 @@ impl Handler<ConversationExited> for AccountActor {
             if exited.in_flight == Some(outbox) && !exited.panicked {
                 self.settle_left_over(handed.send, handed.at, handed.continuity, ctx);
             } else if exited.in_flight != Some(outbox) {
-                self.give_back(outbox, handed.send.operation_id, ctx);
+                self.give_back(handed.send, ctx);
             }
         }
         if exited.panicked {

@@ -36,7 +36,7 @@ use crate::{
         fact::{ArchiveCommit, ConversationEnded, Fact, FailureReason, SaidIn, SendFact, SendOutcome},
         retry::{Healing, classify_invitation_failure, describe_invitation_failure, is_for_want_of_room},
     },
-    identifiers::{AccountId, OperationId, OutboxId, SessionId, SipUri},
+    identifiers::{AccountId, OperationId, SessionId, SipUri},
     metrics,
     store::{ClaimedSend, KnownStay, SettledSend, SharedStore, StoreError},
     traces,
@@ -257,7 +257,7 @@ impl Delivery {
             Attempt::BeginAnew(unreached) => DeliveryEnd::BeginAnew(unreached),
             Attempt::Settled => DeliveryEnd::Done,
             Attempt::Release => {
-                release_claim(&self.context.store, self.send.outbox, &self.send.operation_id).await;
+                release_claim(&self.context.store, &self.send).await;
                 DeliveryEnd::Done
             }
             Attempt::Outcome(outcome) => {
@@ -1317,14 +1317,14 @@ pub(super) async fn commit_send(context: &DeliveryContext, fact: SendFact) {
 
 /// Gives a row back that was claimed and not begun, however long the database takes. If another node holds the account
 /// by now, it finds out what became of the row.
-pub(crate) async fn release_claim(store: &SharedStore, outbox: OutboxId, operation_id: &OperationId) {
+pub(crate) async fn release_claim(store: &SharedStore, send: &ClaimedSend) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    while let Err(error) = store.release_claim(outbox, operation_id).await {
+    while let Err(error) = store.release_claim(send).await {
         if matches!(error, StoreError::Closing | StoreError::Refused { .. } | StoreError::Fenced(_)) {
-            tracing::warn!(outbox.id = outbox.0, error = %crate::error_chain(&error), "a row stays claimed");
+            tracing::warn!(outbox.id = send.outbox.0, error = %crate::error_chain(&error), "a row stays claimed");
             return;
         }
-        tracing::warn!(outbox.id = outbox.0, error = %crate::error_chain(&error), "a claimed row is given back later");
+        tracing::warn!(outbox.id = send.outbox.0, error = %crate::error_chain(&error), "a claimed row is given back later");
         tokio::time::sleep(backoff.next_delay()).await;
     }
 }

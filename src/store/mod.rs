@@ -724,6 +724,8 @@ pub struct ClaimedSend {
     pub expires_at: Option<Timestamp>,
     /// When the row was inserted, for `ucwa_relay_outbox_latency_seconds`.
     pub created_at: Timestamp,
+    /// It was sent before this attempt, and may have been taken then.
+    pub possible_duplicate: bool,
 }
 
 /// A row that was `sending` when the previous process ended: its outcome has to be settled.
@@ -935,8 +937,10 @@ pub trait OutboxStore: Send + Sync {
     /// Rows of an account that are `sending`, for an account that takes up its work again.
     async fn unsettled_sends(&self, account: AccountId) -> Result<Vec<UnsettledSend>, StoreError>;
     /// Gives a claimed row back unsent, without counting the attempt (the account went offline before the request). One
-    /// that was given up meanwhile is given back too: who holds the claim knows that nothing left.
-    async fn release_claim(&self, outbox: OutboxId, operation_id: &OperationId) -> Result<(), StoreError>;
+    /// that was given up meanwhile is given back too: who holds the claim knows that nothing left, so that this attempt
+    /// makes it no possible duplicate. A row that names a conversation is looked at anew: that may be over by now, and the
+    /// row has its turn among others then.
+    async fn release_claim(&self, send: &ClaimedSend) -> Result<(), StoreError>;
     /// Inserts a row as a user would.
     async fn enqueue(&self, row: &NewOutboxRow) -> Result<OutboxId, StoreError>;
     /// Rows for people.

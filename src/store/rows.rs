@@ -427,6 +427,7 @@ fn send(
         max_attempts: row.optional_integer("max_attempts")?.unwrap_or(default_max_attempts),
         expires_at: row.optional_user_time("expires_at")?,
         created_at: row.user_time("created_at")?,
+        possible_duplicate: row.flag("possible_duplicate")?,
     })
 }
 

@@ -1256,15 +1256,14 @@ fn two_sends_without_location_are_reported_in_order() {
     assert_eq!(ledger.check_chain(), 2);
 }
 
-/// Whom a row is for; the report's reason, and whom it names; the states of row and message, and what the row says.
-type Reported<'a> = (&'a str, FailureReason, Vec<Person>, OutboxState, MessageStatus, &'a str);
-
 #[test]
 fn a_report_that_some_of_a_group_did_not_get_the_message_names_them() {
+    // Whom the row is for; the report; the state of row and message, and what the row says.
+    type Case = (&'static str, FailureReason, Vec<Person>, OutboxState, MessageStatus, &'static str);
     let carol = || Person { uri: Some("sip:carol@contoso.com".into()), ..Person::default() };
     let timeout = || FailureReason { subcode: Some("Timeout".to_owned()), ..declined() };
     let group = "sip:bob@contoso.com;sip:carol@contoso.com";
-    let cases: [Reported<'_>; 7] = [
+    let cases: [Case; 7] = [
         (
             group,
             declined(),
