@@ -1258,10 +1258,10 @@ fn two_sends_without_location_are_reported_in_order() {
 
 #[test]
 fn a_report_that_some_of_a_group_did_not_get_the_message_names_them() {
+    // Whom the row is for; the report; the state of row and message, and what the row says.
     type Case = (&'static str, FailureReason, Vec<Person>, OutboxState, MessageStatus, &'static str);
     let carol = || Person { uri: Some("sip:carol@contoso.com".into()), ..Person::default() };
     let timeout = || FailureReason { subcode: Some("Timeout".to_owned()), ..declined() };
-    // Whom the row is for; the report; the state of row and message, and what the row says.
     let group = "sip:bob@contoso.com;sip:carol@contoso.com";
     let cases: [Case; 7] = [
         (
