@@ -505,6 +505,13 @@ impl Delivery {
         let before = Before::now(&self.context, said_in);
         self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
         let answer = self.context.client.add_messaging(&link, &operation_id, message.as_deref()).await;
+        if let Err(error) = &answer
+            && message.is_none()
+            && error.subcode() == Some("AlreadyExists")
+        {
+            // The account asked for it too, before it knew whose conversation it is.
+            return Ok(None);
+        }
         self.invitation_answered(answer, problem_of_added_messaging, &operation_id, message.is_some(), before)
             .await
     }
