@@ -9,7 +9,7 @@ use support::{
     Relay, eventually, eventually_none, eventually_within,
     sql::{Kind, Sql},
 };
-use ucwa_relay::simulator::{ChaosSettings, Simulator, SimulatorSettings};
+use ucwa_relay::simulator::{ChaosSettings, OutgoingEntry, Simulator, SimulatorSettings};
 
 mod support;
 
@@ -59,10 +59,21 @@ impl Scene {
 
     /// Queues `rows` rows of an account to each of these recipients, in one statement, the recipients in turn.
     async fn queue(&mut self, account: &str, recipients: &[String], rows: usize) {
-        let mut insert = String::from("INSERT INTO outbox (account, recipients, body) VALUES ");
+        let mut insert = String::from(
+            "INSERT INTO outbox (account, recipients, body, content_type, max_attempts) VALUES ",
+        );
         for row in 0..rows {
             for recipient in recipients {
-                write!(insert, "('{account}', '{recipient}', 'row {row} to {recipient}'),").unwrap();
+                let name = recipient.trim_start_matches("sip:");
+                let (body, content_type) = if is_html(recipient, row) {
+                    (format!("<p>row <b>{row}</b> to {name}</p>"), "text/html")
+                } else {
+                    (format!("row {row} to {name}"), "text/plain")
+                };
+                // Nothing ever reaches the deaf: each row waits for those before it to be given up.
+                let attempts = if recipient.starts_with("sip:deaf") { "2" } else { "NULL" };
+                write!(insert, "('{account}', '{recipient}', '{body}', '{content_type}', {attempts}),")
+                    .unwrap();
             }
         }
         self.sql.run(insert.trim_end_matches(',')).await.unwrap();
@@ -75,15 +86,56 @@ impl Scene {
 }
 
 /// Whom each account writes to: most of them take everything, some close messaging or leave in between, one receives
-/// nothing, one does not exist.
+/// nothing, one does not exist. Of every fourth account one is a group, and in every other of these somebody declines.
 fn recipients(account: usize) -> Vec<String> {
-    [
-        "silent.a", "silent.b", "silent.c", "silent.d", "silent.e", "html", "pauses", "leaves", "deaf",
-        "missing",
-    ]
-    .into_iter()
-    .map(|name| format!("sip:{name}.{account}@fabrikam.example"))
-    .collect()
+    let people = match account % 8 {
+        0 => "silent.e;silent.f;declines.g",
+        4 => "silent.e;html.f",
+        _ => "silent.e",
+    };
+    ["silent.a", "silent.b", "silent.c", "silent.d", people, "html", "pauses", "leaves", "deaf", "missing"]
+        .into_iter()
+        .map(|names| {
+            let uris: Vec<String> =
+                names.split(';').map(|name| format!("sip:{name}.{account}@fabrikam.example")).collect();
+            uris.join(";")
+        })
+        .collect()
+}
+
+/// Every other row is HTML for who reads it, for somebody who doesn't, and for groups.
+fn is_html(recipients: &str, row: usize) -> bool {
+    let reads = ["sip:html", "sip:silent.b"].iter().any(|known| recipients.starts_with(known));
+    (reads || recipients.contains(';')) && row % 2 == 1
+}
+
+/// What people see of a row's text or of what was accepted.
+fn shown(text: &str) -> String {
+    ["<p>", "</p>", "<b>", "</b>"].iter().fold(text.to_owned(), |text, tag| text.replace(tag, ""))
+}
+
+/// Of rows that came through: what is not with each recipient once, and not said to be missing there. One line each.
+fn missed(rows: &[String], said: &[OutgoingEntry]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for row in rows {
+        let [account, recipients, body, error] = row.splitn(4, '|').collect::<Vec<_>>()[..] else {
+            panic!("{row:?} has other columns");
+        };
+        let text = shown(body);
+        let entries: Vec<_> =
+            said.iter().filter(|entry| entry.account == account && shown(&entry.text) == text).collect();
+        if entries.len() != 1 {
+            problems.push(format!("{row}: accepted {} times", entries.len()));
+        }
+        for recipient in recipients.split(';') {
+            let reached = entries.iter().flat_map(|entry| &entry.to).filter(|uri| *uri == recipient).count();
+            let named = error.contains(recipient);
+            if reached != usize::from(!named) {
+                problems.push(format!("{row}: {recipient} was told {reached} times, and is named: {named}"));
+            }
+        }
+    }
+    problems
 }
 
 async fn twenty_thousand_rows_under_every_fault_all_end_as_the_server_says(kind: Kind) {
@@ -143,7 +195,15 @@ async fn twenty_thousand_rows_under_every_fault_all_end_as_the_server_says(kind:
         "{:#?}",
         scene.sql.rows(alike).await
     );
-    println!("faults struck: {struck:?}; uncertain rows: {}", reckoning.uncertain);
+    let groups = "SELECT account, recipients, body, coalesce(last_error, '') FROM outbox
+                   WHERE recipients LIKE '%;%' AND state IN ('sent', 'delivered')";
+    let groups = scene.sql.rows(groups).await;
+    assert_eq!(missed(&groups, &scene.simulator.ledger().outgoing), none);
+    println!(
+        "faults struck: {struck:?}; uncertain rows: {}; group rows that came through: {}",
+        reckoning.uncertain,
+        groups.len()
+    );
     assert!(reckoning.uncertain * 100 <= usize::try_from(rows).unwrap(), "{} uncertain", reckoning.uncertain);
     let healthy_and_failed = "SELECT account, recipients, attempts, last_code, last_subcode, last_error FROM outbox
                                WHERE state = 'failed' AND recipients NOT LIKE 'sip:deaf%' AND recipients NOT LIKE 'sip:missing%'";

@@ -182,7 +182,7 @@ async fn every_kind_of_write_about_a_lost_account_is_refused_and_the_neighbours_
         ("request_backfill", one.request_backfill(account, now, now)),
         ("backfilled", one.backfilled(backfill, now, None)),
         ("backfill_impossible", one.backfill_impossible(account, "a test")),
-        ("release_claim", one.release_claim(claimed.outbox, &claimed.operation_id)),
+        ("release_claim", one.release_claim(&claimed)),
     ];
     for (name, write) in writes {
         let refused = write.await;

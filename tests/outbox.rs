@@ -15,7 +15,7 @@ use support::{
     },
     eventually, eventually_none,
     scene::QUICK,
-    sql::{Kind, Sql},
+    sql::{Kind, Place, Sql},
 };
 use tokio_util::sync::CancellationToken;
 use ucwa_relay::{
@@ -26,10 +26,10 @@ use ucwa_relay::{
     identifiers::OutboxId,
     outbox::pruning,
     simulator::{
-        Escalation, Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, SettingsChange, Simulator,
-        SimulatorSettings,
+        ConversationPhase, Escalation, Fault, FaultKind, Operation, OutgoingEntry, OutgoingState, Refusal,
+        SettingsChange, Simulator, SimulatorSettings,
     },
-    store::{AccountState, ClaimedSend, NewOutboxRow, OutboxState, ShapeCell},
+    store::{AccountState, ClaimedSend, NewOutboxRow, OutboxState, Role, ShapeCell, connect},
 };
 
 mod support;
@@ -109,6 +109,17 @@ fn not_delivered(send: &ClaimedSend) -> Fact {
     Fact::Message(MessageFact { status: Some(OperationStatus::Failure), ..fact })
 }
 
+fn not_delivered_for_now(send: &ClaimedSend) -> Fact {
+    let Fact::Message(fact) = not_delivered(send) else { unreachable!("it is one") };
+    let reason = FailureReason { subcode: Some("Timeout".to_owned()), ..FailureReason::default() };
+    Fact::Message(MessageFact { reason: Some(reason), ..fact })
+}
+
+fn second_delivered(send: &ClaimedSend) -> Fact {
+    let Fact::Message(fact) = our_message(2) else { unreachable!("it is one") };
+    Fact::Message(MessageFact { operation_id: Some(send.operation_id.clone()), ..fact })
+}
+
 fn busy() -> SendOutcome {
     retry_at(Timestamp::now())
 }
@@ -164,7 +175,39 @@ fn transitions() -> Vec<Way> {
     let queue = User("state = 'queued'");
     vec![
         ("accepted, then delivered", "", vec![claim, sent, (Hear(delivered), "delivered")]),
-        ("accepted, then not delivered", "", vec![claim, sent, (Hear(not_delivered), "failed")]),
+        (
+            "accepted, then not delivered, and queued again",
+            "",
+            vec![claim, sent, (Hear(not_delivered), "failed"), (queue, "queued"), (Claim(0), "sending")],
+        ),
+        (
+            "not delivered for now, sent again",
+            "",
+            vec![
+                claim,
+                sent,
+                (Hear(not_delivered_for_now), "queued"),
+                (Claim(0), "queued"),
+                (Claim(1), "sending"),
+                (Hear(second_delivered), "delivered"),
+            ],
+        ),
+        (
+            "not delivered for now before the answer",
+            "",
+            vec![
+                claim,
+                (Hear(not_delivered_for_now), "queued"),
+                (Answer(|| accepted(1)), "queued"),
+                (Claim(1), "sending"),
+                (Hear(second_delivered), "delivered"),
+            ],
+        ),
+        (
+            "not delivered for now at the last attempt",
+            "max_attempts = 1",
+            vec![claim, sent, (Hear(not_delivered_for_now), "failed")],
+        ),
         (
             "delivered before the answer",
             "",
@@ -384,7 +427,7 @@ async fn happen(
         }
         Do::GiveBack => {
             let send = current();
-            database.store.release_claim(send.outbox, &send.operation_id).await.unwrap();
+            database.store.release_claim(&send).await.unwrap();
         }
         Do::Answer(outcome) => online.send_fact(&current(), outcome()).await,
         Do::Hear(fact) | Do::HearOfFirst(fact) => {
@@ -440,7 +483,7 @@ async fn every_transition_leads_where_the_documentation_says(kind: Kind) {
         drop(outside);
         let (mut attempts, mut cursor, mut doubted) = (Vec::new(), 1, false);
         for (step, (what, expected)) in steps.into_iter().enumerate() {
-            let before = database.state(id).await.0;
+            let (before, _) = database.store.outbox_row(OutboxId(id)).await.unwrap().unwrap();
             happen(what, id, &mut database, &mut online, &mut attempts, &mut cursor).await;
             let (row, log) = database.store.outbox_row(OutboxId(id)).await.unwrap().unwrap();
             let place = format!("{name}, step {step}: {:?} {:?}", row.last_code, row.last_error);
@@ -459,8 +502,10 @@ async fn every_transition_leads_where_the_documentation_says(kind: Kind) {
             // Of an attempt that was given up the event may come while the next is under way.
             let open = log.iter().filter(|attempt| attempt.finished_at.is_none()).count();
             assert!(open <= 1 && (open == 1 || row.state != OutboxState::Sending), "{place}");
-            // Sent again after nobody could tell: it says so for good.
-            doubted |= before == OutboxState::Uncertain && matches!(what, Do::User(_));
+            // Sent again after nobody could tell, or after the server had taken it: it says so for good.
+            let may_have_arrived = before.state == OutboxState::Uncertain
+                || (before.state == OutboxState::Failed && before.sent_at.is_some());
+            doubted |= may_have_arrived && matches!(what, Do::User(_));
             doubted |= matches!(what, Do::Answer(_))
                 && row.state == OutboxState::Queued
                 && row.last_error.as_deref().is_some_and(|error| error.contains("twice"));
@@ -617,6 +662,163 @@ async fn a_row_that_waits_for_the_rate_is_still_its_users(kind: Kind) {
     assert_eq!(scene.simulator.ledger().outgoing.len(), 6);
 }
 
+async fn a_failed_row_is_retried_by_command_and_its_story_is_told_in_order(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    for status in [503, 400] {
+        let refused = Fault::new(FaultKind::status(status));
+        scene.simulator.inject(refused.on(Operation::StartMessaging).account(ALICE)).unwrap();
+    }
+    let id = scene.queue("silent.a@fabrikam.example", "hello", None).await;
+    assert_eq!(scene.outcome(id).await.0, "failed");
+    assert!(scene.accepted("hello").is_empty());
+    let number = id.to_string();
+    assert_eq!(scene.relay.tool_ok(&["outbox", "retry", &number]), format!("row {id} is queued again\n"));
+    assert_eq!(scene.outcome(id).await.0, "delivered");
+    assert_eq!(scene.accepted("hello").len(), 1);
+    let attempts = "SELECT attempt, outcome, http_status FROM outbox_attempts ORDER BY id";
+    assert_eq!(scene.sql.rows(attempts).await, ["1|queued|503", "2|failed|400", "3|delivered|"]);
+    assert_eq!(scene.sql.count("outbox WHERE NOT possible_duplicate").await, 1, "the server never took it");
+
+    let shown = scene.relay.tool_ok(&["outbox", "show", &number]);
+    let chapters = [
+        "put into the queue",
+        "attempt 1 begun",
+        "attempt 1 came to nothing; the row waits for the next",
+        "attempt 2 begun",
+        "attempt 2 failed",
+        "attempt 3 begun",
+        "attempt 3: the server reported its delivery",
+        "the row is delivered",
+    ];
+    let mut rest = shown.as_str();
+    for chapter in chapters {
+        let at = rest.find(chapter).unwrap_or_else(|| panic!("{chapter:?} is not in its place: {shown}"));
+        rest = &rest[at + chapter.len()..];
+    }
+    let told: serde_json::Value =
+        serde_json::from_str(&scene.relay.tool_ok(&["outbox", "show", &number, "--format", "json"])).unwrap();
+    let log: Vec<_> = told["attempt_log"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|attempt| (attempt["attempt"].as_i64().unwrap(), attempt["outcome"].as_str().unwrap()))
+        .collect();
+    assert_eq!(log, [(1, "queued"), (2, "failed"), (3, "delivered")]);
+}
+
+async fn held_rows_are_left_alone_until_they_are_released_by_command_or_by_update(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), "").await;
+    let later = Some(("send_after", "'2999-01-01T00:00:00Z'"));
+    let by_command = scene.queue("silent.a@fabrikam.example", "held by command", later).await.to_string();
+    let by_update = scene.queue("silent.b@fabrikam.example", "held by update", later).await.to_string();
+    scene.relay.tool_ok(&["outbox", "hold", &by_command]);
+    let set = async |sql: &mut Sql, set: &str, id: &str| {
+        assert_eq!(sql.run(&format!("UPDATE outbox SET {set} WHERE id = {id}")).await, Ok(1));
+    };
+    set(&mut scene.sql, "state = 'held'", &by_update).await;
+    for id in [&by_command, &by_update] {
+        set(&mut scene.sql, "send_after = NULL", id).await;
+    }
+    // What comes later passes them by.
+    for to in ["silent.a", "silent.b"] {
+        let passing = scene.queue(&format!("{to}@fabrikam.example"), "passes by", None).await;
+        assert_eq!(scene.outcome(passing).await.0, "delivered");
+    }
+    assert_eq!(scene.sql.count("outbox WHERE state = 'held' AND attempts = 0").await, 2);
+    assert_eq!(scene.simulator.ledger().outgoing.len(), 2);
+    // Either way of letting go undoes either way of holding.
+    set(&mut scene.sql, "state = 'queued'", &by_command).await;
+    assert_eq!(
+        scene.relay.tool_ok(&["outbox", "release", &by_update]),
+        format!("row {by_update} is released\n")
+    );
+    for (id, body) in [(by_command, "held by command"), (by_update, "held by update")] {
+        assert_eq!(scene.outcome(id.parse().unwrap()).await.0, "delivered");
+        assert_eq!(scene.accepted(body).len(), 1);
+    }
+}
+
+/// Withdraws a row by plain UPDATE. Whether the database let it.
+async fn cancel(user: &mut Sql, id: i64) -> bool {
+    match user.run(&format!("UPDATE outbox SET state = 'cancelled' WHERE id = {id}")).await {
+        Ok(rows) => rows == 1,
+        Err(refusal) => {
+            assert!(refusal.contains("can be cancelled"), "{refusal}");
+            false
+        }
+    }
+}
+
+/// Rows are cancelled by command and by plain UPDATE while they are being claimed.
+async fn a_cancel_and_a_claim_of_one_row_exclude_each_other(kind: Kind) {
+    const PEOPLE: usize = 40;
+    const EACH: usize = 6;
+    let fast = "[outbox]\nper_account_rate = 100000\n";
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), fast).await;
+    let rows: Vec<String> = (0..EACH)
+        .flat_map(|round| {
+            (0..PEOPLE).map(move |person| {
+                let recipient = format!("sip:silent.{person}@fabrikam.example");
+                format!("('{ALICE}', '{recipient}', 'row {round} to {person}', 'held')")
+            })
+        })
+        .collect();
+    let insert = format!("INSERT INTO outbox (account, recipients, body, state) VALUES {}", rows.join(", "));
+    scene.sql.run(&insert).await.unwrap();
+    let ids: Vec<i64> = (1..).take(rows.len()).collect();
+    let mut user = scene.relay.connect().await;
+    if kind == Kind::Sqlite {
+        user.run("PRAGMA busy_timeout = 60000").await.unwrap();
+    }
+    // Of three rows one is withdrawn by UPDATE, one by command, and one not at all; the first before anything is due.
+    assert!(cancel(&mut user, ids[1]).await);
+    scene.sql.run("UPDATE outbox SET state = 'queued' WHERE state = 'held'").await.unwrap();
+    let by_update: Vec<i64> = ids.iter().copied().skip(2).filter(|id| id % 3 == 2).collect();
+    let updates = tokio::spawn(async move {
+        let mut withdrawn = Vec::new();
+        for id in by_update {
+            if cancel(&mut user, id).await {
+                withdrawn.push(id);
+            }
+        }
+        withdrawn
+    });
+    let mut withdrawn = vec![ids[1]];
+    let by_command: Vec<String> = ids.iter().filter(|id| *id % 3 == 0).map(ToString::to_string).collect();
+    for ids in by_command.chunks(10) {
+        let arguments: Vec<&str> =
+            ["outbox", "cancel"].into_iter().chain(ids.iter().map(String::as_str)).collect();
+        let told = String::from_utf8(scene.relay.tool(&arguments).stdout).unwrap();
+        withdrawn.extend(told.lines().map(|line| {
+            let id = line.strip_prefix("row ").and_then(|line| line.strip_suffix(" is cancelled"));
+            id.unwrap_or_else(|| panic!("{line:?}")).parse::<i64>().unwrap()
+        }));
+    }
+    withdrawn.extend(updates.await.unwrap());
+    withdrawn.sort_unstable();
+    eventually("every row has come to its end", async || {
+        (scene.sql.count("outbox WHERE state NOT IN ('delivered', 'cancelled')").await == 0).then_some(())
+    })
+    .await;
+    let cancelled = scene.sql.rows("SELECT id FROM outbox WHERE state = 'cancelled' ORDER BY id").await;
+    let told: Vec<String> = withdrawn.iter().map(ToString::to_string).collect();
+    assert_eq!(cancelled, told, "whoever was told that a row is withdrawn can rely on it, and nobody else");
+    assert_eq!(
+        scene
+            .sql
+            .count("outbox_attempts a JOIN outbox o ON o.id = a.outbox_id WHERE o.state = 'cancelled'")
+            .await,
+        0
+    );
+    let mut said: Vec<String> =
+        scene.simulator.ledger().outgoing.into_iter().map(|entry| entry.text).collect();
+    said.sort_unstable();
+    let mut sent = scene.sql.rows("SELECT body FROM outbox WHERE state = 'delivered'").await;
+    sent.sort_unstable();
+    assert_eq!(said, sent, "what was not withdrawn was sent once, and nothing else");
+    assert!(sent.len() >= ids.len() / 3, "{} rows were sent", sent.len());
+}
+
 async fn an_uncertain_row_is_kept_until_somebody_decides(kind: Kind) {
     let mut database = Database::new(kind).await;
     let alice = database.online("alice").await;
@@ -627,6 +829,84 @@ async fn an_uncertain_row_is_kept_until_somebody_decides(kind: Kind) {
     assert_eq!(database.state(1).await.0, OutboxState::Uncertain);
     let tomorrow = Timestamp::now() + 24.hours();
     assert_eq!(database.store.purge_outbox(tomorrow, 10).await.unwrap(), 0);
+}
+
+async fn what_had_not_begun_when_the_stream_was_lost_is_no_possible_duplicate(kind: Kind) {
+    let place = Place::new(kind).await;
+    let mut settings = support::archive::settings(place.url());
+    settings.rules.retry_uncertain = true;
+    let store = connect(&settings, Role::Server).await.unwrap();
+    let database = Database { place, store };
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    for to in ["bob@contoso.com", "carol@contoso.com", "dan@contoso.com"] {
+        database.store.enqueue(&row(to)).await.unwrap();
+    }
+    let first = database.claim().await;
+    assert_eq!(first.len(), 3);
+    let lose_the_stream = async |cursor: &str, asked: &str| {
+        let commit = alice.commit_of(Some(cursor), Vec::new());
+        database
+            .store
+            .resume(commit, asked, Timestamp::now(), "the server forgot what we follow")
+            .await
+            .unwrap();
+    };
+    lose_the_stream("/events?ack=2", "/events?ack=1").await;
+    let rows = "SELECT id, state, attempts, possible_duplicate, last_error IS NULL FROM outbox ORDER BY id";
+    let marked = |id: i64| format!("{id}|queued|1|1|0");
+    let never_begun = |id: i64| format!("{id}|queued|0|0|1");
+    assert_eq!(outside.rows(rows).await, [marked(1), marked(2), marked(3)]);
+    database.store.release_claim(&first[0]).await.unwrap();
+    // Its user may have been quicker.
+    outside.run("UPDATE outbox SET state = 'held' WHERE id = 2").await.unwrap();
+    outside.run("UPDATE outbox SET state = 'queued' WHERE id = 2").await.unwrap();
+    database.store.release_claim(&first[1]).await.unwrap();
+    assert_eq!(outside.rows(rows).await, [never_begun(1), never_begun(2), marked(3)]);
+
+    // Of this one an earlier attempt may have arrived, whatever becomes of the next.
+    let second = database.claim_at(Timestamp::now() + 24.hours()).await;
+    assert_eq!(second.len(), 3);
+    lose_the_stream("/events?ack=3", "/events?ack=2").await;
+    for send in &second {
+        database.store.release_claim(send).await.unwrap();
+    }
+    assert_eq!(
+        outside.rows("SELECT id, possible_duplicate FROM outbox ORDER BY id").await,
+        ["1|0", "2|0", "3|1"]
+    );
+}
+
+async fn very_many_rows_whose_time_passes_at_once_expire_a_few_at_a_time_and_hold_up_nobody(kind: Kind) {
+    let database = Database::new(kind).await;
+    database.online("alice").await;
+    let mut outside = database.outside().await;
+    // As the service has admitted them.
+    let rows = |number: u32, to: &str, expires_at: &str| {
+        format!(
+            "INSERT INTO outbox (account, recipients, body, account_id, destination, expires_at)
+             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {number})
+             SELECT 'alice@contoso.com', '{to}@contoso.com', 'too late', 1, 'sip:{to}@contoso.com', {expires_at} FROM n"
+        )
+    };
+    let time = |year: u32| match kind {
+        Kind::Sqlite => format!("'{year}-01-01T00:00:00.000Z'"),
+        Kind::Postgres => format!("timestamptz '{year}-01-01 00:00:00Z'"),
+    };
+    outside.run(&rows(1200, "bob", &time(2001))).await.unwrap();
+    outside.run(&rows(1, "dan", &time(2002))).await.unwrap();
+    for to in ["bob", "carol", "dan"] {
+        let body = format!("news for {to}");
+        database.store.enqueue(&NewOutboxRow { body, ..row(&format!("{to}@contoso.com")) }).await.unwrap();
+    }
+    let expired = "outbox WHERE state = 'expired' AND last_code = 'Expired' AND finished_at IS NOT NULL";
+    // A first row that is late goes with the batch: Dan need not wait until all of Bob's are through.
+    for (claimed, late) in [("news for carol", 502), ("news for dan", 1003), ("news for bob", 1201)] {
+        let sends: Vec<String> = database.claim().await.into_iter().map(|send| send.body).collect();
+        assert_eq!(sends, [claimed]);
+        assert_eq!(outside.count(expired).await, late);
+    }
+    assert_eq!(outside.count("outbox_attempts").await, 3);
 }
 
 async fn waiting_rows_have_a_shape_by_age_and_destination(kind: Kind) {
@@ -668,6 +948,65 @@ async fn waiting_rows_have_a_shape_by_age_and_destination(kind: Kind) {
     );
     let sending = database.store.outbox_shape(&[OutboxState::Sending], &times).await.unwrap();
     assert_eq!(sending.iter().map(|cell| cell.count).sum::<i64>(), 2);
+}
+
+async fn a_row_that_names_an_ended_conversation_and_people_has_its_turn_among_the_rows_for_them(kind: Kind) {
+    let database = Database::new(kind).await;
+    let alice = database.online("alice").await;
+    let mut outside = database.outside().await;
+    alice.events("/events?ack=2", vec![conversation(), bob_joined()]).await;
+    let named = |recipients: &str, body: &str| {
+        format!(
+            "INSERT INTO outbox (account, recipients, conversation_id, body)
+             VALUES ('alice@contoso.com', '{recipients}', 1, '{body}')"
+        )
+    };
+    let group = "bob@contoso.com;carol@contoso.com";
+    let both = "sip:bob@contoso.com;sip:carol@contoso.com";
+    outside.run("UPDATE conversations SET multiparty = TRUE").await.unwrap();
+    // Admitted while the group is open, and not yet due.
+    outside.run(&named(group, "admitted before the end")).await.unwrap();
+    outside.run("UPDATE outbox SET send_after = '2999-01-01T00:00:00Z'").await.unwrap();
+    assert_eq!(database.claim().await, []);
+    let destination = "SELECT destination FROM outbox WHERE id = 1";
+    assert_eq!(outside.rows(destination).await, ["conversation:1"]);
+    outside.run("UPDATE conversations SET ended_at = started_at").await.unwrap();
+
+    database.store.enqueue(&NewOutboxRow { body: "by address".to_owned(), ..row(group) }).await.unwrap();
+    outside.run(&named(group, "by an ended conversation")).await.unwrap();
+    let claimed = database.claim().await;
+    assert_eq!(claimed.len(), 1, "one at a time: {claimed:?}");
+    assert_eq!((claimed[0].body.as_str(), claimed[0].destination.as_str()), ("by address", both));
+    alice.send_fact(&claimed[0], accepted(1)).await;
+    let claimed = database.claim().await;
+    assert_eq!(claimed.len(), 1, "{claimed:?}");
+    assert_eq!(
+        (claimed[0].body.as_str(), claimed[0].destination.as_str()),
+        ("by an ended conversation", both)
+    );
+
+    // As the service takes up a row that is due: without a look at what its user may have changed.
+    outside.run("UPDATE outbox SET send_after = NULL, revision = revision + 1 WHERE id = 1").await.unwrap();
+    let before_the_end = database.claim().await.pop().unwrap();
+    assert_eq!(before_the_end.destination, "conversation:1");
+    assert!(matches!(before_the_end.conversation, Some((_, None))), "it is over");
+    // Its account gives it back, and it waits for the row that is under way.
+    database.store.release_claim(&before_the_end).await.unwrap();
+    assert_eq!(database.claim().await, []);
+    assert_eq!(outside.rows(destination).await, [both]);
+
+    // With one person it was, and is not for another.
+    outside.run("UPDATE conversations SET multiparty = FALSE").await.unwrap();
+    outside.run(&named("carol@contoso.com", "to whom?")).await.unwrap();
+    outside.run(&named("Bob@contoso.com", "to Bob")).await.unwrap();
+    let claimed = database.claim().await;
+    assert_eq!(claimed.len(), 1, "{claimed:?}");
+    assert_eq!(
+        (claimed[0].body.as_str(), claimed[0].destination.as_str()),
+        ("to Bob", "sip:bob@contoso.com")
+    );
+    let wrong = "SELECT state, last_code, attempts FROM outbox WHERE body = 'to whom?'";
+    assert_eq!(outside.rows(wrong).await, ["failed|OtherRecipients|0"]);
 }
 
 async fn rows_of_an_account_that_is_not_at_work_stay_queued_and_the_status_says_why(kind: Kind) {
@@ -863,6 +1202,19 @@ async fn a_group_is_told_whoever_of_it_can_be_reached(kind: Kind) {
     assert!(scene.relay.server().terminate());
 }
 
+/// One phone rings for longer than anybody waits, and the server does not say that it is not answered.
+async fn who_does_not_answer_in_time_does_not_hold_up_the_rest_of_a_group(kind: Kind) {
+    let settings = SimulatorSettings { ring_time: Duration::from_secs(3600), ..SimulatorSettings::default() };
+    let mut scene = Scene::begin(kind, settings, QUICK).await;
+    let group = "silent.a@fabrikam.example;absent.b@fabrikam.example;silent.c@fabrikam.example";
+    let row = scene.queue(group, "news", None).await;
+    let (state, error) = scene.outcome(row).await;
+    assert_eq!(state, "delivered", "{error}");
+    assert_eq!(error, "not reached: sip:absent.b@fabrikam.example (did not answer in time)");
+    assert_eq!(scene.told_once("news"), ["sip:silent.a@fabrikam.example", "sip:silent.c@fabrikam.example"]);
+    assert_eq!(scene.sql.count(&format!("outbox_attempts WHERE outbox_id = {row}")).await, 1);
+}
+
 /// The answer by which it would be known who is missing does not arrive, or there is nobody left to hear it.
 async fn who_could_not_be_reached_is_named_though_the_answer_is_lost(kind: Kind) {
     let settings = SimulatorSettings { early_event_share: 0.0, ..SimulatorSettings::default() };
@@ -933,6 +1285,48 @@ async fn a_call_that_the_server_lost_track_of_is_made_again(kind: Kind) {
     assert_eq!(scene.told_once("news").len(), 2);
 }
 
+async fn a_row_whose_conversation_ends_while_it_waits_does_not_overtake(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let group = "silent.a@fabrikam.example;silent.b@fabrikam.example";
+    let opener = scene.queue(group, "opener", None).await;
+    assert_eq!(scene.outcome(opener).await.0, "delivered");
+    let talk =
+        scene.sql.rows(&format!("SELECT conversation_id FROM outbox WHERE id = {opener}")).await.remove(0);
+    for (conversation, body) in [("NULL", "first"), (talk.as_str(), "second")] {
+        let insert = format!(
+            "INSERT INTO outbox (account, recipients, conversation_id, body, send_after)
+             VALUES ('{ALICE}', '{group}', {conversation}, '{body}', '2999-01-01T00:00:00Z')"
+        );
+        scene.sql.run(&insert).await.unwrap();
+    }
+    eventually("the second row is for the open group", async || {
+        let count = scene.sql.count(&format!("outbox WHERE destination = 'conversation:{talk}'")).await;
+        (count == 1).then_some(())
+    })
+    .await;
+    for _ in 0..2 {
+        scene.simulator.leave(&scene.accepted("opener")[0].conversation).unwrap();
+    }
+    eventually("the group's end is known", async || {
+        (scene.sql.count("conversations WHERE ended_at IS NULL").await == 0).then_some(())
+    })
+    .await;
+    // The first row waits for another attempt, and those behind it do.
+    let busy = Fault::new(FaultKind::status(503));
+    let busy = scene.simulator.inject(busy.on(Operation::StartMessaging).account(ALICE)).unwrap();
+    // As time passes, which is no change of its user's.
+    let due = "UPDATE outbox SET send_after = NULL, revision = revision + 1 WHERE body =";
+    scene.sql.run(&format!("{due} 'first'")).await.unwrap();
+    eventually("the first attempt failed", async || (scene.simulator.struck(busy) == 1).then_some(())).await;
+    scene.sql.run(&format!("{due} 'second'")).await.unwrap();
+    eventually("both are delivered", async || {
+        (scene.sql.count("outbox WHERE state = 'delivered'").await == 3).then_some(())
+    })
+    .await;
+    let said: Vec<String> = scene.simulator.ledger().outgoing.into_iter().map(|entry| entry.text).collect();
+    assert_eq!(said, ["opener", "first", "second"]);
+}
+
 /// Who was called when the time was over is not told any more.
 async fn a_row_whose_time_passes_while_its_call_rings_is_not_said(kind: Kind) {
     let slow = (Duration::from_secs(3), Duration::from_secs(3));
@@ -956,6 +1350,311 @@ async fn whoever_is_invited_while_the_server_is_busy_is_invited_again(kind: Kind
     let row = scene.queue("silent.a@fabrikam.example;silent.b@fabrikam.example", "news", None).await;
     assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
     assert_eq!(scene.told_once("news").len(), 2);
+}
+
+impl Scene {
+    /// Waits until the archive has it that somebody left the conversation in which this text was said, so many times.
+    async fn has_left(&mut self, who: &str, body: &str, times: usize) {
+        let query = format!(
+            "SELECT 1 FROM participants p JOIN messages m ON m.conversation_id = p.conversation_id
+              WHERE m.body = '{body}' AND p.sip_uri = '{who}' AND p.left_at IS NOT NULL"
+        );
+        eventually(&format!("{who} has left"), async || {
+            (self.sql.rows(&query).await.len() == times).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until a row says this of whom it did not reach.
+    async fn names(&mut self, row: i64, beginning: &str) {
+        let query = format!("SELECT coalesce(last_error, '') FROM outbox WHERE id = {row}");
+        eventually(&format!("row {row} says {beginning:?}"), async || {
+            self.sql.rows(&query).await.remove(0).starts_with(beginning).then_some(())
+        })
+        .await;
+    }
+}
+
+async fn whoever_has_left_a_group_is_invited_again(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let group = "silent.a@fabrikam.example;silent.b@fabrikam.example;leaves.c@fabrikam.example";
+    let leaver = "sip:leaves.c@fabrikam.example";
+    let first = scene.queue(group, "news", None).await;
+    assert_eq!(scene.outcome(first).await, ("delivered".to_owned(), String::new()));
+    scene.has_left(leaver, "news", 1).await;
+
+    let second = scene.queue(group, "more news", None).await;
+    assert_eq!(scene.outcome(second).await, ("delivered".to_owned(), String::new()));
+    assert_eq!(scene.told_once("more news").len(), 3);
+    assert_eq!(scene.accepted("more news")[0].conversation, scene.accepted("news")[0].conversation);
+    assert_eq!(scene.asked(Operation::AddParticipant), 3);
+    scene.has_left(leaver, "news", 2).await;
+
+    // Who does not come back is named, and is not invited any more if that can't help.
+    scene.simulator.inject(Fault::new(FaultKind::status(403)).on(Operation::AddParticipant)).unwrap();
+    for (text, asked) in [("without one", 4), ("still without", 4)] {
+        let row = scene.queue(group, text, None).await;
+        let (state, error) = scene.outcome(row).await;
+        assert_eq!(state, "delivered", "{text}: {error}");
+        scene.names(row, &format!("not reached: {leaver} (")).await;
+        assert_eq!(scene.told_once(text).len(), 2, "{text}");
+        assert_eq!(scene.asked(Operation::AddParticipant), asked, "{text}");
+    }
+}
+
+async fn whoever_could_not_come_for_now_is_invited_again_later(kind: Kind) {
+    let busy = || Fault::new(FaultKind::status(503)).on(Operation::AddParticipant).times(3);
+    let group = "silent.a@fabrikam.example;silent.b@fabrikam.example";
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    scene.simulator.inject(busy()).unwrap();
+    let first = scene.queue(group, "news", None).await;
+    assert_eq!(scene.outcome(first).await.0, "delivered");
+    assert_eq!(scene.told_once("news").len(), 1);
+    scene.names(first, "not reached: sip:silent.b@").await;
+    // When it is time, a row brings them in.
+    let mut number = 0;
+    eventually("a later row is said to both", async || {
+        number += 1;
+        let text = format!("more news {number}");
+        let row = scene.queue(group, &text, None).await;
+        assert_eq!(scene.outcome(row).await.0, "delivered");
+        (scene.told_once(&text).len() == 2).then_some(())
+    })
+    .await;
+    assert_eq!(scene.asked(Operation::AddParticipant), 4, "once more");
+    assert_eq!(scene.asked(Operation::StartMessaging), 1);
+
+    // Before that, it is not tried by each row anew.
+    let patient =
+        QUICK.replace("retry_base = \"1s\"\nretry_max = \"2s\"", "retry_base = \"1h\"\nretry_max = \"2h\"");
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), &patient).await;
+    scene.simulator.inject(busy()).unwrap();
+    for text in ["one", "two"] {
+        let row = scene.queue(group, text, None).await;
+        assert_eq!(scene.outcome(row).await.0, "delivered");
+        scene.names(row, "not reached: sip:silent.b@").await;
+        assert_eq!(scene.asked(Operation::AddParticipant), 3, "{text}");
+    }
+}
+
+async fn a_group_that_nobody_joins_waits_as_long_as_the_server_wants(kind: Kind) {
+    let mut scene = without_growth(kind, Escalation::Refused).await;
+    let first = scene.queue("silent.a@fabrikam.example;silent.b@fabrikam.example", "news", None).await;
+    assert_eq!(scene.outcome(first).await.0, "delivered");
+    let busy = FaultKind::Status(Refusal { status: 503, retry_after: Some(3600), ..Refusal::default() });
+    scene.simulator.inject(Fault::new(busy).on(Operation::AddParticipant).times(2)).unwrap();
+    let row = scene.queue("silent.c@fabrikam.example;silent.d@fabrikam.example", "for others", None).await;
+    let now = Timestamp::now();
+    let query =
+        format!("SELECT next_attempt_at FROM outbox WHERE id = {row} AND state = 'queued' AND attempts = 1");
+    let at = eventually("the row waits", async || scene.sql.rows(&query).await.pop()).await;
+    let at = at.replace(' ', "T").replace("+00", "Z").replace("ZZ", "Z");
+    let wait = at.parse::<Timestamp>().unwrap().duration_since(now);
+    // The server's clock is the machine's; what it wants to be left alone is capped.
+    assert!(wait.as_secs() >= 600, "{wait:?}");
+    assert!(scene.accepted("for others").is_empty());
+}
+
+/// Nobody has got what the server says was not delivered: it is sent again while that may help.
+async fn a_message_that_was_not_delivered_for_now_is_sent_again(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let first = scene.queue("deaf.a@fabrikam.example", "hello", None).await;
+    assert_eq!(scene.outcome(first).await.0, "delivered", "a call brings its text along");
+    let row = scene.queue("deaf.a@fabrikam.example", "news", Some(("max_attempts", "3"))).await;
+    let (state, error) = scene.outcome(row).await;
+    assert_eq!(state, "failed", "{error}");
+    assert!(error.contains("not delivered to sip:deaf.a@fabrikam.example"), "{error}");
+    assert_eq!(scene.accepted("news").len(), 3);
+    assert_eq!(scene.asked(Operation::StartMessaging), 1, "in the same talk");
+    let attempts = scene
+        .sql
+        .rows(&format!("SELECT outcome, subcode FROM outbox_attempts WHERE outbox_id = {row} ORDER BY id"))
+        .await;
+    assert_eq!(attempts, ["failed|Timeout"; 3]);
+    assert_eq!(scene.sql.count("outbox WHERE possible_duplicate").await, 0, "it arrived at no time");
+}
+
+/// A group goes on where it is after the program was away, and after the server lost track of what it followed.
+async fn a_group_is_found_again(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let group = "silent.a@fabrikam.example;silent.b@fabrikam.example;silent.c@fabrikam.example";
+    // One of whom only the first can be had: a talk of two, and yet the group's.
+    let pair = "silent.d@fabrikam.example;declines.e@fabrikam.example";
+    for (recipients, text) in [(group, "news"), (pair, "for two")] {
+        let row = scene.queue(recipients, text, None).await;
+        assert_eq!(scene.outcome(row).await.0, "delivered", "{text}");
+    }
+    let talk = scene.accepted("news").remove(0).conversation;
+    let of_pair = scene.accepted("for two").remove(0).conversation;
+    let calls = scene.asked(Operation::StartMessaging);
+
+    scene.relay.server().kill();
+    scene.simulator.leave_from(&talk, Some("sip:silent.b@fabrikam.example")).unwrap();
+    scene.restart().await;
+    let row = scene.queue(group, "after the restart", None).await;
+    assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+    assert_eq!(scene.told_once("after the restart").len(), 3, "whoever left meanwhile is invited again");
+    let row = scene.queue(pair, "for two again", None).await;
+    assert_eq!(scene.outcome(row).await.0, "delivered");
+    scene.names(row, "not reached: sip:declines.e@").await;
+
+    let lost = Fault::new(FaultKind::Resume { lose_conversations: false }).on(Operation::Events);
+    let lost = scene.simulator.inject(lost).unwrap();
+    eventually("the server has lost track", async || (scene.simulator.struck(lost) == 1).then_some(())).await;
+    let row = scene.queue(group, "after the loss", None).await;
+    assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+    for text in ["after the restart", "after the loss"] {
+        assert_eq!(scene.accepted(text)[0].conversation, talk, "{text}");
+    }
+    assert_eq!(scene.accepted("for two again")[0].conversation, of_pair);
+    assert_eq!(scene.asked(Operation::StartMessaging), calls, "nobody is called for what is there");
+}
+
+impl Scene {
+    /// How many conversations the account has open on the server.
+    fn open_talks(&self) -> usize {
+        let mut accounts = self.simulator.accounts();
+        accounts.remove(0).applications.iter().map(|application| application.conversations.len()).sum()
+    }
+}
+
+/// Nobody's telephone rings for a row that is given up, though no event has told of the call.
+async fn a_call_that_is_given_up_is_withdrawn(kind: Kind) {
+    let settings = SimulatorSettings { early_event_share: 0.0, ..SimulatorSettings::default() };
+    let mut scene = Scene::begin(kind, settings, QUICK).await;
+    let silence = Fault::new(FaultKind::Delay { ms: 120_000 }).on(Operation::Events).account(ALICE);
+    let silence = scene.simulator.inject(silence).unwrap();
+    eventually("the channel is silent", async || (scene.simulator.struck(silence) > 0).then_some(())).await;
+    let soon = format!("'{}'", Timestamp::now() + 2.seconds());
+    let row = scene
+        .queue("absent.a@fabrikam.example;absent.b@fabrikam.example", "late", Some(("expires_at", &soon)))
+        .await;
+    eventually("somebody is called", async || (scene.open_talks() == 1).then_some(())).await;
+    assert_eq!(scene.outcome(row).await.0, "expired");
+    assert_eq!(scene.asked(Operation::StopMessaging), 1, "the call was withdrawn");
+    assert_eq!(scene.open_talks(), 0);
+}
+
+async fn the_longest_idle_conversation_makes_room_for_a_new_one(kind: Kind) {
+    let settings =
+        SimulatorSettings { conversations_per_application: Some(2), ..SimulatorSettings::default() };
+    // Time to leave one before the row is tried again.
+    let unhurried =
+        QUICK.replace("retry_base = \"1s\"\nretry_max = \"2s\"", "retry_base = \"4s\"\nretry_max = \"4s\"");
+    let mut scene = Scene::begin(kind, settings, &unhurried).await;
+    let to = |name: &str| format!("silent.{name}@fabrikam.example");
+    for name in ["a", "b"] {
+        let row = scene.queue(&to(name), &format!("news for {name}"), None).await;
+        assert_eq!(scene.outcome(row).await.0, "delivered");
+    }
+    let again = scene.queue(&to("a"), "more for a", None).await;
+    assert_eq!(scene.outcome(again).await.0, "delivered");
+    // The text goes with the call, which fails later.
+    let third = scene.queue(&to("c"), "news for c", None).await;
+    assert_eq!(scene.outcome(third).await.0, "delivered");
+    assert_eq!(scene.asked(Operation::LeaveConversation), 1);
+    let talk = |body: &str| scene.simulator.conversation_phase(&scene.accepted(body)[0].conversation);
+    assert_eq!(
+        (talk("news for a"), talk("news for b")),
+        (ConversationPhase::Connected, ConversationPhase::Ended)
+    );
+    // A group is called without it, and the request may be refused at once.
+    let full = Fault::new(FaultKind::refusal(403, "TooManyConversations")).on(Operation::StartMessaging);
+    scene.simulator.inject(full).unwrap();
+    let group = scene.queue(&[to("d"), to("e")].join(";"), "for a group", None).await;
+    assert_eq!(scene.outcome(group).await, ("delivered".to_owned(), String::new()));
+    assert_eq!(scene.told_once("for a group").len(), 2);
+    assert_eq!(scene.open_talks(), 2);
+
+    // Meetings make room as well, after all talks of two.
+    let settings = SimulatorSettings {
+        conversations_per_application: Some(2),
+        escalation: Escalation::Absent,
+        ..SimulatorSettings::default()
+    };
+    let mut scene = Scene::begin(kind, settings, &unhurried).await;
+    for (number, pair) in [["a", "b"], ["c", "d"], ["e", "f"]].into_iter().enumerate() {
+        let text = format!("meeting {number}");
+        let row = scene.queue(&pair.map(to).join(";"), &text, None).await;
+        assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+        assert_eq!(scene.told_once(&text).len(), 2);
+    }
+    let meeting = |number: usize| {
+        scene.simulator.conversation_phase(&scene.accepted(&format!("meeting {number}"))[0].conversation)
+    };
+    assert_eq!(
+        [0, 1, 2].map(meeting),
+        [ConversationPhase::Ended, ConversationPhase::Connected, ConversationPhase::Connected]
+    );
+}
+
+/// Of several groups at once, so that a report without an operation id is nobody's before the answer.
+async fn who_did_not_get_a_message_is_named_though_the_report_comes_before_the_answer(kind: Kind) {
+    let settings = SimulatorSettings { early_event_share: 1.0, ..SimulatorSettings::default() };
+    let mut scene = Scene::begin(kind, settings, QUICK).await;
+    let deaf = |number: usize| format!("sip:deaf.{number}@fabrikam.example");
+    let mut rows = Vec::new();
+    for number in 0..8 {
+        let group = format!("silent.{number}@fabrikam.example;{}", deaf(number));
+        rows.push(scene.queue(&group, &format!("news {number}"), None).await);
+    }
+    for (number, row) in rows.into_iter().enumerate() {
+        let (state, error) = scene.outcome(row).await;
+        assert_eq!(state, "delivered", "{number}: {error}");
+        scene.names(row, &format!("not delivered to {}", deaf(number))).await;
+        let message = format!(
+            "messages WHERE outbox_id = {row} AND status = 'delivered' AND failed_recipients = '{}'",
+            deaf(number)
+        );
+        assert_eq!(scene.sql.count(&message).await, 1, "{number}");
+        assert_eq!(scene.told_once(&format!("news {number}")).len(), 2);
+    }
+}
+
+async fn html_is_said_to_a_group_as_far_as_all_of_it_read_it(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    let html = Some(("content_type", "'text/html'"));
+    for (group, said, content_type) in [
+        ("html.a@fabrikam.example;html.b@fabrikam.example", "<b>news</b> for all", "text/html"),
+        ("html.c@fabrikam.example;silent.d@fabrikam.example", "news for all", "text/plain"),
+    ] {
+        let row = scene.queue(group, "<b>news</b> for all", html).await;
+        assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()), "{group}");
+        assert_eq!(scene.told_once(said).len(), 2, "{group}");
+        assert_eq!(scene.accepted(said)[0].content_type, content_type, "{group}");
+        let archived = format!("messages WHERE outbox_id = {row} AND content_type = '{content_type}'");
+        assert_eq!(scene.sql.count(&archived).await, 1, "{group}");
+    }
+}
+
+/// The row has to open the messaging again and to bring somebody back; the program is killed as it asks for the first.
+async fn a_group_that_grows_again_while_the_program_is_killed_is_told_once(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
+    for (number, cut) in
+        [FaultKind::Delay { ms: 60_000 }, FaultKind::DelayAfter { ms: 60_000 }].into_iter().enumerate()
+    {
+        let [begin, news] = ["begin", "news"].map(|text| format!("{text} {number}"));
+        let group =
+            ["silent.a", "silent.b", "leaves.c"].map(|who| format!("sip:{who}.{number}@fabrikam.example"));
+        let first = scene.queue(&group.join(";"), &begin, None).await;
+        assert_eq!(scene.outcome(first).await, ("delivered".to_owned(), String::new()), "{cut:?}");
+        scene.has_left(&group[2], &begin, 1).await;
+        let talk = scene.accepted(&begin).remove(0).conversation;
+        let cut = scene.simulator.inject(Fault::new(cut.clone()).on(Operation::AddMessaging)).unwrap();
+        scene.simulator.close_messaging(&talk).unwrap();
+        let row = scene.queue(&group.join(";"), &news, None).await;
+        eventually("the messaging is asked for", async || (scene.simulator.struck(cut) > 0).then_some(()))
+            .await;
+        let taken = format!("outbox WHERE id = {row} AND state <> 'queued'");
+        eventually("the row is taken", async || (scene.sql.count(&taken).await == 1).then_some(())).await;
+        scene.relay.server().kill();
+        scene.simulator.clear_faults(None);
+        scene.restart().await;
+        assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+        assert_eq!(scene.told_once(&news).len(), 3);
+        assert_eq!(scene.accepted(&news)[0].conversation, talk);
+        assert_eq!(scene.sql.count("outbox WHERE possible_duplicate").await, 0);
+    }
 }
 
 /// The row opens the group's messaging again, before the account does so by itself.
@@ -1066,6 +1765,24 @@ async fn a_group_gets_a_meeting_where_conversations_of_two_do_not_grow(kind: Kin
         assert_eq!(scene.asked(Operation::StartMessaging), 2, "{escalation:?}");
         assert!(scene.relay.server().terminate());
     }
+}
+
+/// That the link is missing is believed of the conversation as it can be read, not of what an early event said.
+async fn a_conversation_that_cannot_be_read_is_not_given_up_for_a_meeting(kind: Kind) {
+    let mut scene = without_growth(kind, Escalation::Absent).await;
+    let unreadable = Fault::new(FaultKind::status(500));
+    let unreadable = scene.simulator.inject(unreadable.on(Operation::Conversation).times(1000)).unwrap();
+    let row = scene.queue("silent.a@fabrikam.example;silent.b@fabrikam.example", "news", None).await;
+    eventually("the conversation was asked for in vain, twice", async || {
+        (scene.simulator.struck(unreadable) >= 2).then_some(())
+    })
+    .await;
+    assert_eq!(scene.asked(Operation::StartOnlineMeeting), 0);
+    scene.simulator.clear_faults(None);
+    let (state, error) = scene.outcome(row).await;
+    assert_eq!((state.as_str(), error.as_str()), ("delivered", ""));
+    assert_eq!(scene.told_once("news").len(), 2);
+    assert_eq!(scene.asked(Operation::StartOnlineMeeting), 1);
 }
 
 async fn a_group_is_told_as_far_as_it_goes_where_meetings_are_refused(kind: Kind) {
@@ -1400,6 +2117,30 @@ async fn html_is_said_in_plain_text_to_who_reads_no_other(kind: Kind) {
     }
 }
 
+async fn html_arrives_byte_for_byte_with_who_reads_it(kind: Kind) {
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), "").await;
+    let html = "<!-- as it is -->\r\n<P style='color:red' >5 &lt; 6 &amp;amp; \u{1F600} e\u{301} \u{a0}&nbsp;\t<br>\n<unknown/>it's  </p>\n ";
+    // The first row makes the call, and the second is said in the conversation that is open.
+    for round in ["first", "second"] {
+        let body = html.replace("as it is", round);
+        let literal = body.replace('\'', "''");
+        let id = scene
+            .queue("html.reader@fabrikam.example", &literal, Some(("content_type", "'text/html'")))
+            .await;
+        let (state, error) = scene.outcome(id).await;
+        assert_eq!(state, "delivered", "{error}");
+        let entries = scene.accepted(&body);
+        assert_eq!(entries.len(), 1, "{:?}", scene.simulator.ledger().outgoing);
+        assert_eq!(entries[0].content_type.split(';').next(), Some("text/html"));
+        eventually("the archive has it as it was said", async || {
+            (scene.sql.count(&format!("messages WHERE outbox_id = {id} AND body_html = '{literal}'")).await
+                == 1)
+                .then_some(())
+        })
+        .await;
+    }
+}
+
 async fn whoever_sends_with_wait_sees_the_row_to_its_end(kind: Kind) {
     let scene = Scene::begin(kind, SimulatorSettings::default(), "").await;
     let send = |to: &str, more: &[&str]| {
@@ -1515,9 +2256,10 @@ impl Scene {
     }
 
     /// Sends one row through a cut; gives its id.
-    async fn send_through(&mut self, cut: Cut, operation: Operation, kind: Kind) -> i64 {
-        let recipient = format!("silent.{cut:?}.{operation:?}@fabrikam.example").to_lowercase();
-        let body = format!("{operation:?} {cut:?}");
+    async fn send_through(&mut self, cut: Cut, operation: Operation, kind: Kind, text: Text) -> i64 {
+        let reader = if text == Text::Html { "html" } else { "silent" };
+        let recipient = format!("{reader}.{cut:?}.{operation:?}@fabrikam.example").to_lowercase();
+        let body = text.body(operation, cut);
         let logged = cut == Cut::ApplicationGoneAndLogged;
         self.simulator.change_settings(SettingsChange {
             early_event_share: Some(if cut == Cut::EventFirst { 1.0 } else { 0.0 }),
@@ -1539,7 +2281,8 @@ impl Scene {
             eventually("the channel is silent", async || (self.simulator.struck(silence) > 0).then_some(()))
                 .await;
         }
-        let id = self.queue(&recipient, &body, None).await;
+        let content_type = format!("'{}'", text.content_type());
+        let id = self.queue(&recipient, &body, Some(("content_type", &content_type))).await;
         match cut {
             Cut::KilledBeforeTheRequest => {
                 let fault = fault.unwrap();
@@ -1595,11 +2338,34 @@ impl Scene {
     }
 }
 
-async fn cuts_through(operation: Operation, kind: Kind) {
+/// What is cut.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Text {
+    Plain,
+    Html,
+}
+
+impl Text {
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Plain => "text/plain",
+            Self::Html => "text/html",
+        }
+    }
+
+    fn body(self, operation: Operation, cut: Cut) -> String {
+        match self {
+            Self::Plain => format!("{operation:?} {cut:?}"),
+            Self::Html => format!("<p>{operation:?} <b>{cut:?}</b></p>"),
+        }
+    }
+}
+
+async fn cuts_through(operation: Operation, kind: Kind, text: Text) {
     let mut scene = Scene::begin(kind, SimulatorSettings::default(), QUICK).await;
     for cut in Cut::ALL {
-        let id = scene.send_through(cut, operation, kind).await;
-        let place = format!("{operation:?} {cut:?}");
+        let id = scene.send_through(cut, operation, kind, text).await;
+        let place = Text::Plain.body(operation, cut);
         let expected = if cut == Cut::ApplicationGone { "uncertain" } else { "delivered" };
         eventually(&format!("{place}: {expected}"), async || {
             let (state, error) = scene.outcome(id).await;
@@ -1609,7 +2375,9 @@ async fn cuts_through(operation: Operation, kind: Kind) {
             (state == expected).then_some(())
         })
         .await;
-        assert_eq!(scene.accepted(&place).len(), 1, "{place}: the server took it once");
+        let accepted = scene.accepted(&text.body(operation, cut));
+        assert_eq!(accepted.len(), 1, "{place}: the server took it once");
+        assert_eq!(accepted[0].content_type.split(';').next(), Some(text.content_type()), "{place}");
         let archived = scene.sql.count(&format!("messages WHERE body = '{place}'")).await;
         assert_eq!(archived, i64::from(expected == "delivered"), "{place}");
         scene.simulator.clear_faults(None);
@@ -1619,17 +2387,46 @@ async fn cuts_through(operation: Operation, kind: Kind) {
 }
 
 async fn a_call_that_is_cut_at_any_point_is_made_once(kind: Kind) {
-    cuts_through(Operation::StartMessaging, kind).await;
+    cuts_through(Operation::StartMessaging, kind, Text::Plain).await;
 }
 
 async fn a_message_that_is_cut_at_any_point_is_sent_once(kind: Kind) {
-    cuts_through(Operation::SendMessage, kind).await;
+    cuts_through(Operation::SendMessage, kind, Text::Plain).await;
+}
+
+async fn html_that_is_cut_at_any_point_is_sent_once(kind: Kind) {
+    cuts_through(Operation::SendMessage, kind, Text::Html).await;
+}
+
+async fn a_row_that_waits_while_the_stream_is_lost_is_sent_once_and_not_marked(kind: Kind) {
+    let configuration = QUICK.replace("[outbox]", "[outbox]\nuncertain = \"retry\"");
+    let mut scene = Scene::begin(kind, SimulatorSettings::default(), &configuration).await;
+    // While it is read what the server still has, rows are claimed and not begun.
+    let slow = Fault::new(FaultKind::Delay { ms: 20_000 }).on(Operation::Conversations).account(ALICE);
+    let slow = scene.simulator.inject(slow).unwrap();
+    let lost =
+        || Fault::new(FaultKind::Resume { lose_conversations: false }).on(Operation::Events).account(ALICE);
+    scene.simulator.inject(lost()).unwrap();
+    eventually("what is open is being read", async || (scene.simulator.struck(slow) == 1).then_some(()))
+        .await;
+    let id = scene.queue("silent.waits@fabrikam.example", "hello", None).await;
+    eventually("the row is claimed", async || {
+        (scene.sql.count(&format!("outbox WHERE id = {id} AND state = 'sending'")).await == 1).then_some(())
+    })
+    .await;
+    scene.simulator.inject(lost()).unwrap();
+    assert_eq!(scene.outcome(id).await.0, "delivered");
+    assert_eq!(scene.sql.count("coverage_gaps").await, 2, "the stream was lost twice");
+    assert_eq!(scene.accepted("hello").len(), 1);
+    assert_eq!(scene.sql.count("outbox WHERE possible_duplicate").await, 0, "nothing had left");
+    let attempts = format!("SELECT attempt, outcome FROM outbox_attempts WHERE outbox_id = {id}");
+    assert_eq!(scene.sql.rows(&attempts).await, ["1|delivered"]);
 }
 
 async fn what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted(kind: Kind) {
     let configuration = QUICK.replace("[outbox]", "[outbox]\nuncertain = \"retry\"");
     let mut scene = Scene::begin(kind, SimulatorSettings::default(), &configuration).await;
-    let id = scene.send_through(Cut::ApplicationGone, Operation::StartMessaging, kind).await;
+    let id = scene.send_through(Cut::ApplicationGone, Operation::StartMessaging, kind, Text::Plain).await;
     assert_eq!(scene.outcome(id).await.0, "delivered");
     let body = format!("{:?} {:?}", Operation::StartMessaging, Cut::ApplicationGone);
     assert_eq!(scene.accepted(&body).len(), 2, "the risk that was taken");
@@ -1648,6 +2445,10 @@ on_both_databases!(
     every_transition_leads_where_the_documentation_says,
     a_call_that_is_cut_at_any_point_is_made_once,
     a_message_that_is_cut_at_any_point_is_sent_once,
+    html_that_is_cut_at_any_point_is_sent_once,
+    html_arrives_byte_for_byte_with_who_reads_it,
+    a_conversation_that_cannot_be_read_is_not_given_up_for_a_meeting,
+    who_does_not_answer_in_time_does_not_hold_up_the_rest_of_a_group,
     what_nobody_can_tell_of_is_sent_again_and_marked_where_that_is_wanted,
     a_group_is_told_whoever_of_it_can_be_reached,
     who_could_not_be_reached_is_named_though_the_answer_is_lost,
@@ -1656,6 +2457,16 @@ on_both_databases!(
     an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it,
     a_row_whose_time_passes_while_its_call_rings_is_not_said,
     whoever_is_invited_while_the_server_is_busy_is_invited_again,
+    a_group_is_found_again,
+    who_did_not_get_a_message_is_named_though_the_report_comes_before_the_answer,
+    html_is_said_to_a_group_as_far_as_all_of_it_read_it,
+    a_group_that_grows_again_while_the_program_is_killed_is_told_once,
+    a_call_that_is_given_up_is_withdrawn,
+    the_longest_idle_conversation_makes_room_for_a_new_one,
+    a_message_that_was_not_delivered_for_now_is_sent_again,
+    whoever_has_left_a_group_is_invited_again,
+    whoever_could_not_come_for_now_is_invited_again_later,
+    a_group_that_nobody_joins_waits_as_long_as_the_server_wants,
     a_group_gets_a_meeting_where_conversations_of_two_do_not_grow,
     a_talk_of_two_that_could_not_be_left_is_not_gone_on_with,
     a_group_is_told_as_far_as_it_goes_where_meetings_are_refused,
@@ -1672,6 +2483,14 @@ on_both_databases!(
     a_row_that_waits_for_the_rate_is_still_its_users,
     a_server_that_stops_leaves_the_rest_of_what_is_over_to_the_next_start,
     an_uncertain_row_is_kept_until_somebody_decides,
+    a_failed_row_is_retried_by_command_and_its_story_is_told_in_order,
+    held_rows_are_left_alone_until_they_are_released_by_command_or_by_update,
+    a_cancel_and_a_claim_of_one_row_exclude_each_other,
     waiting_rows_have_a_shape_by_age_and_destination,
+    very_many_rows_whose_time_passes_at_once_expire_a_few_at_a_time_and_hold_up_nobody,
+    what_had_not_begun_when_the_stream_was_lost_is_no_possible_duplicate,
+    a_row_that_waits_while_the_stream_is_lost_is_sent_once_and_not_marked,
+    a_row_that_names_an_ended_conversation_and_people_has_its_turn_among_the_rows_for_them,
+    a_row_whose_conversation_ends_while_it_waits_does_not_overtake,
     rows_of_an_account_that_is_not_at_work_stay_queued_and_the_status_says_why,
 );

@@ -476,14 +476,15 @@ async fn a_claim_reads_the_heads_of_the_queue_and_not_the_queue() {
         .await
         .unwrap();
     store.close().await;
-    let before = outbox_entries_read(&mut sql).await;
+    sql.close().await.unwrap();
+    let before = outbox_entries_read(&database).await;
 
     let store = serve(database.url()).await;
     take_leases(&store).await;
     store.record_state(alice.account, AccountState::Online, None, NODE).await.unwrap();
     assert_eq!(store.claim_due(Timestamp::now(), &claiming()).await.unwrap().len(), 50);
     store.close().await;
-    let read = outbox_entries_read(&mut sql).await - before;
+    let read = outbox_entries_read(&database).await - before;
     assert!(read < ROWS / 2, "{read} entries were read for 50 of {ROWS} rows");
 }
 
@@ -509,7 +510,8 @@ async fn an_admission_reads_what_it_admits_and_not_the_queue() {
     );
     run(&mut sql, &insert).await.unwrap();
     store.close().await;
-    let before = outbox_entries_read(&mut sql).await;
+    sql.close().await.unwrap();
+    let before = outbox_entries_read(&database).await;
 
     let store = serve(database.url()).await;
     take_leases(&store).await;
@@ -520,25 +522,29 @@ async fn an_admission_reads_what_it_admits_and_not_the_queue() {
         store.claim_due(Timestamp::now(), &claiming()).await.unwrap();
     }
     store.close().await;
+    let read = outbox_entries_read(&database).await - before;
+    let mut sql = database.connect().await;
     let admitted = rows(&mut sql, "SELECT id FROM outbox WHERE destination IS NOT NULL").await;
     assert_eq!(admitted.len(), usize::try_from(CLAIMS).unwrap() * 200);
-    let read = outbox_entries_read(&mut sql).await - before;
     assert!(read < ROWS, "{read} entries were read for {} of {ROWS} rows", admitted.len());
 }
 
-/// Entries of indexes and rows of the table that were read of the queue. A backend counts what it has read at the latest
-/// when it ends, so the store has to be closed.
-async fn outbox_entries_read(sql: &mut PgConnection) -> i64 {
-    let backends = "SELECT count(*) FROM pg_stat_activity
+/// Entries of indexes and rows of the table that were read of the queue. A backend may keep what it has read to itself
+/// until it ends, so the store and every connection of the test have to be closed, and none is kept open here.
+async fn outbox_entries_read(database: &PostgresDatabase) -> i64 {
+    let mut sql = database.connect().await;
+    let backends = "SELECT pid::text || ' ' || query FROM pg_stat_activity
                      WHERE datname = current_database() AND pid <> pg_backend_pid()
                        AND backend_type = 'client backend'";
-    eventually("the store's connections are closed", async || {
-        (rows(sql, backends).await == ["0"]).then_some(())
+    eventually("every other connection is closed", async || {
+        rows(&mut sql, backends).await.is_empty().then_some(())
     })
     .await;
     let read = "SELECT (sum(idx_tup_read) + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'outbox'))::bigint
                   FROM pg_stat_user_indexes WHERE relname = 'outbox'";
-    rows(sql, read).await[0].parse().unwrap()
+    let read = rows(&mut sql, read).await[0].parse().unwrap();
+    sql.close().await.unwrap();
+    read
 }
 
 #[tokio::test]

@@ -334,9 +334,9 @@ async fn a_group_message_names_whom_it_did_not_reach() {
         .unwrap();
     shows(
         &pool,
-        "SELECT m.status || ' ' || m.failed_recipients || ' ' || m.subcode || ' ' || o.state \
+        "SELECT m.status || ' ' || m.failed_recipients || ' ' || o.state || ' ' || o.last_error \
          FROM messages m JOIN outbox o ON o.message_id = m.id",
-        &["failed sip:deaf.hans@fabrikam.example Timeout failed"],
+        &["delivered sip:deaf.hans@fabrikam.example delivered not delivered to sip:deaf.hans@fabrikam.example"],
     )
     .await;
     assert_eq!(simulator.ledger().await.outgoing.len(), 1);

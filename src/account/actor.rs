@@ -25,7 +25,8 @@ use crate::{
         channel_state::ChannelEnd,
         conversation::{
             ConversationActor, ConversationExited, ConversationView, Deliver, DeliveryEnd, DeliveryFinished,
-            InvitationProgress, MessagingView, SharedView, StopConversation, Unreached, shared_view,
+            Gathering, InvitationProgress, MessagingView, SharedView, StopConversation, Unreached,
+            shared_view,
         },
         delivery::{
             DeliveryContext, call_operation_id, commit_send, first_to_call, meeting_operation_ids,
@@ -44,9 +45,11 @@ use crate::{
             InvitationKind, SendFact, SendOutcome, Unfetchable,
         },
         interpret::interpret_fetched,
+        retry::is_for_want_of_room,
     },
     identifiers::{ConversationId, OperationId, OutboxId, SipUri},
     metrics::{self, Reconnect, Restarted},
+    outbox::admission::{OTHER_RECIPIENTS, destination_key, other_recipients},
     store::{
         Account, AccountState, AttentionReason, ClaimedSend, CommitOutcome, InvitationPolicy, SettledSend,
         StoreError,
@@ -163,6 +166,15 @@ struct Conversation {
     asked_for_messaging: u32,
     /// It is being asked for, or will be looked at again soon.
     asking_for_messaging: bool,
+}
+
+impl Conversation {
+    /// Which of several to give up first: one of two, of which nothing is missed since the other side may call again; of
+    /// those, the one in which nothing was said for the longest time.
+    fn worth(&self) -> (bool, Instant) {
+        let view = self.view.borrow();
+        (view.is_conference(), view.last_activity)
+    }
 }
 
 /// What exists only while the account is signed in.
@@ -422,7 +434,7 @@ impl AccountActor {
     fn forget_conversations(&mut self, ctx: &mut Context<Self>) {
         // What nobody has begun never left.
         for send in self.unbegun() {
-            self.give_back(send.outbox, send.operation_id, ctx);
+            self.give_back(send, ctx);
         }
         self.by_href.clear();
         self.by_destination.clear();
@@ -477,7 +489,7 @@ impl AccountActor {
     /// the same people.
     fn relay_in_thread(&mut self, mut send: ClaimedSend, ctx: &mut Context<Self>) {
         let Some(live) = self.live.as_ref().filter(|_| self.stopping.is_none()) else {
-            self.give_back(send.outbox, send.operation_id, ctx);
+            self.give_back(send, ctx);
             return;
         };
         if let Some(number) = self.conversation_of_thread(&send) {
@@ -530,7 +542,19 @@ impl AccountActor {
                 .conversations
                 .get(&number)
                 .is_some_and(|conversation| conversation.destination.is_some());
-            if let Some(remote) = found.remote.filter(|_| !found.multiparty && !is_theirs) {
+            if is_theirs {
+                continue;
+            }
+            if let Some(group) = found.group {
+                // Rows look who of them is there.
+                if let Some(conversation) = self.conversations.get(&number) {
+                    conversation.view.send_modify(|view| {
+                        view.gathering = Gathering::Assembled;
+                        view.multiparty = true;
+                    });
+                }
+                self.serve_destination(number, &group);
+            } else if let Some(remote) = found.remote.filter(|_| !found.multiparty) {
                 self.serve_destination(number, &remote);
             }
         }
@@ -578,7 +602,7 @@ impl AccountActor {
                         let progress = invitation_progress(Some(event), resource);
                         self.see_invitation(kind, &event.href, progress, resource, ctx);
                     }
-                    None => self.see_invitation_end(event),
+                    None => self.see_invitation_end(event, ctx),
                 }
             }
             ("participantInvitation", Some(resource)) if is_incoming(resource) => {
@@ -588,7 +612,7 @@ impl AccountActor {
             ("participantInvitation", Some(resource)) => {
                 self.see_participant_invitation(invitation_progress(Some(event), resource), resource);
             }
-            ("participantInvitation", None) => self.see_invitation_end(event),
+            ("participantInvitation", None) => self.see_invitation_end(event, ctx),
             ("conversation", _) if event.kind == EventKind::Deleted => {
                 if let Some(conversation) = self.known_conversation(&event.href) {
                     conversation.view.send_modify(|view| view.ended = true);
@@ -669,6 +693,9 @@ impl AccountActor {
     ) {
         let incoming = is_incoming(resource);
         self.learn_of_thread(&progress, ctx);
+        if !incoming {
+            self.make_room_if_refused(&progress, ctx);
+        }
         let conversation = resource.link("conversation").map(|link| link.href.clone());
         let operation_id = resource.property("operationId").map(|id| OperationId(id.to_owned()));
         let number = if incoming {
@@ -736,9 +763,57 @@ impl AccountActor {
         }
     }
 
+    /// An invitation of ours failed because the account has too many conversations: the next attempt is to find room.
+    fn make_room_if_refused(&self, progress: &InvitationProgress, ctx: &mut Context<Self>) {
+        if let InvitationProgress::Failed(reason) = progress
+            && is_for_want_of_room(reason.subcode.as_deref())
+        {
+            self.make_room(ctx);
+        }
+    }
+
+    /// The server lets this account have no more conversations: leaves one that nobody needs now.
+    fn make_room(&self, ctx: &mut Context<Self>) {
+        let Some(live) = &self.live else { return };
+        let busy: HashSet<u64> = self.handed.values().filter_map(|handed| handed.conversation).collect();
+        let can_go = |(number, conversation): &(&u64, &Conversation)| {
+            let view = conversation.view.borrow();
+            let rings = view.invitation == InvitationProgress::Ringing;
+            !busy.contains(*number) && !view.ended && !rings && view.href.is_some()
+        };
+        let idlest = self.conversations.iter().filter(can_go);
+        let Some((_, conversation)) =
+            idlest.min_by_key(|(number, conversation)| (conversation.worth(), **number))
+        else {
+            tracing::warn!(
+                "the server lets this account have no more conversations, and all of them are in use"
+            );
+            return;
+        };
+        let Some(href) = conversation.view.borrow().href.clone() else { return };
+        let idle = conversation.view.borrow().last_activity.elapsed();
+        tracing::info!(
+            idle_seconds = idle.as_secs(),
+            "the server lets this account have no more conversations; the one that was idle for the longest time is left"
+        );
+        // Rows for the same people begin another one from now on.
+        conversation.view.send_modify(|view| view.ended = true);
+        let client = live.client.clone();
+        let leaving = async move {
+            let left = match client.resolve(&href) {
+                Ok(url) => client.delete(&url).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = left {
+                tracing::warn!(error = %crate::error_chain(&error), "an idle conversation could not be left");
+            }
+        };
+        self.spawn(leaving, ctx);
+    }
+
     /// An invitation event without its resource: enough to know that it ended. Whom it concerns may only be known once the
     /// resource is read; why it failed, only the event says.
-    fn see_invitation_end(&mut self, event: &Event) {
+    fn see_invitation_end(&mut self, event: &Event, ctx: &mut Context<Self>) {
         if event.kind != EventKind::Completed {
             return;
         }
@@ -749,6 +824,7 @@ impl AccountActor {
             self.unread_ends.insert(event.href.clone(), progress);
             return;
         };
+        self.make_room_if_refused(&progress, ctx);
         if let Some(conversation) = self.conversations.get(&number) {
             conversation.view.send_modify(|view| view.see_invitation(progress));
         }
@@ -1002,7 +1078,7 @@ impl AccountActor {
 
     fn relay(&mut self, send: ClaimedSend, ctx: &mut Context<Self>) {
         if self.live.is_none() || self.leaving || self.stopping.is_some() {
-            self.give_back(send.outbox, send.operation_id, ctx);
+            self.give_back(send, ctx);
             return;
         }
         if self.learning.is_some() {
@@ -1016,7 +1092,7 @@ impl AccountActor {
         // It may have waited here; the queue says of what is given back that it expired.
         let expired = send.expires_at.is_some_and(|expires_at| expires_at <= Timestamp::now());
         let Some(live) = self.live.as_ref().filter(|_| !expired) else {
-            self.give_back(send.outbox, send.operation_id, ctx);
+            self.give_back(send, ctx);
             return;
         };
         if let Some((id, None)) = send.conversation {
@@ -1024,11 +1100,11 @@ impl AccountActor {
             return;
         }
         if let Some(error) = self.wrong_people(&send) {
-            self.refuse(Arc::clone(&live.context), send, FailureReason::default(), error, ctx);
+            self.refuse(Arc::clone(&live.context), send, for_others(), error, ctx);
             return;
         }
         let Some(number) = self.choose_conversation(&send, ctx) else {
-            self.give_back(send.outbox, send.operation_id, ctx);
+            self.give_back(send, ctx);
             return;
         };
         self.hand_over(number, send, ctx);
@@ -1049,7 +1125,7 @@ impl AccountActor {
                 Ok(known) => known,
                 Err(error) => {
                     tracing::warn!(error = %crate::error_chain(&error), "a conversation can't be read; its row waits");
-                    account.give_back(send.outbox, send.operation_id, ctx);
+                    account.give_back(send, ctx);
                     return;
                 }
             };
@@ -1065,13 +1141,23 @@ impl AccountActor {
                 };
                 send.recipients.push(remote.clone());
             }
-            if let Some(known) = known.filter(|_| remote.as_ref().is_some_and(|remote| send.recipients == [remote.clone()])) {
+            if let Some(remote) = remote.as_ref().filter(|remote| send.recipients != [(*remote).clone()]) {
+                let error = other_recipients(id, remote.as_str(), &send.recipients);
+                account.refuse(context, send, for_others(), error, ctx);
+                return;
+            }
+            if send.destination != destination_key(&send.recipients) {
+                // It was open when the row was looked at. The rows for these people have an order of their own.
+                account.give_back(send, ctx);
+                return;
+            }
+            if let Some(known) = known.filter(|_| remote.is_some()) {
                 send.thread_id = send.thread_id.or(known.thread_id);
                 send.subject = send.subject.or(known.subject);
             }
             match account.choose_conversation(&send, ctx) {
                 Some(number) => account.hand_over(number, send, ctx),
-                None => account.give_back(send.outbox, send.operation_id, ctx),
+                None => account.give_back(send, ctx),
             }
         }));
     }
@@ -1103,14 +1189,14 @@ impl AccountActor {
                 self.operations.insert(operation_id, number);
             }
         }
-        let (outbox, operation_id) = (send.outbox, send.operation_id.clone());
-        let accepted = self
-            .conversations
-            .get(&number)
-            .is_some_and(|conversation| conversation.address.try_send(Deliver { send, settled }).is_ok());
-        if !accepted {
-            self.handed.remove(&outbox);
-            self.give_back(outbox, operation_id, ctx);
+        let deliver = Deliver { send, settled };
+        let refused = match self.conversations.get(&number) {
+            Some(conversation) => conversation.address.try_send(deliver).err().map(SendError::into_inner),
+            None => Some(deliver),
+        };
+        if let Some(Deliver { send, .. }) = refused {
+            self.handed.remove(&send.outbox);
+            self.give_back(send, ctx);
         }
     }
 
@@ -1135,9 +1221,8 @@ impl AccountActor {
     fn wrong_people(&self, send: &ClaimedSend) -> Option<String> {
         let (id, href) = send.conversation.as_ref()?;
         let with = self.known_conversation(href.as_ref()?)?.destination.as_ref()?;
-        let named = destination_key(&send.recipients);
-        (!send.recipients.is_empty() && *with != named)
-            .then(|| format!("conversation {id} is with {with}, not with {named}: name only one of the two"))
+        (!send.recipients.is_empty() && *with != destination_key(&send.recipients))
+            .then(|| other_recipients(*id, with, &send.recipients))
     }
 
     fn is_open(&self, number: u64) -> bool {
@@ -1194,9 +1279,9 @@ impl AccountActor {
         Some(number)
     }
 
-    fn give_back(&self, outbox: OutboxId, operation_id: OperationId, ctx: &mut Context<Self>) {
+    fn give_back(&self, send: ClaimedSend, ctx: &mut Context<Self>) {
         let store = Arc::clone(&self.environment.store);
-        self.spawn(async move { release_claim(&store, outbox, &operation_id).await }, ctx);
+        self.spawn(async move { release_claim(&store, &send).await }, ctx);
     }
 
     /// The conversation of a group came to nothing before anything was said in it: begins another one.
@@ -1218,7 +1303,7 @@ impl AccountActor {
         let goes_on = self.stopping.is_none() && !self.leaving;
         let number = goes_on.then(|| self.start_conversation(None, send.recipients.clone(), ctx)).flatten();
         let Some(number) = number else {
-            self.give_back(outbox, operation_id.clone(), ctx);
+            self.give_back(send, ctx);
             self.delivery_finished(outbox, operation_id, ctx);
             return;
         };
@@ -1342,7 +1427,7 @@ impl AccountActor {
         let (store, account) = (Arc::clone(&self.environment.store), self.account.id);
         let signing_out = async move {
             for send in waiting {
-                release_claim(&store, send.outbox, &send.operation_id).await;
+                release_claim(&store, &send).await;
             }
             let Some((reason, (client, application, session))) = sign_out.zip(target) else { return };
             if let Err(error) = client.delete_application(&application).await {
@@ -1402,15 +1487,13 @@ fn invitation_progress(event: Option<&Event>, resource: &Resource) -> Invitation
     InvitationProgress::Ringing
 }
 
-fn is_incoming(resource: &Resource) -> bool {
-    resource.property("direction").is_some_and(|direction| direction.eq_ignore_ascii_case("Incoming"))
+/// Why a row fails that names a conversation, and people with whom it is not.
+fn for_others() -> FailureReason {
+    FailureReason { code: Some(OTHER_RECIPIENTS.to_owned()), ..FailureReason::default() }
 }
 
-/// Recipients as one key, the same in whatever order they are named.
-fn destination_key(recipients: &[SipUri]) -> String {
-    let mut uris: Vec<&str> = recipients.iter().map(SipUri::as_str).collect();
-    uris.sort_unstable();
-    uris.join(";")
+fn is_incoming(resource: &Resource) -> bool {
+    resource.property("direction").is_some_and(|direction| direction.eq_ignore_ascii_case("Incoming"))
 }
 
 /// The link by which an invitation is answered; none if it is not ours to answer any more.
@@ -1611,7 +1694,7 @@ impl Actor for AccountActor {
             let store = Arc::clone(&self.environment.store);
             actix_rt::spawn(async move {
                 for send in unbegun {
-                    release_claim(&store, send.outbox, &send.operation_id).await;
+                    release_claim(&store, &send).await;
                 }
             });
         }
@@ -1758,6 +1841,10 @@ impl Handler<DeliveryFinished> for AccountActor {
                 }
                 _ => self.delivery_finished(outbox, &operation_id, ctx),
             },
+            DeliveryEnd::NoRoom => {
+                self.delivery_finished(outbox, &operation_id, ctx);
+                self.make_room(ctx);
+            }
             DeliveryEnd::Done => self.delivery_finished(outbox, &operation_id, ctx),
         }
     }
@@ -1790,7 +1877,7 @@ impl Handler<ConversationExited> for AccountActor {
             if exited.in_flight == Some(outbox) && !exited.panicked {
                 self.settle_left_over(handed.send, handed.at, handed.continuity, ctx);
             } else if exited.in_flight != Some(outbox) {
-                self.give_back(outbox, handed.send.operation_id, ctx);
+                self.give_back(handed.send, ctx);
             }
         }
         if exited.panicked {

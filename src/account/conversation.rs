@@ -12,6 +12,7 @@ use std::{
 };
 
 use actix::prelude::*;
+use jiff::Timestamp;
 use tokio::{
     sync::{oneshot, watch},
     time::Instant,
@@ -98,6 +99,10 @@ pub struct Unreached {
     pub why: String,
     /// Whether they may be there later.
     pub healing: Healing,
+    /// How often they were invited in vain, one time after the other.
+    pub tries: i64,
+    /// When a later row may invite them again.
+    pub again_at: Timestamp,
 }
 
 /// What the event channel told about a conversation, as far as sending depends on it.
@@ -248,6 +253,8 @@ pub struct Deliver {
 pub enum DeliveryEnd {
     /// What became of it is committed.
     Done,
+    /// So it is, and the server would not begin a conversation because the account has too many.
+    NoRoom,
     /// The server has a conversation of its thread open, in which it is to be said.
     ThreadTaken,
     /// Nothing was said, and the conversation that was to become that of a group is over: it is to begin anew, without these

@@ -34,11 +34,11 @@ use crate::{
     },
     archive::{
         fact::{ArchiveCommit, ConversationEnded, Fact, FailureReason, SaidIn, SendFact, SendOutcome},
-        retry::{Healing, classify_invitation_failure, describe_invitation_failure},
+        retry::{Healing, classify_invitation_failure, describe_invitation_failure, is_for_want_of_room},
     },
-    identifiers::{AccountId, OperationId, OutboxId, SessionId, SipUri},
+    identifiers::{AccountId, OperationId, SessionId, SipUri},
     metrics,
-    store::{ClaimedSend, SettledSend, SharedStore, StoreError},
+    store::{ClaimedSend, KnownStay, SettledSend, SharedStore, StoreError},
     traces,
     ucwa::{Action, NewMeeting, OutgoingInvitation, Resource, UcwaClient, UcwaError, html::plain_from_html},
 };
@@ -49,6 +49,8 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const ASK_AFTER: Duration = Duration::from_secs(5);
 /// How often the event channel is looked at while an outcome is open.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often the archive is asked who somebody is, while that is being read.
+const READ_EVERY: Duration = Duration::from_millis(100);
 /// So close together, sends whose answers were lost have the event channel asked once.
 const AT_THE_SAME_TIME: Duration = Duration::from_secs(1);
 /// How long to wait before somebody is invited or a conversation is left once more, unless the server asks for another time;
@@ -117,6 +119,12 @@ pub struct Delivery {
     gave_up: bool,
     /// Number of the recipient who is being called.
     calling: Option<usize>,
+    /// Whoever is missing from the group was invited, or had not to be.
+    is_gathered: bool,
+    /// The server would not begin a conversation because the account has too many.
+    lacks_room: bool,
+    /// Address of the invitation that is out.
+    invitation: Option<String>,
 }
 
 /// What was so before a request went out whose answer may be lost.
@@ -177,6 +185,15 @@ enum Move {
     Wait,
 }
 
+/// What is to end.
+#[derive(Clone, Copy)]
+enum Ending {
+    /// By leaving it.
+    Conversation,
+    /// By its link `cancel`.
+    Invitation,
+}
+
 /// What came of reading a resource.
 enum Asked {
     Told(Box<Resource>),
@@ -209,7 +226,18 @@ impl Delivery {
         send: ClaimedSend,
         settled: oneshot::Receiver<SettledSend>,
     ) -> Self {
-        Self { context, view, destination, send, settled, gave_up: false, calling: None }
+        Self {
+            context,
+            view,
+            destination,
+            send,
+            settled,
+            gave_up: false,
+            calling: None,
+            is_gathered: false,
+            lacks_room: false,
+            invitation: None,
+        }
     }
 
     /// Sends and commits the outcome. Does not return before the outcome is durable, unless the store is closing or
@@ -229,12 +257,12 @@ impl Delivery {
             Attempt::BeginAnew(unreached) => DeliveryEnd::BeginAnew(unreached),
             Attempt::Settled => DeliveryEnd::Done,
             Attempt::Release => {
-                release_claim(&self.context.store, self.send.outbox, &self.send.operation_id).await;
+                release_claim(&self.context.store, &self.send).await;
                 DeliveryEnd::Done
             }
             Attempt::Outcome(outcome) => {
                 self.commit(outcome).await;
-                DeliveryEnd::Done
+                if self.lacks_room { DeliveryEnd::NoRoom } else { DeliveryEnd::Done }
             }
         };
         self.view.send_modify(|view| view.last_activity = Instant::now());
@@ -292,6 +320,12 @@ impl Delivery {
                 Move::Say { send_message, html } => {
                     if is_group && now.gathering != Gathering::Assembled {
                         match self.gather(&now, &mut view, deadline).await {
+                            Some(attempt) => return attempt,
+                            None => continue,
+                        }
+                    }
+                    if now.gathering == Gathering::Assembled && !self.is_gathered {
+                        match self.gather_again(&now, &mut view).await {
                             Some(attempt) => return attempt,
                             None => continue,
                         }
@@ -487,8 +521,12 @@ impl Delivery {
             Ok(location) if carries_text => {
                 Ok(Some(Attempt::Outcome(SendOutcome::InvitationAccepted { invitation_href: location })))
             }
-            Ok(_) => Ok(None),
+            Ok(location) => {
+                self.invitation = location;
+                Ok(None)
+            }
             Err(error) => {
+                self.lacks_room |= is_for_want_of_room(error.subcode());
                 let mut problem = problem_of(&error);
                 if !carries_text && matches!(problem, Problem::Unknown) {
                     // What an invitation of which nothing was told is for may have come of it.
@@ -516,8 +554,15 @@ impl Delivery {
                     Problem::NotOurs => Err(Attempt::Release),
                     Problem::Refused => {
                         let why = crate::error_chain(&error);
+                        let healing = Healing::Permanent;
                         Err(self
-                            .not_reached(Healing::Permanent, why, error.status(), &reason_of(&error))
+                            .not_reached(
+                                healing,
+                                why,
+                                error.retry_after(),
+                                error.status(),
+                                &reason_of(&error),
+                            )
                             .unwrap_or_else(|| Self::refused_by(None, &error)))
                     }
                     Problem::NotAccepted => Err(self.not_accepted(&error)),
@@ -586,7 +631,7 @@ impl Delivery {
         let reason = FailureReason::default();
         if !answered
             && let Some(attempt) =
-                self.not_reached(Healing::Temporary, "did not answer in time".to_owned(), None, &reason)
+                self.not_reached(Healing::Temporary, "did not answer in time".to_owned(), None, None, &reason)
         {
             return attempt;
         }
@@ -600,13 +645,11 @@ impl Delivery {
         let healing = classify_invitation_failure(reason);
         // A conference that goes on without its messaging tells nothing of a recipient, nor does what the server has too
         // much of.
-        let about_us = matches!(
-            reason.subcode.as_deref(),
-            Some("TooManyConversations" | "LimitExceeded" | "ThreadIdAlreadyExists")
-        );
+        let subcode = reason.subcode.as_deref();
+        let about_us = is_for_want_of_room(subcode) || subcode == Some("ThreadIdAlreadyExists");
         if !view.is_conference()
             && !about_us
-            && let Some(attempt) = self.not_reached(healing, error.clone(), None, reason)
+            && let Some(attempt) = self.not_reached(healing, error.clone(), None, None, reason)
         {
             return attempt;
         }
@@ -622,20 +665,30 @@ impl Delivery {
         &mut self,
         healing: Healing,
         why: String,
+        asked: Option<Duration>,
         http_status: Option<u16>,
         reason: &FailureReason,
     ) -> Option<Attempt> {
         let uri = self.destination.get(self.calling?).filter(|_| self.destination.len() > 1)?.clone();
         self.gave_up = true;
         let mut unreached = self.view.borrow().not_reached.clone();
-        unreached.push(Unreached { uri, why, healing });
+        unreached.push(self.unreached(uri, why, healing, asked));
         if first_to_call(&self.destination, &unreached).is_some() {
             return Some(Attempt::BeginAnew(unreached));
         }
         Some(self.nobody_reached(&unreached, http_status, reason))
     }
 
-    /// No recipient of a group can be had.
+    /// Somebody who was called or invited in vain. `asked` is how long the server wants to be left alone.
+    fn unreached(&self, uri: SipUri, why: String, healing: Healing, asked: Option<Duration>) -> Unreached {
+        let known =
+            self.view.borrow().not_reached.iter().find(|known| known.uri == uri).map(|known| known.tries);
+        let tries = known.unwrap_or(0) + 1;
+        let again_at = next_time(&self.context, tries, asked);
+        Unreached { uri, why, healing, tries, again_at }
+    }
+
+    /// No recipient of a group can be had. Whoever may come later is not called before the server wants to hear of them.
     fn nobody_reached(
         &self,
         unreached: &[Unreached],
@@ -644,26 +697,32 @@ impl Delivery {
     ) -> Attempt {
         let words: Vec<String> = unreached.iter().map(|one| format!("{} ({})", one.uri, one.why)).collect();
         let error = format!("nobody could be reached: {}", words.join(", "));
-        if unreached.iter().any(|one| one.healing == Healing::Temporary) {
-            self.retry_or_fail(self.next_attempt_at(None), http_status, reason.clone(), error)
+        let may_come = unreached.iter().filter(|one| one.healing == Healing::Temporary);
+        if let Some(again_at) = may_come.map(|one| one.again_at).max() {
+            let at = self.next_attempt_at(None).max(again_at);
+            self.retry_or_fail(at, http_status, reason.clone(), error)
         } else {
             Self::refused(None, http_status, reason.clone(), error)
         }
     }
 
-    /// Ends what was to become the conversation of a group, or leaves it: nothing is said in it.
+    /// Ends what was to become the conversation of a group, or leaves it: nothing is said in it. Where no event has told
+    /// of it yet, the invitation is withdrawn, so that nobody answers it.
     async fn leave(&self) {
-        let Some(href) = self.view.borrow().href.clone() else { return };
-        let left = match self.context.client.resolve(&href) {
-            Ok(url) => match self.context.client.delete(&url).await {
-                // Whoever has left already is told so.
-                Err(error) if error.is_transport() || matches!(error.status(), Some(429 | 500..)) => {
-                    tokio::time::sleep(error.retry_after().unwrap_or(AGAIN_AFTER).min(AGAIN_AT_MOST)).await;
-                    self.context.client.delete(&url).await
-                }
-                left => left,
+        let known = self.view.borrow().href.clone();
+        let left = match (known, &self.invitation) {
+            (Some(href), _) => self.ask_to_end(&href, Ending::Conversation).await,
+            (None, Some(invitation)) => match self.read(invitation).await {
+                Asked::Told(resource) => match (resource.link("cancel"), resource.link("conversation")) {
+                    (Some(cancel), _) => self.ask_to_end(&cancel.href, Ending::Invitation).await,
+                    (None, Some(conversation)) => {
+                        self.ask_to_end(&conversation.href, Ending::Conversation).await
+                    }
+                    (None, None) => Ok(()),
+                },
+                Asked::Gone | Asked::InVain => Ok(()),
             },
-            Err(error) => Err(error),
+            (None, None) => Ok(()),
         };
         if let Err(error) = left
             && !matches!(error.status(), Some(404 | 410))
@@ -673,6 +732,23 @@ impl Delivery {
                 error = %crate::error_chain(&error),
                 "a conversation in which nothing was said could not be ended"
             );
+        }
+    }
+
+    /// Asks the server to end something, once more where it could not hear or do it.
+    async fn ask_to_end(&self, href: &str, ending: Ending) -> Result<(), UcwaError> {
+        let url = self.context.client.resolve(href)?;
+        let ask = async || match ending {
+            Ending::Conversation => self.context.client.delete(&url).await,
+            Ending::Invitation => self.context.client.post_empty(&url).await,
+        };
+        match ask().await {
+            // Whoever has left already is told so.
+            Err(error) if error.is_transport() || matches!(error.status(), Some(429 | 500..)) => {
+                tokio::time::sleep(error.retry_after().unwrap_or(AGAIN_AFTER).min(AGAIN_AT_MOST)).await;
+                ask().await
+            }
+            left => left,
         }
     }
 
@@ -716,13 +792,104 @@ impl Delivery {
             .collect()
     }
 
-    /// The group is as complete as it will be.
-    fn assembled(&self, not_reached: Vec<Unreached>) {
+    /// The group is as complete as it will be for this row: of those who were `invited`, these were `not_reached`.
+    fn assembled(&mut self, invited: &[usize], not_reached: Vec<Unreached>) {
+        self.is_gathered = true;
+        let invited: Vec<&SipUri> = invited.iter().map(|number| &self.send.recipients[*number]).collect();
         self.view.send_modify(|view| {
             view.gathering = Gathering::Assembled;
             view.multiparty = true;
+            view.not_reached.retain(|known| !invited.contains(&&known.uri));
             view.not_reached.extend(not_reached);
         });
+    }
+
+    /// Brings those into a group that is there who are missing from it: whoever has left, and whoever could not be had
+    /// when they were last invited and may come by now. What it returns ends the attempt.
+    async fn gather_again(
+        &mut self,
+        now: &ConversationView,
+        view: &mut watch::Receiver<ConversationView>,
+    ) -> Option<Attempt> {
+        let stays = match self.stays(now).await {
+            Ok(stays) => stays,
+            Err(error) => {
+                let error = format!("who is in the group could not be read: {}", crate::error_chain(&error));
+                return Some(self.retry_or_fail(
+                    self.next_attempt_at(None),
+                    None,
+                    FailureReason::default(),
+                    error,
+                ));
+            }
+        };
+        let is_there = |uri: &SipUri| {
+            let is = |stay: &KnownStay| {
+                stay.uri.as_ref().is_some_and(|known| known.eq_ignore_ascii_case(uri.as_str()))
+            };
+            stays.iter().any(|stay| stay.present && is(stay))
+        };
+        // Somebody may have come by themselves.
+        self.view.send_if_modified(|view| {
+            let known = view.not_reached.len();
+            view.not_reached.retain(|unreached| !is_there(&unreached.uri));
+            view.not_reached.len() != known
+        });
+        self.is_gathered = true;
+        if self.send.recipients.len() < 2 {
+            return None;
+        }
+        let unreached = self.view.borrow().not_reached.clone();
+        let may_be_invited = |uri: &SipUri| {
+            unreached.iter().find(|unreached| unreached.uri == *uri).is_none_or(|unreached| {
+                unreached.healing == Healing::Temporary && unreached.again_at <= Timestamp::now()
+            })
+        };
+        let missing: Vec<usize> = (0..self.send.recipients.len())
+            .filter(|number| !is_there(&self.send.recipients[*number]))
+            .filter(|number| may_be_invited(&self.send.recipients[*number]))
+            .collect();
+        if !missing.is_empty() {
+            if now.add_participant.is_none() {
+                self.ask_conversation(now).await;
+            }
+            let link = self.view.borrow().add_participant.clone();
+            if let Some(link) = link {
+                if let Some(attempt) = self.invite_all(missing, now, &link, view).await {
+                    return Some(attempt);
+                }
+            } else {
+                let why = "the server lets nobody be invited to this conversation (no addParticipant link)";
+                let unreached = missing
+                    .iter()
+                    .map(|number| self.send.recipients[*number].clone())
+                    .map(|uri| self.unreached(uri, why.to_owned(), Healing::Temporary, None))
+                    .collect();
+                self.assembled(&missing, unreached);
+            }
+        }
+        let unreached = self.view.borrow().not_reached.clone();
+        let is_out_of_reach = |uri: &SipUri| unreached.iter().any(|unreached| unreached.uri == *uri);
+        self.send
+            .recipients
+            .iter()
+            .all(is_out_of_reach)
+            .then(|| self.nobody_reached(&unreached, None, &FailureReason::default()))
+    }
+
+    /// Who is in the conversation, and who was; of whoever has just come it may have to be read who they are.
+    async fn stays(&self, view: &ConversationView) -> Result<Vec<KnownStay>, StoreError> {
+        let Some(href) = &view.href else { return Ok(Vec::new()) };
+        let until = Instant::now() + ASK_AFTER;
+        loop {
+            let stays =
+                self.context.store.known_stays(self.context.account, self.context.session, href).await?;
+            let is_known = stays.iter().all(|stay| !stay.present || !stay.being_read);
+            if is_known || Instant::now() >= until {
+                return Ok(stays);
+            }
+            tokio::time::sleep(READ_EVERY).await;
+        }
     }
 
     /// Does the next thing there is to do before a group can be spoken to. What it returns ends the attempt.
@@ -733,11 +900,11 @@ impl Delivery {
         deadline: Instant,
     ) -> Option<Attempt> {
         if self.missing_from(now).is_empty() {
-            self.assembled(Vec::new());
+            self.assembled(&[], Vec::new());
             return None;
         }
         if let Some(link) = &now.add_participant {
-            return self.invite_the_others(now, link, view).await;
+            return self.invite_all(self.missing_from(now), now, link, view).await;
         }
         let connected = now.state.as_ref().is_some_and(|state| state.eq_ignore_ascii_case("Connected"));
         if connected && self.may_meet_instead(now) {
@@ -774,14 +941,18 @@ impl Delivery {
         None
     }
 
-    /// Invites somebody to the conversation, again where the server was too busy: later rows find the group as it is then.
+    /// Invites somebody to the conversation, again where the server was too busy for a moment.
     async fn invite(&self, link: &str, operation_id: &OperationId, uri: &SipUri) -> Result<(), UcwaError> {
         let mut attempts = 1;
         loop {
             match self.invite_once(link, operation_id, uri).await {
                 Err(error) if attempts < INVITED_AT_MOST && matches!(error.status(), Some(429 | 503)) => {
+                    let wait = error.retry_after().unwrap_or(AGAIN_AFTER);
+                    if wait > AGAIN_AT_MOST {
+                        return Err(error);
+                    }
                     attempts += 1;
-                    tokio::time::sleep(error.retry_after().unwrap_or(AGAIN_AFTER).min(AGAIN_AT_MOST)).await;
+                    tokio::time::sleep(wait).await;
                 }
                 answer => return answer,
             }
@@ -811,10 +982,11 @@ impl Delivery {
         }
     }
 
-    /// Brings the other recipients of a group in, and waits until each has joined or failed. Who could not be brought
-    /// in is noted in the view; the others get the message. What it returns ends the attempt.
-    async fn invite_the_others(
+    /// Brings recipients of a group in, and waits until each has joined or failed. Who could not be brought in is noted in
+    /// the view; the others get the message. What it returns ends the attempt.
+    async fn invite_all(
         &mut self,
+        missing: Vec<usize>,
         now: &ConversationView,
         link: &str,
         view: &mut watch::Receiver<ConversationView>,
@@ -823,7 +995,7 @@ impl Delivery {
         let (mut anybody, mut last_reason) = (false, FailureReason::default());
         let mut pending = Vec::new();
         let mut not_reached = Vec::new();
-        for number in self.missing_from(now) {
+        for number in missing.iter().copied() {
             let uri = &self.send.recipients[number];
             let operation_id = participant_operation_id(&self.send.operation_id, number, in_meeting);
             match self.invite(link, &operation_id, uri).await {
@@ -845,7 +1017,7 @@ impl Delivery {
                         Problem::NotAccepted | Problem::LinkGone | Problem::Unknown => Healing::Temporary,
                     };
                     let why = crate::error_chain(&error);
-                    not_reached.push(Unreached { uri: uri.clone(), why, healing });
+                    not_reached.push(self.unreached(uri.clone(), why, healing, error.retry_after()));
                 }
             }
         }
@@ -866,11 +1038,9 @@ impl Delivery {
                 }
                 Some(InvitationProgress::Failed(reason)) => {
                     last_reason = reason.clone();
-                    let unreached = Unreached {
-                        uri,
-                        why: describe_invitation_failure(reason),
-                        healing: classify_invitation_failure(reason),
-                    };
+                    let (why, healing) =
+                        (describe_invitation_failure(reason), classify_invitation_failure(reason));
+                    let unreached = self.unreached(uri, why, healing, None);
                     // That says nothing of whoever was invited.
                     if reason.subcode.as_deref() == Some("EscalationFailed") {
                         failed_to_grow.push(unreached);
@@ -879,7 +1049,7 @@ impl Delivery {
                     unreached
                 }
                 Some(InvitationProgress::None | InvitationProgress::Ringing) | None => {
-                    Unreached { uri, why: "did not answer in time".to_owned(), healing: Healing::Temporary }
+                    self.unreached(uri, "did not answer in time".to_owned(), Healing::Temporary, None)
                 }
             };
             not_reached.push(unreached);
@@ -894,7 +1064,7 @@ impl Delivery {
             let unreached = [now.not_reached.clone(), not_reached].concat();
             return Some(self.nobody_reached(&unreached, None, &last_reason));
         }
-        self.assembled(not_reached);
+        self.assembled(&missing, not_reached);
         None
     }
 
@@ -1066,8 +1236,13 @@ impl Delivery {
 }
 
 fn next_attempt_at(context: &DeliveryContext, send: &ClaimedSend, asked: Option<Duration>) -> Timestamp {
+    next_time(context, send.attempt, asked)
+}
+
+/// When what was tried in vain so often may be tried again. `asked` is how long the server wants to be left alone.
+fn next_time(context: &DeliveryContext, tries: i64, asked: Option<Duration>) -> Timestamp {
     let now = Timestamp::now();
-    let ours = context.settings.retry.next_attempt(now, send.attempt, rand::random());
+    let ours = context.settings.retry.next_attempt(now, tries, rand::random());
     let theirs = asked.and_then(|asked| now.checked_add(SignedDuration::try_from(asked).ok()?).ok());
     theirs.map_or(ours, |theirs| theirs.max(ours))
 }
@@ -1135,14 +1310,14 @@ pub(super) async fn commit_send(context: &DeliveryContext, fact: SendFact) {
 
 /// Gives a row back that was claimed and not begun, however long the database takes. If another node holds the account
 /// by now, it finds out what became of the row.
-pub(crate) async fn release_claim(store: &SharedStore, outbox: OutboxId, operation_id: &OperationId) {
+pub(crate) async fn release_claim(store: &SharedStore, send: &ClaimedSend) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    while let Err(error) = store.release_claim(outbox, operation_id).await {
+    while let Err(error) = store.release_claim(send).await {
         if matches!(error, StoreError::Closing | StoreError::Refused { .. } | StoreError::Fenced(_)) {
-            tracing::warn!(outbox.id = outbox.0, error = %crate::error_chain(&error), "a row stays claimed");
+            tracing::warn!(outbox.id = send.outbox.0, error = %crate::error_chain(&error), "a row stays claimed");
             return;
         }
-        tracing::warn!(outbox.id = outbox.0, error = %crate::error_chain(&error), "a claimed row is given back later");
+        tracing::warn!(outbox.id = send.outbox.0, error = %crate::error_chain(&error), "a claimed row is given back later");
         tokio::time::sleep(backoff.next_delay()).await;
     }
 }
@@ -1316,6 +1491,7 @@ fn problem_of_added_messaging(error: &UcwaError) -> Problem {
 fn problem_of_invitation(error: &UcwaError) -> Problem {
     match (error.status(), error.subcode().unwrap_or("None")) {
         (Some(404), subcode) if is_about_the_application(subcode) => Problem::NotAccepted,
+        (Some(400..500), subcode) if is_for_want_of_room(Some(subcode)) => Problem::NotAccepted,
         // Not UCWA's words: the web application is restarting, and knows nobody.
         (Some(404), _) if error.reason().is_none() => Problem::NotAccepted,
         (Some(401 | 409 | 410 | 429 | 503), _) => Problem::NotAccepted,

@@ -51,6 +51,8 @@ pub(super) struct FoundConversation {
     pub(super) view: ConversationView,
     pub(super) remote: Option<String>,
     pub(super) multiparty: bool,
+    /// The group of the queue whose conversation it is.
+    pub(super) group: Option<String>,
 }
 
 /// What an earlier life left, in the database and on the server. Nothing here is worth failing a sign-in for.
@@ -188,7 +190,13 @@ async fn learn_conversations(context: &DeliveryContext, conversations: &Url) -> 
                 ));
                 facts.extend(interpret_roster(&href, &resource, people.as_ref()));
                 view.href = Some(href.clone());
-                open.conversations.push(FoundConversation { href, view, remote: None, multiparty: false });
+                open.conversations.push(FoundConversation {
+                    href,
+                    view,
+                    remote: None,
+                    multiparty: false,
+                    group: None,
+                });
             }
             Err(error) => {
                 tracing::debug!(href, error = %crate::error_chain(&error), "an open conversation can't be read");
@@ -204,6 +212,7 @@ async fn learn_conversations(context: &DeliveryContext, conversations: &Url) -> 
         if let Some(known) = known.iter().find(|conversation| conversation.href == found.href) {
             found.remote.clone_from(&known.remote_uri);
             found.multiparty = known.multiparty;
+            found.group.clone_from(&known.group);
         }
     }
     Ok(open)

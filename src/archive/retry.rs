@@ -29,6 +29,11 @@ impl RetryPolicy {
     }
 }
 
+/// Whether a UCWA subcode says that the account has more conversations than the server allows.
+pub fn is_for_want_of_room(subcode: Option<&str>) -> bool {
+    matches!(subcode, Some("TooManyConversations" | "LimitExceeded"))
+}
+
 /// What a failed invitation means for the row that caused it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Healing {
@@ -84,6 +89,7 @@ pub fn describe_invitation_failure(reason: &FailureReason) -> String {
         "DerivedConversation" => "the recipient went on in another conversation",
         "ThreadIdAlreadyExists" => "a conversation with this thread is open already",
         "ServiceFailure" => "the server failed",
+        "TooManyConversations" | "LimitExceeded" => "the account has too many conversations",
         _ => "the invitation failed",
     };
     match (&reason.code, &reason.subcode, &reason.message) {

@@ -20,6 +20,9 @@ pub(crate) const ADMITTED_AT_ONCE: i64 = 200;
 /// So many of them may be of one account, whose burst everybody else's rows wait for in each transaction.
 pub(crate) const ADMITTED_OF_ACCOUNT: i64 = 50;
 
+/// Rows that waited too long, expired in one transaction: whatever else is written waits no longer than that takes.
+pub(crate) const EXPIRED_AT_ONCE: i64 = 500;
+
 /// Whether some account used up its share of what is [admitted at once](ADMITTED_AT_ONCE), told from the accounts of the rows
 /// that were found.
 pub(crate) fn more_may_wait<'a>(accounts: impl Iterator<Item = &'a str>) -> bool {
@@ -34,6 +37,9 @@ pub(crate) fn more_may_wait<'a>(accounts: impl Iterator<Item = &'a str>) -> bool
 
 /// Longest subject and thread id that a server takes, in UTF-16 units (protocol 18.4).
 const MAX_UNITS: usize = 250;
+
+/// `last_code` of a row whose conversation is not with its recipients.
+pub const OTHER_RECIPIENTS: &str = "OtherRecipients";
 
 /// Values of `importance` that UCWA knows.
 const IMPORTANCE: [&str; 3] = ["Normal", "Urgent", "Emergency"];
@@ -79,8 +85,19 @@ pub struct Submission {
 pub trait Lookup {
     /// The account with this address, unless it was removed.
     fn account(&self, uri: &SipUri) -> Option<AccountId>;
-    /// Whose conversation it is, and the other party's address if there is just one.
-    fn conversation(&self, id: ConversationId) -> Option<(AccountId, Option<SipUri>)>;
+    /// The conversation with this id, whoever's it is.
+    fn conversation(&self, id: ConversationId) -> Option<NamedConversation>;
+}
+
+/// What is known of a conversation that a row names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedConversation {
+    /// Whose it is.
+    pub account: AccountId,
+    /// The other party, if it is with one person alone.
+    pub with: Option<SipUri>,
+    /// Something can be said in it: it goes on in the account's session.
+    pub open: bool,
 }
 
 /// A row that can be sent.
@@ -236,14 +253,23 @@ fn destination(
     lookup: &impl Lookup,
 ) -> Result<String, Refusal> {
     if let Some(id) = conversation {
-        return match lookup.conversation(id) {
-            // The same person reached by address must not overtake.
-            Some((owner, Some(only))) if owner == account => Ok(only.to_string()),
-            Some((owner, None)) if owner == account => Ok(format!("conversation:{id}")),
-            _ => Err(Refusal::because(
+        let Some(conversation) = lookup.conversation(id).filter(|known| known.account == account) else {
+            return Err(Refusal::because(
                 "UnknownConversation",
                 format!("conversation_id {id} is no conversation of {sender}"),
-            )),
+            ));
+        };
+        return match conversation.with {
+            // The same person reached by address must not overtake. For whom an open one is, its account knows best.
+            Some(with) if conversation.open || recipients.is_empty() || recipients == [with.clone()] => {
+                Ok(with.to_string())
+            }
+            Some(with) => {
+                Err(Refusal::because(OTHER_RECIPIENTS, other_recipients(id, with.as_str(), recipients)))
+            }
+            // A group that is over is called together anew, if the row names its people: among the other rows for them.
+            None if !conversation.open && !recipients.is_empty() => Ok(destination_key(recipients)),
+            None => Ok(format!("conversation:{id}")),
         };
     }
     if recipients.is_empty() {
@@ -252,8 +278,19 @@ fn destination(
             "there is no recipient: give recipients, or conversation_id to answer in a conversation",
         ));
     }
+    Ok(destination_key(recipients))
+}
+
+/// What rows for the same people have in common: their addresses, sorted and joined by `;`.
+pub fn destination_key(recipients: &[SipUri]) -> String {
     let sorted: BTreeSet<&str> = recipients.iter().map(SipUri::as_str).collect();
-    Ok(sorted.into_iter().collect::<Vec<_>>().join(";"))
+    sorted.into_iter().collect::<Vec<_>>().join(";")
+}
+
+/// Says that a row names a conversation with one person, and other people.
+pub fn other_recipients(conversation: ConversationId, with: &str, recipients: &[SipUri]) -> String {
+    let named = destination_key(recipients);
+    format!("conversation {conversation} is with {with}, not with {named}: name only one of the two")
 }
 
 #[cfg(test)]
@@ -267,13 +304,17 @@ mod tests {
             (uri.as_str() == "sip:alice@contoso.com").then_some(AccountId(1))
         }
 
-        fn conversation(&self, id: ConversationId) -> Option<(AccountId, Option<SipUri>)> {
-            match id.0 {
-                7 => Some((AccountId(1), Some("sip:bob@contoso.com".parse().unwrap()))),
-                8 => Some((AccountId(1), None)),
-                9 => Some((AccountId(2), None)),
-                _ => None,
-            }
+        fn conversation(&self, id: ConversationId) -> Option<NamedConversation> {
+            let with_bob = || Some("sip:bob@contoso.com".parse().unwrap());
+            let (account, with, open) = match id.0 {
+                7 => (1, with_bob(), true),
+                8 => (1, None, true),
+                9 => (2, None, true),
+                17 => (1, with_bob(), false),
+                18 => (1, None, false),
+                _ => return None,
+            };
+            Some(NamedConversation { account: AccountId(account), with, open })
         }
     }
 
@@ -318,6 +359,30 @@ mod tests {
         assert_eq!(decide(&to(7)).unwrap().destination, decide(&row()).unwrap().destination);
         assert_eq!(decide(&to(8)).unwrap().destination, "conversation:8");
         assert!(decide(&to(8)).unwrap().recipients.is_empty());
+    }
+
+    #[test]
+    fn a_row_that_names_a_conversation_and_people_has_the_destination_at_which_it_arrives() {
+        let to = |conversation, recipients: &str| {
+            decide(&Submission {
+                recipients: Some(recipients.to_owned()),
+                conversation: Some(ConversationId(conversation)),
+                ..row()
+            })
+        };
+        for with_bob in [7, 17] {
+            assert_eq!(to(with_bob, "Bob@contoso.com").unwrap().destination, "sip:bob@contoso.com");
+        }
+        for others in ["carol@contoso.com", "bob@contoso.com;carol@contoso.com"] {
+            let refusal = to(17, others).unwrap_err();
+            assert_eq!(refusal.code, "OtherRecipients");
+            assert!(refusal.sentence.contains("sip:carol@contoso.com"), "{}", refusal.sentence);
+        }
+        let group = "carol@contoso.com;bob@contoso.com";
+        assert_eq!(to(8, group).unwrap().destination, "conversation:8", "it is said in the open group");
+        assert_eq!(to(18, group).unwrap().destination, "sip:bob@contoso.com;sip:carol@contoso.com");
+        assert_eq!(to(18, "dan@contoso.com").unwrap().destination, "sip:dan@contoso.com");
+        assert_eq!(to(18, "").unwrap().destination, "conversation:18", "it will be refused in its turn");
     }
 
     #[test]

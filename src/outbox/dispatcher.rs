@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use actix::prelude::SendError;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
@@ -91,27 +92,25 @@ impl Dispatcher {
     async fn hand_out(&mut self, claimed: Vec<ClaimedSend>) -> usize {
         let mut refused = Vec::new();
         for send in claimed {
-            let (account, row) = (send.account, (send.outbox, send.operation_id.clone()));
-            let taken = self
-                .directory
-                .get(send.account)
-                .is_some_and(|online| online.address.try_send(Relay(send)).is_ok());
-            if !taken {
+            let account = send.account;
+            let refusal = match self.directory.get(account) {
+                Some(online) => online.address.try_send(Relay(send)).err().map(SendError::into_inner),
+                None => Some(Relay(send)),
+            };
+            if let Some(Relay(send)) = refusal {
                 self.paces.uncount(account);
-                refused.push(row);
+                refused.push(send);
             }
         }
-        let results = join_all(
-            refused.iter().map(|(outbox, operation_id)| self.store.release_claim(*outbox, operation_id)),
-        )
-        .await;
-        for ((outbox, operation_id), result) in refused.iter().cloned().zip(results) {
+        let results = join_all(refused.iter().map(|send| self.store.release_claim(send))).await;
+        let number = refused.len();
+        for (send, result) in refused.into_iter().zip(results) {
             if result.is_err() {
                 let store = Arc::clone(&self.store);
-                tokio::spawn(async move { release_claim(&store, outbox, &operation_id).await });
+                tokio::spawn(async move { release_claim(&store, &send).await });
             }
         }
-        refused.len()
+        number
     }
 }
 

@@ -165,6 +165,7 @@ mod tests {
                 max_attempts: 1,
                 expires_at: None,
                 created_at: Timestamp::UNIX_EPOCH,
+                possible_duplicate: false,
             })
             .collect()
     }

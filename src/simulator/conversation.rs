@@ -62,6 +62,11 @@ const ESCALATION_FAILED: Reason = Reason {
     subcode: "EscalationFailed",
     message: "The conversation could not become a conference.",
 };
+pub(crate) const TOO_MANY: Reason = Reason {
+    code: "LocalFailure",
+    subcode: "TooManyConversations",
+    message: "The user has too many conversations.",
+};
 const ENDED: Reason =
     Reason { code: "Informational", subcode: "Ended", message: "The conversation has ended." };
 
@@ -523,7 +528,22 @@ pub(crate) fn announce(
             }
         }
     }
+    if new_conversation && is_crowded(server, conversation) {
+        fail(server, conversation, number, TOO_MANY, MISSED);
+        return;
+    }
     ring(server, conversation, number);
+}
+
+/// Whether whoever began this conversation has more of them now than an application may have.
+pub(crate) fn is_crowded(server: &Server, conversation: &Conversation) -> bool {
+    let Some(limit) = server.settings.conversations_per_application else { return false };
+    let hub = conversation.hub();
+    let Some(Place::Application { application, .. }) = hub.seats.first().map(|seat| &seat.place) else {
+        return false;
+    };
+    let state = application.lock();
+    state.legs.values().filter(|leg| !leg.ended).count() > limit
 }
 
 /// Lets the application that makes a call see its conversation in another state.
@@ -1113,7 +1133,12 @@ fn end_leg(
 }
 
 /// Ends the conversation for everybody who is still in it.
-fn close(server: &Arc<Server>, conversation: &Arc<Conversation>, hub: &mut Hub, reason: Option<Reason>) {
+pub(crate) fn close(
+    server: &Arc<Server>,
+    conversation: &Arc<Conversation>,
+    hub: &mut Hub,
+    reason: Option<Reason>,
+) {
     for call in std::mem::take(&mut hub.calls) {
         end_call(server, hub, &call, CANCELED_HERE, CANCELED);
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::{
     application::{Account, Application, ApplicationState, display_name, uuid_of},
-    conversation::{self, Conversation, ConversationPhase, Hub, Place, Seat, maybe_embedded},
+    conversation::{self, Conversation, ConversationPhase, Hub, Place, Seat, TOO_MANY, maybe_embedded},
     correspondent::Script,
     event_channel::{EventKind, Status},
     leg::{Direction, Invitation, Leg, Member, participant_resource},
@@ -125,20 +125,21 @@ pub(crate) fn start(
     }
     conversation.phase.send_replace(ConversationPhase::Connected);
     drop(hub);
-    Ok(Started { application: Arc::clone(application), leg: leg_id, invitation: id, location })
+    Ok(Started { application: Arc::clone(application), conversation, leg: leg_id, invitation: id, location })
 }
 
 /// A meeting that an application has started.
 pub(crate) struct Started {
     application: Arc<Application>,
+    conversation: Arc<Conversation>,
     leg: String,
     invitation: String,
     /// The invitation's address.
     pub(crate) location: String,
 }
 
-/// Tells the application that its meeting has begun, and that it is in it.
-pub(crate) fn announce(server: &Server, started: &Started) {
+/// Tells the application that its meeting has begun, and that it is in it; or that it has too many conversations.
+pub(crate) fn announce(server: &Arc<Server>, started: &Started) {
     let Started { application, leg, invitation, .. } = started;
     {
         let mut state = application.lock();
@@ -154,7 +155,29 @@ pub(crate) fn announce(server: &Server, started: &Started) {
             state.channel.push(event);
         }
     }
+    if conversation::is_crowded(server, &started.conversation) {
+        refuse(server, started);
+        return;
+    }
     show_meeting(server, application, leg, Some(invitation), Vec::new());
+}
+
+/// Ends a meeting that its application may not have.
+fn refuse(server: &Arc<Server>, started: &Started) {
+    let Started { application, conversation, invitation, .. } = started;
+    let mut hub = conversation.hub();
+    {
+        let mut state = application.lock();
+        let state = &mut *state;
+        let Some(invitation) = state.invitations.get_mut(invitation) else { return };
+        invitation.state = "Failed";
+        let failed = invitation.clone();
+        let completed =
+            failed.event(application, EventKind::Completed, Some(TOO_MANY)).status(Status::Failure);
+        let resource = failed.resource(application, state, false);
+        state.channel.push(maybe_embedded(server, completed, resource));
+    }
+    conversation::close(server, conversation, &mut hub, None);
 }
 
 /// Whether somebody waits in the lobby.

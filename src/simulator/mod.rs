@@ -97,6 +97,9 @@ pub struct SimulatorSettings {
     pub application_expiry: Duration,
     /// How many applications one account may have; a further one ends the oldest.
     pub applications_per_account: usize,
+    /// How many conversations an application may have before what it begins fails with `TooManyConversations`. The
+    /// documentation names that reason and no number, so there is no limit unless one is set.
+    pub conversations_per_application: Option<usize>,
     /// How long an incoming message waits to be fetched before it is lost.
     pub message_fetch_limit: Duration,
     /// How long a call rings.
@@ -231,6 +234,7 @@ impl Default for SimulatorSettings {
             token_lifetime: Duration::from_hours(8),
             application_expiry: Duration::from_mins(10),
             applications_per_account: 16,
+            conversations_per_application: None,
             message_fetch_limit: Duration::from_secs(30),
             ring_time: Duration::from_secs(30),
             poll_timeout: Duration::from_mins(3),

@@ -517,6 +517,8 @@ pub struct OpenConversation {
     pub multiparty: bool,
     /// For going on with the thread.
     pub thread_id: Option<String>,
+    /// The group for which something was last said in it, in the spelling of `outbox.destination`.
+    pub group: Option<String>,
 }
 
 /// What is known of a conversation, open or over, for going on with it in another one.
@@ -530,6 +532,17 @@ pub struct KnownConversation {
     pub thread_id: Option<String>,
     /// As it was.
     pub subject: Option<String>,
+}
+
+/// Somebody else's stay in a conversation, as far as events told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownStay {
+    /// Who; `None` where nobody said.
+    pub uri: Option<String>,
+    /// They have not left.
+    pub present: bool,
+    /// Who it is is being asked for.
+    pub being_read: bool,
 }
 
 /// The archive and the event-channel cursor.
@@ -591,6 +604,13 @@ pub trait ArchiveStore: Send + Sync {
         account: AccountId,
         session: SessionId,
     ) -> Result<Vec<OpenConversation>, StoreError>;
+    /// The stays of the other people in a conversation of a session, named by its address in the application.
+    async fn known_stays(
+        &self,
+        account: AccountId,
+        session: SessionId,
+        conversation_href: &str,
+    ) -> Result<Vec<KnownStay>, StoreError>;
     /// A conversation of an account, if there is one with this id.
     async fn conversation(
         &self,
@@ -704,6 +724,8 @@ pub struct ClaimedSend {
     pub expires_at: Option<Timestamp>,
     /// When the row was inserted, for `ucwa_relay_outbox_latency_seconds`.
     pub created_at: Timestamp,
+    /// It was sent before this attempt, and may have been taken then.
+    pub possible_duplicate: bool,
 }
 
 /// A row that was `sending` when the previous process ended: its outcome has to be settled.
@@ -915,8 +937,10 @@ pub trait OutboxStore: Send + Sync {
     /// Rows of an account that are `sending`, for an account that takes up its work again.
     async fn unsettled_sends(&self, account: AccountId) -> Result<Vec<UnsettledSend>, StoreError>;
     /// Gives a claimed row back unsent, without counting the attempt (the account went offline before the request). One
-    /// that was given up meanwhile is given back too: who holds the claim knows that nothing left.
-    async fn release_claim(&self, outbox: OutboxId, operation_id: &OperationId) -> Result<(), StoreError>;
+    /// that was given up meanwhile is given back too: who holds the claim knows that nothing left, so that this attempt
+    /// makes it no possible duplicate. A row that names a conversation is looked at anew: that may be over by now, and the
+    /// row has its turn among others then.
+    async fn release_claim(&self, send: &ClaimedSend) -> Result<(), StoreError>;
     /// Inserts a row as a user would.
     async fn enqueue(&self, row: &NewOutboxRow) -> Result<OutboxId, StoreError>;
     /// Rows for people.

@@ -286,6 +286,9 @@ pub(super) trait Readable: Send + Sync {
     async fn dialect(&self, with_text: bool) -> Result<Box<dyn Dialect>, sqlx::Error>;
     /// All rows of a statement.
     async fn select(&self, statement: Statement) -> Result<Vec<Self::Row>, sqlx::Error>;
+    /// Whether the statement failed because the index of texts is gone that was there when its words were chosen. A server
+    /// drops it, or makes it anew, when it starts.
+    fn misses_index(&self, error: &sqlx::Error) -> bool;
 }
 
 /// What a [`ChainedMessage`] is read from; `m` is `messages`, `a` is `accounts`.
@@ -432,31 +435,44 @@ async fn history_rows<S: Readable>(store: &S, sql: Sql<'_>) -> Result<Vec<Histor
     store.select(sql.finish()).await?.iter().map(rows::history_row).collect()
 }
 
+/// A page of the messages that a query finds; `by_index`: with the index of texts, if there is one.
+async fn found<S: Readable>(
+    store: &S,
+    query: &Query,
+    page: &Page,
+    limit: i64,
+    by_index: bool,
+) -> Result<Vec<HistoryRow>, sqlx::Error> {
+    let dialect = store.dialect(by_index).await?;
+    let before = match page {
+        Page::After(id) => return history_rows(store, archived_after(&*dialect, query, *id, limit)).await,
+        Page::Before(place) => Some(place),
+        Page::Newest => None,
+    };
+    let newest = Newest { dialect: &*dialect, query, before, limit };
+    if !query.texts().any(|text| dialect.narrows(text)) {
+        return history_rows(store, newest.in_order()).await;
+    }
+    if query.is_of_text_and_time()
+        && let Some(rows) = frequent(store, &newest).await?
+    {
+        return Ok(rows);
+    }
+    history_rows(store, newest.by_words(None)).await
+}
+
 #[async_trait]
 impl<S: Readable> ReadingStore for S {
     async fn messages(&self, query: &Query, page: Page, limit: i64) -> Result<Vec<HistoryRow>, StoreError> {
-        let failed = failed("reading history");
         // Who follows the archive looks at what is new, which is little; the index would tell of all there is.
-        let has_text = query.texts().next().is_some();
-        let dialect = self.dialect(has_text && !matches!(page, Page::After(_))).await.map_err(&failed)?;
-        let before = match &page {
-            Page::After(id) => {
-                let sql = archived_after(&*dialect, query, *id, limit);
-                return history_rows(self, sql).await.map_err(failed);
+        let by_index = query.texts().next().is_some() && !matches!(page, Page::After(_));
+        let found = match found(self, query, &page, limit, by_index).await {
+            Err(error) if by_index && self.misses_index(&error) => {
+                found(self, query, &page, limit, false).await
             }
-            Page::Before(place) => Some(place),
-            Page::Newest => None,
+            found => found,
         };
-        let newest = Newest { dialect: &*dialect, query, before, limit };
-        if !query.texts().any(|text| dialect.narrows(text)) {
-            return history_rows(self, newest.in_order()).await.map_err(failed);
-        }
-        if query.is_of_text_and_time()
-            && let Some(rows) = frequent(self, &newest).await.map_err(&failed)?
-        {
-            return Ok(rows);
-        }
-        history_rows(self, newest.by_words(None)).await.map_err(failed)
+        found.map_err(failed("reading history"))
     }
 
     async fn place(&self, id: MessageId) -> Result<Option<Place>, StoreError> {

@@ -15,8 +15,9 @@ use crate::{
 
 use super::{
     Account, AccountOverview, AccountState, AttentionReason, Auth, Backfill, ClaimedSend, FollowedSession,
-    Gap, HistoryRow, InvitationPolicy, KnownConversation, OpenConversation, OutboxAttempt, OutboxRow,
-    OutboxState, QuarantineEntry, QuarantinedPayload, SecretSource, Session, ShapeCell, UnsettledSend,
+    Gap, HistoryRow, InvitationPolicy, KnownConversation, KnownStay, OpenConversation, OutboxAttempt,
+    OutboxRow, OutboxState, QuarantineEntry, QuarantinedPayload, SecretSource, Session, ShapeCell,
+    UnsettledSend,
     columns::{Columns, undecodable},
     writer::UnplacedCall,
 };
@@ -238,6 +239,14 @@ pub(super) fn known_conversation(row: &impl Columns) -> Result<KnownConversation
     })
 }
 
+pub(super) fn known_stay(row: &impl Columns) -> Result<KnownStay, sqlx::Error> {
+    Ok(KnownStay {
+        uri: row.optional_text("sip_uri")?,
+        present: row.flag("present")?,
+        being_read: row.flag("being_read")?,
+    })
+}
+
 pub(super) fn open_conversation(row: &impl Columns) -> Result<OpenConversation, sqlx::Error> {
     let remote = row.optional_text("remote")?;
     Ok(OpenConversation {
@@ -246,6 +255,7 @@ pub(super) fn open_conversation(row: &impl Columns) -> Result<OpenConversation, 
         remote_uri: remote.filter(|remote| !remote.contains(';')),
         multiparty: row.flag("multiparty")?,
         thread_id: row.optional_text("thread_id")?,
+        group: row.optional_text("group_of_rows")?,
     })
 }
 
@@ -417,6 +427,7 @@ fn send(
         max_attempts: row.optional_integer("max_attempts")?.unwrap_or(default_max_attempts),
         expires_at: row.optional_user_time("expires_at")?,
         created_at: row.user_time("created_at")?,
+        possible_duplicate: row.flag("possible_duplicate")?,
     })
 }
 

@@ -271,3 +271,29 @@ async fn a_message_that_does_not_reach_somebody_names_them() {
     assert_eq!(failed.text("uri"), "sip:deaf.hans@contoso.example");
     simulator.shutdown().await;
 }
+
+#[tokio::test]
+async fn whoever_has_as_many_conversations_as_they_may_begins_no_more() {
+    let simulator = simulator(|settings| settings.conversations_per_application = Some(1)).await;
+    let mut user = User::sign_in(&simulator, "user0001", true).await;
+    let open = || simulator.accounts()[0].applications[0].conversations.len();
+    let outcome = |event: &Happened| (event.status.clone(), event.subcode.clone());
+    let refused = ("Failure".to_owned(), "TooManyConversations".to_owned());
+
+    user.start(LENE, None, "first").await;
+    user.wait_connected().await;
+    assert_eq!(user.wait("completed", "messagingInvitation").await.status, "Success");
+    user.start(TOSH, None, "second").await;
+    assert_eq!(outcome(&user.wait("completed", "messagingInvitation").await), refused);
+    let communication = user.application.embedded["communication"].link("startOnlineMeeting").to_owned();
+    let answer = user.post(&communication, &[("operationId", "third")], &[]).await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    assert_eq!(outcome(&user.wait("completed", "onlineMeetingInvitation").await), refused);
+    assert_eq!(open(), 1);
+
+    let talk = simulator.accounts()[0].applications[0].conversations[0].clone();
+    simulator.leave(&talk).unwrap();
+    user.start(TOSH, None, "fourth").await;
+    assert_eq!(user.wait("completed", "messagingInvitation").await.status, "Success");
+    simulator.shutdown().await;
+}

@@ -338,7 +338,9 @@ impl Workspace {
         }
         let heals = status == OperationStatus::Failure
             && reason.is_none_or(|reason| classify_invitation_failure(reason) == Healing::Temporary);
-        if !(heals && self.try_again_later(applying, send, operation, reason)) {
+        if heals && self.try_again_later(applying, send, operation, reason) {
+            self.withdraw_message(send, operation);
+        } else {
             self.send_completed(applying, send, operation, status, reason, None);
         }
     }

@@ -424,9 +424,15 @@ impl Workspace {
             self.attach(applying, place, send, operation);
             place
         });
+        let id = self.messages.get(place).id;
+        let was_given_up = self.attempt_failed(operation);
         let row = self.outbox.get_mut(send);
-        row.message = Some(self.messages.get(place).id);
-        row.conversation = Some(conversation);
+        let is_current = row.operation_id.as_ref() == Some(operation) && row.state != OutboxState::Queued;
+        // What was given up and is tried again has its own message then.
+        if is_current || !was_given_up {
+            row.message = Some(id);
+            row.conversation = Some(conversation);
+        }
         place
     }
 
@@ -505,6 +511,9 @@ impl Workspace {
     fn take_report(&mut self, place: usize, placeholder: usize) {
         let reported = self.messages.get(placeholder).clone();
         let row = self.messages.get_mut(place);
+        for uri in reported.failed_recipients.iter().flat_map(|named| named.split(';')) {
+            row.failed_recipients = Some(with_recipient(row.failed_recipients.take(), uri));
+        }
         if reported.status != MessageStatus::Pending && row.status == MessageStatus::Pending {
             row.status = reported.status;
             row.code = reported.code;
@@ -602,14 +611,8 @@ impl Workspace {
         };
         match fact.status {
             Some(status) => {
-                self.send_completed(
-                    applying,
-                    send,
-                    &operation,
-                    status,
-                    fact.reason.as_ref(),
-                    failed.as_deref(),
-                );
+                let reason = fact.reason.as_ref();
+                self.message_reported(applying, send, &operation, place, status, reason, failed.as_deref());
             }
             None if self.messages.get(place).status == MessageStatus::Pending => {
                 self.send_accepted(applying, send, &operation, true);

@@ -11,12 +11,12 @@ use crate::{
     archive::{
         Workspace,
         fact::{Direction, FailureReason, InvitationKind, OperationStatus, SaidIn, SendFact, SendOutcome},
-        retry::describe_invitation_failure,
+        retry::{Healing, classify_invitation_failure, describe_invitation_failure},
         row::{Awaiting, MessageSource, MessageStatus},
         text::to_milliseconds,
         workspace::Applying,
     },
-    identifiers::{AccountId, OperationId},
+    identifiers::{AccountId, ConversationId, OperationId},
     store::{OutboxState, SettledSend},
 };
 
@@ -262,7 +262,79 @@ impl Workspace {
                 }),
             ),
         };
-        self.send_completed(applying, send, operation, status, reason.as_ref(), None);
+        // Whom the report has named, and not who could not be brought into the group.
+        let unreached = self.unreached(send);
+        let named: Vec<&str> = row
+            .failed_recipients
+            .iter()
+            .flat_map(|named| named.split(';'))
+            .filter(|uri| !unreached.iter().any(|unreached| unreached == uri))
+            .collect();
+        let named = (!named.is_empty()).then(|| named.join(";"));
+        self.message_reported(applying, send, operation, message, status, reason.as_ref(), named.as_deref());
+    }
+
+    /// The server has reported what became of a message, and has `named` to whom it could not deliver. A message that some
+    /// of a group have got is delivered, however the server calls that; one that certainly nobody has got, for a reason that
+    /// waiting heals, is sent again.
+    #[expect(clippy::too_many_arguments, reason = "what a report says, and of what")]
+    pub(super) fn message_reported(
+        &mut self,
+        applying: &mut Applying,
+        send: usize,
+        operation: &OperationId,
+        message: usize,
+        status: OperationStatus,
+        reason: Option<&FailureReason>,
+        named: Option<&str>,
+    ) {
+        if status == OperationStatus::Success {
+            self.send_completed(applying, send, operation, status, reason, named);
+            return;
+        }
+        let conversation = self.messages.get(message).conversation;
+        let audience = self.audience(applying, send, conversation);
+        let named_of =
+            |uri: &String| named.iter().flat_map(|named| named.split(';')).any(|known| known == uri);
+        let missed = named.map_or(0, |named| named.split(';').count());
+        // Where it is only known what somebody is called, their number has to tell.
+        let some_have_it = missed > 0 && missed < audience.len() && !audience.iter().all(named_of);
+        if some_have_it {
+            self.report_delivery(message, OperationStatus::Success, None);
+            self.messages.get_mut(message).reason = None;
+            self.send_completed(applying, send, operation, OperationStatus::Success, None, named);
+            return;
+        }
+        let nobody_has_it = audience.len() == 1 || (missed > 0 && missed >= audience.len());
+        let heals = nobody_has_it
+            && reason.is_some_and(|reason| classify_invitation_failure(reason) == Healing::Temporary);
+        if !(heals && self.try_again_later(applying, send, operation, reason)) {
+            self.send_completed(applying, send, operation, status, reason, named);
+        }
+    }
+
+    /// Addresses of the people to whom a row was said: whom it names, but for those who could not be brought into the group,
+    /// or whoever is in the conversation that it names.
+    fn audience(&self, applying: &Applying, send: usize, conversation: ConversationId) -> Vec<String> {
+        let destination = &self.outbox.get(send).destination;
+        let uris = if destination.starts_with("sip") {
+            Some(destination.clone())
+        } else {
+            self.remote_parties(applying, conversation)
+        };
+        let unreached = self.unreached(send);
+        let uris = uris.iter().flat_map(|uris| uris.split(';'));
+        uris.filter(|uri| !unreached.iter().any(|unreached| unreached == uri)).map(str::to_owned).collect()
+    }
+
+    /// Addresses of those of a group who could not be brought in, as the row says.
+    fn unreached(&self, send: usize) -> Vec<String> {
+        let error = self.outbox.get(send).last_error.as_deref().unwrap_or_default();
+        let Some(words) = error.strip_prefix(NOT_REACHED) else { return Vec::new() };
+        let words = words.split(NOT_DELIVERED).next().unwrap_or_default();
+        let words =
+            words.split_whitespace().filter(|word| word.starts_with("sip:") || word.starts_with("sips:"));
+        words.map(str::to_owned).collect()
     }
 
     /// 201 with the invitation's address: its event, which may have come or may come, is tied to the row by it.
@@ -397,7 +469,7 @@ impl Workspace {
         }
     }
 
-    /// The recipient was not there for now: the row waits for its next attempt, unless this was its last or another
+    /// The recipient was not there for now, or did not get the message: the row waits for its next attempt, unless this was its last or another
     /// attempt is the current one. Says whether it does.
     pub(super) fn try_again_later(
         &mut self,
@@ -417,7 +489,6 @@ impl Workspace {
         let attempts = row.attempts;
         let outcome = Outcome { http_status: None, reason, detail: Some(&error) };
         self.close_attempt(applying, operation, OutboxState::Failed, outcome);
-        self.withdraw_message(send, operation);
         let at = self.settings.retry.next_attempt(applying.at, attempts, spread(operation));
         let row = self.outbox.get_mut(send);
         row.state = OutboxState::Queued;
@@ -472,8 +543,9 @@ impl Workspace {
     }
 
     /// The row is tried again: what the failed attempt left in the archive is taken back while it is not settled, so
-    /// that the row stands there once. The attempt itself stays in `outbox_attempts` and `invitations`.
-    fn withdraw_message(&mut self, send: usize, operation: &OperationId) {
+    /// that the row stands there once. The attempt itself stays in `outbox_attempts` and `invitations`. What the server
+    /// took into a conversation was said, and stays.
+    pub(super) fn withdraw_message(&mut self, send: usize, operation: &OperationId) {
         if let Some(place) = self.messages.by_operation(operation) {
             let message = self.messages.get(place);
             if message.outbox == Some(self.outbox.get(send).id) && !message.is_chained() {

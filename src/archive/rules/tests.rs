@@ -1257,22 +1257,97 @@ fn two_sends_without_location_are_reported_in_order() {
 }
 
 #[test]
-fn a_failed_delivery_names_who_was_not_reached() {
-    let mut ledger = Ledger::new();
-    let operation = ledger.sending(5, "sip:bob@contoso.com", "Done");
-    ledger.answer(send(5, &operation, accepted(Some(1))));
-    ledger.events(vec![Fact::Message(MessageFact {
-        status: Some(OperationStatus::Failure),
-        reason: Some(declined()),
-        failed_recipients: vec![bob(), Person { name: Some("Carol".into()), ..Person::default() }],
-        ..our_message_fact(1)
-    })]);
-    let row = ledger.only_message();
-    assert_eq!(row.status, MessageStatus::Failed);
-    assert_eq!(row.failed_recipients.as_deref(), Some("sip:bob@contoso.com;Carol"));
-    let send = ledger.row(5);
-    assert_eq!((send.state, send.last_subcode.as_deref()), (OutboxState::Failed, Some("Declined")));
-    assert!(send.last_error.as_deref().unwrap().contains("Carol"));
+fn a_report_that_some_of_a_group_did_not_get_the_message_names_them() {
+    type Case = (&'static str, FailureReason, Vec<Person>, OutboxState, MessageStatus, &'static str);
+    let carol = || Person { uri: Some("sip:carol@contoso.com".into()), ..Person::default() };
+    let timeout = || FailureReason { subcode: Some("Timeout".to_owned()), ..declined() };
+    // Whom the row is for; the report; the state of row and message, and what the row says.
+    let group = "sip:bob@contoso.com;sip:carol@contoso.com";
+    let cases: [Case; 7] = [
+        (
+            group,
+            declined(),
+            vec![carol()],
+            OutboxState::Delivered,
+            MessageStatus::Delivered,
+            "not delivered to sip:carol@contoso.com",
+        ),
+        (
+            group,
+            timeout(),
+            vec![carol()],
+            OutboxState::Delivered,
+            MessageStatus::Delivered,
+            "not delivered to sip:carol@contoso.com",
+        ),
+        (
+            group,
+            declined(),
+            vec![bob(), Person { name: Some("Carol".into()), ..Person::default() }],
+            OutboxState::Failed,
+            MessageStatus::Failed,
+            "not delivered to sip:bob@contoso.com;Carol",
+        ),
+        (
+            group,
+            timeout(),
+            vec![bob(), carol()],
+            OutboxState::Queued,
+            MessageStatus::Failed,
+            "did not answer",
+        ),
+        // Some may have it.
+        (group, timeout(), Vec::new(), OutboxState::Failed, MessageStatus::Failed, "did not answer"),
+        (
+            "sip:bob@contoso.com",
+            timeout(),
+            vec![bob()],
+            OutboxState::Queued,
+            MessageStatus::Failed,
+            "did not answer",
+        ),
+        (
+            "sip:bob@contoso.com",
+            declined(),
+            Vec::new(),
+            OutboxState::Failed,
+            MessageStatus::Failed,
+            "declined",
+        ),
+    ];
+    for (number, (to, reason, named, state, status, words)) in cases.into_iter().enumerate() {
+        for report_first in [false, true] {
+            let place = format!("case {number}, report first: {report_first}");
+            let mut ledger = Ledger::new();
+            let operation = ledger.sending(5, to, "Done");
+            ledger.outbox.get_mut(&OutboxId(5)).unwrap().max_attempts = Some(2);
+            // Another row that may be meant, so that an event without an operation id is nobody's at first.
+            ledger.sending(6, to, "Other");
+            let answer = send(5, &operation, accepted(Some(1)));
+            let report = Fact::Message(MessageFact {
+                status: Some(OperationStatus::Failure),
+                reason: Some(reason.clone()),
+                failed_recipients: named.clone(),
+                operation_id: None,
+                ..our_message_fact(1)
+            });
+            if report_first {
+                ledger.events(vec![report]);
+                ledger.answer(answer);
+            } else {
+                ledger.answer(answer);
+                ledger.events(vec![report]);
+            }
+            let row = ledger.row(5);
+            let error = row.last_error.clone().unwrap_or_default();
+            assert_eq!(row.state, state, "{place}: {error}");
+            assert!(error.contains(words), "{place}: {error}");
+            let message = ledger.only_message();
+            assert_eq!(message.status, status, "{place}");
+            let names = message.failed_recipients.as_deref().map_or(0, |names| names.split(';').count());
+            assert_eq!(names, named.len(), "{place}");
+        }
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::{
     },
     identifiers::{AccountId, ConversationId, SessionId},
     store::{
-        ArchiveStore, CommitOutcome, KnownConversation, OpenConversation, Session, StoreError,
+        ArchiveStore, CommitOutcome, KnownConversation, KnownStay, OpenConversation, Session, StoreError,
         columns::Columns,
         rows,
         trouble::failed,
@@ -510,7 +510,11 @@ impl ArchiveStore for PostgresStore {
                             AND p.left_at IS NULL AND p.sip_uri IS NOT NULL AND p.sip_uri <> a.sip_uri),
                         (SELECT CASE i.direction WHEN 'incoming' THEN i.from_uri ELSE i.to_uri END FROM invitations i
                           WHERE i.account_id = c.account_id AND i.conversation_id = c.id AND i.kind = 'messaging'
-                          ORDER BY i.id LIMIT 1)) AS remote
+                          ORDER BY i.id LIMIT 1)) AS remote,
+                    (SELECT o.destination FROM messages m
+                       JOIN outbox o ON o.id = m.outbox_id
+                      WHERE m.account_id = c.account_id AND m.conversation_id = c.id AND o.destination LIKE '%;%'
+                      ORDER BY m.sent_at DESC LIMIT 1) AS group_of_rows
                FROM conversations c
                JOIN accounts a ON a.id = c.account_id
               WHERE c.account_id = $1 AND c.session_id = $2 AND c.ended_at IS NULL AND c.href IS NOT NULL
@@ -522,6 +526,29 @@ impl ArchiveStore for PostgresStore {
         .await
         .map_err(&failed)?;
         rows.iter().map(|row| rows::open_conversation(row).map_err(&failed)).collect()
+    }
+
+    async fn known_stays(
+        &self,
+        account: AccountId,
+        session: SessionId,
+        conversation_href: &str,
+    ) -> Result<Vec<KnownStay>, StoreError> {
+        let failed = failed("reading who is in a conversation");
+        let rows = sqlx::query(
+            "SELECT p.sip_uri, p.left_at IS NULL AS present, p.awaiting IS NOT NULL AS being_read
+               FROM conversations c
+               JOIN participants p ON p.account_id = c.account_id AND p.conversation_id = c.id
+              WHERE c.account_id = $1 AND c.session_id = $2 AND c.href = $3 AND NOT p.is_local
+              ORDER BY p.id",
+        )
+        .bind(account.0)
+        .bind(session.0)
+        .bind(conversation_href)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?;
+        rows.iter().map(|row| rows::known_stay(row).map_err(&failed)).collect()
     }
 
     async fn conversation(

@@ -14,10 +14,10 @@ use super::{
     column::{Time, optional_time},
 };
 use crate::{
-    identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
+    identifiers::{AccountId, ConversationId, OutboxId, SipUri},
     outbox::admission::{
-        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, GivenTime, Lookup, Refusal, Submission, admit,
-        more_may_wait,
+        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, EXPIRED_AT_ONCE, GivenTime, Lookup,
+        NamedConversation, Refusal, Submission, admit, more_may_wait,
     },
     store::{
         ClaimSettings, ClaimedSend, NOT_FOLLOWED, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow,
@@ -63,7 +63,7 @@ const NEW_ROWS: &str = "
 /// What a claim hands out, for rows `o` with `c` the conversation the user gave, if it is open.
 const CLAIMED: &str = "o.id, o.account_id, o.destination, o.operation_id, o.recipients, o.given_conversation_id, c.href, o.body,
                        o.content_type, o.subject, o.importance, o.thread_id, o.attempts, o.max_attempts, o.expires_at,
-                       o.created_at, o.claimed_at";
+                       o.created_at, o.claimed_at, o.possible_duplicate";
 
 /// Whether an event since the claim of a row may be of it and was never read: see [`crate::store::UnsettledSend`].
 const EVENTS_MISSED: &str = "(EXISTS (SELECT 1 FROM gaps g
@@ -95,7 +95,7 @@ const GIVEN_CONVERSATION: &str = "LEFT JOIN LATERAL
 #[derive(Debug, Default)]
 struct Known {
     accounts: HashMap<String, AccountId>,
-    conversations: HashMap<ConversationId, (AccountId, Option<SipUri>)>,
+    conversations: HashMap<ConversationId, NamedConversation>,
 }
 
 impl Lookup for Known {
@@ -103,7 +103,7 @@ impl Lookup for Known {
         self.accounts.get(uri.as_str()).copied()
     }
 
-    fn conversation(&self, id: ConversationId) -> Option<(AccountId, Option<SipUri>)> {
+    fn conversation(&self, id: ConversationId) -> Option<NamedConversation> {
         self.conversations.get(&id).cloned()
     }
 }
@@ -242,7 +242,10 @@ async fn known(
         return Ok(known);
     }
     let conversations = sqlx::query(
-        "SELECT c.id, c.account_id,
+        "SELECT c.id, c.account_id, c.multiparty,
+                coalesce(c.href IS NOT NULL AND c.ended_at IS NULL
+                         AND c.session_id = (SELECT s.id FROM sessions s
+                                              WHERE s.account_id = c.account_id AND s.ended_at IS NULL), FALSE) AS open,
                 coalesce(
                     (SELECT string_agg(DISTINCT p.sip_uri, ';') FROM participants p
                       WHERE p.account_id = c.account_id AND p.conversation_id = c.id AND NOT p.is_local
@@ -260,32 +263,42 @@ async fn known(
     for row in conversations {
         let remote = row.optional_text("remote")?;
         let only = remote.filter(|remote| !remote.contains(';')).and_then(|remote| remote.parse().ok());
-        known
-            .conversations
-            .insert(ConversationId(row.integer("id")?), (AccountId(row.integer("account_id")?), only));
+        let conversation = NamedConversation {
+            account: AccountId(row.integer("account_id")?),
+            with: if row.flag("multiparty")? { None } else { only },
+            open: row.flag("open")?,
+        };
+        known.conversations.insert(ConversationId(row.integer("id")?), conversation);
     }
     Ok(known)
 }
 
-/// Rows that waited too long. One that its user is changing right now expires later.
-async fn expire(connection: &mut PgConnection, now: Timestamp) -> Result<(), sqlx::Error> {
-    sqlx::query(
+/// What becomes of a row `o` that waited too long, at `$2`.
+const EXPIRED: &str = "
+    state = 'expired', last_code = 'Expired', last_subcode = NULL,
+    last_error = 'it was to be sent before '
+                 || to_char(o.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')
+                 || coalesce('; ' || o.last_error, ''),
+    finished_at = $2, updated_at = $2, revision = o.revision + 1";
+
+/// Rows that waited too long, those first that should have left first, and no more than others can wait for. One that its
+/// user is changing right now expires later. Returns whether more may be there.
+async fn expire(connection: &mut PgConnection, now: Timestamp) -> Result<bool, sqlx::Error> {
+    let expired = sqlx::query(AssertSqlSafe(format!(
         "UPDATE outbox o
-            SET state = 'expired', last_code = 'Expired', last_subcode = NULL,
-                last_error = 'it was to be sent before '
-                             || to_char(o.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')
-                             || coalesce('; ' || o.last_error, ''),
-                finished_at = $1, updated_at = $1, revision = o.revision + 1
+            SET {EXPIRED}
           WHERE o.id = ANY (ARRAY(SELECT e.id FROM outbox e
                                    WHERE e.state = 'queued' AND e.expires_at IS NOT NULL
-                                     AND e.destination IS NOT NULL AND e.expires_at <= $1
-                                   ORDER BY e.id
-                                     FOR UPDATE SKIP LOCKED))",
-    )
+                                     AND e.destination IS NOT NULL AND e.expires_at <= $2
+                                   ORDER BY e.expires_at
+                                   LIMIT $1
+                                     FOR UPDATE SKIP LOCKED))"
+    )))
+    .bind(EXPIRED_AT_ONCE)
     .bind(Time(now))
     .execute(connection)
-    .await
-    .map(drop)
+    .await?;
+    Ok(expired.rows_affected() >= EXPIRED_AT_ONCE.unsigned_abs())
 }
 
 /// Claims the first due row of every free destination of every account that is enabled, online here and held by this node
@@ -293,7 +306,8 @@ async fn expire(connection: &mut PgConnection, now: Timestamp) -> Result<(), sql
 /// after the destination at which the last claim stopped.
 /// Destinations are found by jumping from one to the next in the index, so the cost grows with the number of destinations
 /// and not with the queue. Accounts take turns when there are more rows than `limit`. A destination whose first row is
-/// being changed by its user is passed over.
+/// being changed by its user is passed over. Where so many rows waited too long that some are still there, a first row that
+/// did is locked to expire instead.
 ///
 /// The statement is planned while the queue is short and kept for when it is long. So nothing of `outbox` is joined, which
 /// would let the planner read all of it: what belongs to a destination comes from a subquery of its own, and rows that are
@@ -337,13 +351,13 @@ const CLAIM: &str = "
                coalesce(a.allowed, $8)
           FROM destinations d
           LEFT JOIN allowances a ON a.account_id = d.account_id
-         CROSS JOIN LATERAL (SELECT o.id, o.priority, o.next_attempt_at FROM outbox o
+         CROSS JOIN LATERAL (SELECT o.id, o.priority, o.next_attempt_at, o.expires_at FROM outbox o
                               WHERE o.state = 'queued' AND o.destination IS NOT NULL AND o.account_id = d.account_id
                                 AND o.destination = d.destination AND (o.send_after IS NULL OR o.send_after <= $2)
                               ORDER BY o.priority, o.id
                               LIMIT 1) h
          WHERE d.destination IS NOT NULL
-           AND (h.next_attempt_at IS NULL OR h.next_attempt_at <= $2)
+           AND (h.next_attempt_at IS NULL OR h.next_attempt_at <= $2 OR h.expires_at <= $2)
            AND (SELECT s.id FROM outbox s
                  WHERE s.state = 'sending' AND s.account_id = d.account_id AND s.destination = d.destination
                  LIMIT 1) IS NULL
@@ -351,8 +365,8 @@ const CLAIM: &str = "
     due (ids) AS (
         SELECT ARRAY(SELECT t.id FROM turns t WHERE t.turn <= t.allowed ORDER BY t.turn, t.priority, t.id LIMIT $3)
     ),
-    locked (id) AS (
-        SELECT o.id
+    locked (id, late) AS (
+        SELECT o.id, coalesce(o.expires_at <= $2, FALSE)
           FROM outbox o
          WHERE o.id = ANY ((SELECT d.ids FROM due d)::bigint[])
            AND coalesce(o.state, '') = 'queued' AND o.destination IS NOT NULL
@@ -363,7 +377,7 @@ const CLAIM: &str = "
            SET state = 'sending', attempts = least(o.attempts, 999999999) + 1,
                operation_id = gen_random_uuid()::text, next_attempt_at = NULL, claimed_by = $1, claimed_at = $2,
                updated_at = $2, revision = o.revision + 1
-         WHERE o.id = ANY (ARRAY(SELECT l.id FROM locked l))
+         WHERE o.id = ANY (ARRAY(SELECT l.id FROM locked l WHERE NOT l.late))
         RETURNING array_position((SELECT d.ids FROM due d), o.id) AS place, o.*
     ),
     attempts AS (
@@ -395,11 +409,17 @@ impl OutboxStore for PostgresStore {
                 Box::pin(async move {
                     let failed = failed("claiming rows of the outbox");
                     let more = admit_new_rows(connection, now, &settings).await.map_err(&failed)?;
-                    expire(connection, now).await.map_err(&failed)?;
+                    let late = expire(connection, now).await.map_err(&failed)?;
                     let held = fence.held_of_waiting(connection).await.map_err(&failed)?;
                     let others = &settings.allowances.others;
                     let sends = sqlx::query(AssertSqlSafe(format!(
-                        "{CLAIM} SELECT {CLAIMED} FROM claimed o {GIVEN_CONVERSATION} ORDER BY o.place"
+                        "{CLAIM},
+                         expired AS (
+                             UPDATE outbox o
+                                SET {EXPIRED}
+                              WHERE o.id = ANY (ARRAY(SELECT l.id FROM locked l WHERE l.late))
+                         )
+                         SELECT {CLAIMED} FROM claimed o {GIVEN_CONVERSATION} ORDER BY o.place"
                     )))
                     .bind(&settings.node)
                     .bind(Time(now))
@@ -415,7 +435,7 @@ impl OutboxStore for PostgresStore {
                     .iter()
                     .map(|row| rows::claimed_send(row, settings.max_attempts).map_err(&failed))
                     .collect::<Result<Vec<_>, _>>()?;
-                    Ok((sends, more))
+                    Ok((sends, more || late))
                 })
             })
             .await?;
@@ -462,8 +482,9 @@ impl OutboxStore for PostgresStore {
         rows.iter().map(rows::unsettled_send).collect::<Result<_, sqlx::Error>>().map_err(failed)
     }
 
-    async fn release_claim(&self, outbox: OutboxId, operation_id: &OperationId) -> Result<(), StoreError> {
-        let (fence, operation_id) = (self.fence.clone(), operation_id.0.clone());
+    async fn release_claim(&self, send: &ClaimedSend) -> Result<(), StoreError> {
+        let (fence, outbox, operation_id) = (self.fence.clone(), send.outbox, send.operation_id.0.clone());
+        let possible_duplicate = send.possible_duplicate;
         self.writer
             .run("giving a claim back", false, move |connection| {
                 Box::pin(async move {
@@ -479,15 +500,18 @@ impl OutboxStore for PostgresStore {
                     }
                     let released = sqlx::query(
                         "UPDATE outbox
-                            SET state = 'queued', attempts = attempts - 1, operation_id = NULL, claimed_by = NULL,
+                            SET state = 'queued', attempts = greatest(attempts - 1, 0), operation_id = NULL, claimed_by = NULL,
                                 claimed_at = NULL, next_attempt_at = NULL, finished_at = NULL,
                                 last_error = CASE WHEN state = 'sending' THEN last_error END,
+                                possible_duplicate = $4, conversation_id = given_conversation_id,
+                                destination = CASE WHEN given_conversation_id IS NULL THEN destination END,
                                 updated_at = $3, revision = revision + 1
                           WHERE id = $1 AND operation_id = $2 AND state IN ('sending', 'uncertain', 'queued')",
                     )
                     .bind(outbox.0)
                     .bind(&operation_id)
                     .bind(Time(Timestamp::now()))
+                    .bind(possible_duplicate)
                     .execute(&mut *connection)
                     .await
                     .map_err(&failed)?;

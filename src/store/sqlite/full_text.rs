@@ -22,6 +22,9 @@ use crate::{
 /// Texts that are taken apart at once when the index is made of an archive that is there already.
 const PAGE: i64 = 1000;
 
+/// What SQLite says where a statement asks the index and there is none any more.
+pub(super) const IS_GONE: &str = "no such table: messages_fts";
+
 /// Name of each object and what makes it. What is there and was made otherwise is made anew.
 static OBJECTS: LazyLock<[(&str, String); 3]> = LazyLock::new(|| {
     [

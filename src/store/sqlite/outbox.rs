@@ -1,7 +1,7 @@
 //! The queue: admission of new rows and claims in one transaction, and what users do with rows.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -17,8 +17,8 @@ use super::{
 use crate::{
     identifiers::{AccountId, ConversationId, OperationId, OutboxId, SipUri},
     outbox::admission::{
-        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, GivenTime, Lookup, Refusal, Submission, admit,
-        more_may_wait,
+        ADMITTED_AT_ONCE, ADMITTED_OF_ACCOUNT, Admitted, EXPIRED_AT_ONCE, GivenTime, Lookup,
+        NamedConversation, Refusal, Submission, admit, more_may_wait,
     },
     store::{
         ClaimSettings, ClaimedSend, NOT_FOLLOWED, NewOutboxRow, OutboxAttempt, OutboxFilter, OutboxRow,
@@ -67,7 +67,7 @@ const SUBMISSION: &str = "
 /// session.
 const CLAIMED: &str = "o.id, o.account_id, o.destination, o.operation_id, o.recipients, o.given_conversation_id, o.body,
                        o.content_type, o.subject, o.importance, o.thread_id, o.attempts, o.max_attempts, o.expires_at,
-                       o.created_at, o.claimed_at,
+                       o.created_at, o.claimed_at, o.possible_duplicate,
                        (SELECT c.href FROM conversations c
                          WHERE c.id = o.given_conversation_id AND c.account_id = o.account_id AND c.ended_at IS NULL
                            AND c.session_id = (SELECT s.id FROM sessions s
@@ -92,7 +92,7 @@ const EVENTS_MISSED: &str = "(EXISTS (SELECT 1 FROM gaps g
 #[derive(Debug, Default)]
 struct Known {
     accounts: HashMap<String, AccountId>,
-    conversations: HashMap<ConversationId, (AccountId, Option<SipUri>)>,
+    conversations: HashMap<ConversationId, NamedConversation>,
 }
 
 impl Lookup for Known {
@@ -100,7 +100,7 @@ impl Lookup for Known {
         self.accounts.get(uri.as_str()).copied()
     }
 
-    fn conversation(&self, id: ConversationId) -> Option<(AccountId, Option<SipUri>)> {
+    fn conversation(&self, id: ConversationId) -> Option<NamedConversation> {
         self.conversations.get(&id).cloned()
     }
 }
@@ -234,7 +234,10 @@ async fn known(
     ids.sort_unstable();
     ids.dedup();
     let conversations = sqlx::query(
-        "SELECT c.id, c.account_id,
+        "SELECT c.id, c.account_id, c.multiparty,
+                coalesce(c.href IS NOT NULL AND c.ended_at IS NULL
+                         AND c.session_id = (SELECT s.id FROM sessions s
+                                              WHERE s.account_id = c.account_id AND s.ended_at IS NULL), FALSE) AS open,
                 coalesce(
                     (SELECT group_concat(uri, ';') FROM (
                         SELECT DISTINCT p.sip_uri AS uri FROM participants p INDEXED BY participants_of_conversation
@@ -253,9 +256,12 @@ async fn known(
     for row in conversations {
         let remote = row.lossy_text("remote")?;
         let only = remote.filter(|remote| !remote.contains(';')).and_then(|remote| remote.parse().ok());
-        known
-            .conversations
-            .insert(ConversationId(row.try_get("id")?), (AccountId(row.try_get("account_id")?), only));
+        let conversation = NamedConversation {
+            account: AccountId(row.try_get("account_id")?),
+            with: if row.flag("multiparty")? { None } else { only },
+            open: row.flag("open")?,
+        };
+        known.conversations.insert(ConversationId(row.try_get("id")?), conversation);
     }
     Ok(known)
 }
@@ -285,23 +291,49 @@ async fn refuse(
     .map(drop)
 }
 
-/// Rows that waited too long.
-async fn expire(connection: &mut SqliteConnection, now: Timestamp) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "UPDATE outbox INDEXED BY outbox_expiring
-            SET state = 'expired', last_code = 'Expired', last_subcode = NULL,
-                last_error = 'it was to be sent before ' || expires_at || coalesce('; ' || last_error, ''),
-                finished_at = ?1, updated_at = ?1, revision = revision + 1
-          WHERE state = 'queued' AND expires_at IS NOT NULL AND destination IS NOT NULL AND expires_at <= ?1",
+/// Rows that waited too long, those first that should have left first, and no more than others can wait for. Returns whether
+/// more may be there.
+async fn expire(connection: &mut SqliteConnection, now: Timestamp) -> Result<bool, sqlx::Error> {
+    let late: Vec<i64> = sqlx::query_scalar(
+        "SELECT o.id FROM outbox o INDEXED BY outbox_expiring
+          WHERE o.state = 'queued' AND o.expires_at IS NOT NULL AND o.destination IS NOT NULL AND o.expires_at <= ?1
+          ORDER BY o.expires_at
+          LIMIT ?2",
     )
     .bind(time_text(now))
-    .execute(connection)
-    .await
-    .map(drop)
+    .bind(EXPIRED_AT_ONCE)
+    .fetch_all(&mut *connection)
+    .await?;
+    expire_late(connection, &late, now).await?;
+    Ok(i64::try_from(late.len()).unwrap_or(i64::MAX) >= EXPIRED_AT_ONCE)
 }
 
-/// The first due row of every free destination of every account that is enabled and online here, as many as the account may
-/// send: who may send less than waits goes on after the destination at which the last claim stopped. Destinations are found
+/// Expires those of these rows that waited too long, and returns them.
+async fn expire_late(
+    connection: &mut SqliteConnection,
+    rows: &[i64],
+    now: Timestamp,
+) -> Result<BTreeSet<i64>, sqlx::Error> {
+    let expired = for_each(
+        connection,
+        rows,
+        "UPDATE outbox
+            SET state = 'expired', last_code = 'Expired', last_subcode = NULL,
+                last_error = 'it was to be sent before ' || expires_at || coalesce('; ' || last_error, ''),
+                finished_at = ?, updated_at = ?, revision = revision + 1
+          WHERE id = ? AND expires_at <= ?
+         RETURNING id",
+        |query, id| {
+            let now = time_text(now);
+            query.bind(now.clone()).bind(now.clone()).bind(*id).bind(now)
+        },
+    )
+    .await?;
+    expired.iter().map(|row| row.try_get("id")).collect()
+}
+
+/// The first row that is due, or waited too long, of every free destination of every account that is enabled and online here,
+/// as many as the account may send: who may send less than waits goes on after the destination at which the last claim stopped. Destinations are found
 /// by jumping from one to the next in the index, so the cost grows with the number of destinations and not with the queue.
 /// Accounts take turns when there are more rows than `limit`.
 async fn due_heads(
@@ -361,7 +393,8 @@ async fn due_heads(
              SELECT h.account_id, h.destination, h.id, (SELECT o.priority FROM outbox o WHERE o.id = h.id)
                FROM heads h
               WHERE h.id IS NOT NULL
-                AND coalesce((SELECT o.next_attempt_at FROM outbox o WHERE o.id = h.id), '') <= ?2
+                AND (SELECT coalesce(o.next_attempt_at, '') <= ?2 OR coalesce(o.expires_at <= ?2, FALSE) FROM outbox o
+                      WHERE o.id = h.id)
          ),
          turns (id, priority, turn, allowed) AS (
              SELECT d.id, d.priority,
@@ -500,10 +533,14 @@ impl OutboxStore for SqliteStore {
                 Box::pin(async move {
                     let failed = failed("claiming rows of the outbox");
                     let more = admit_new_rows(connection, now, &settings).await.map_err(&failed)?;
-                    expire(connection, now).await.map_err(&failed)?;
-                    let heads = due_heads(connection, now, &settings).await.map_err(&failed)?;
+                    let late = expire(connection, now).await.map_err(&failed)?;
+                    let mut heads = due_heads(connection, now, &settings).await.map_err(&failed)?;
+                    if late {
+                        let expired = expire_late(connection, &heads, now).await.map_err(&failed)?;
+                        heads.retain(|id| !expired.contains(id));
+                    }
                     let claimed = claim(connection, heads, now, &settings).await.map_err(&failed)?;
-                    Ok((claimed.sends, more || claimed.refused > 0))
+                    Ok((claimed.sends, more || late || claimed.refused > 0))
                 })
             })
             .await?;
@@ -550,23 +587,27 @@ impl OutboxStore for SqliteStore {
         rows.iter().map(rows::unsettled_send).collect::<Result<_, sqlx::Error>>().map_err(failed)
     }
 
-    async fn release_claim(&self, outbox: OutboxId, operation_id: &OperationId) -> Result<(), StoreError> {
-        let operation_id = operation_id.0.clone();
+    async fn release_claim(&self, send: &ClaimedSend) -> Result<(), StoreError> {
+        let (outbox, operation_id) = (send.outbox, send.operation_id.0.clone());
+        let possible_duplicate = send.possible_duplicate;
         self.writer
             .run("giving a claim back", false, move |connection| {
                 Box::pin(async move {
                     let failed = failed("giving a claim back");
                     let released = sqlx::query(
                         "UPDATE outbox
-                            SET state = 'queued', attempts = attempts - 1, operation_id = NULL, claimed_by = NULL,
+                            SET state = 'queued', attempts = max(attempts - 1, 0), operation_id = NULL, claimed_by = NULL,
                                 claimed_at = NULL, next_attempt_at = NULL, finished_at = NULL,
                                 last_error = CASE WHEN state = 'sending' THEN last_error END,
+                                possible_duplicate = ?4, conversation_id = given_conversation_id,
+                                destination = CASE WHEN given_conversation_id IS NULL THEN destination END,
                                 updated_at = ?3, revision = revision + 1
                           WHERE id = ?1 AND operation_id = ?2 AND state IN ('sending', 'uncertain', 'queued')",
                     )
                     .bind(outbox.0)
                     .bind(&operation_id)
                     .bind(time_text(Timestamp::now()))
+                    .bind(possible_duplicate)
                     .execute(&mut *connection)
                     .await
                     .map_err(&failed)?;

@@ -118,6 +118,10 @@ impl Readable for SqliteStore {
             result => result,
         }
     }
+
+    fn misses_index(&self, error: &sqlx::Error) -> bool {
+        matches!(error, sqlx::Error::Database(error) if error.message().contains(full_text::IS_GONE))
+    }
 }
 
 /// A statement with its values in place.
@@ -158,5 +162,52 @@ impl SqliteStore {
             unreadable.extend(none.map(|(id, _)| id.to_string()));
         }
         Ok(text.replace(UNREADABLE, &format!("m.id IN ({})", unreadable.join(", "))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::SqlitePool;
+
+    use super::*;
+    use crate::{
+        config::Config,
+        query::{Condition, Query},
+        store::{HistoryRow, Page, ReadingStore, Role, StoreError},
+    };
+
+    /// Whose index goes as soon as somebody has seen that it is there.
+    struct Dropping(SqliteStore, SqlitePool);
+
+    #[async_trait]
+    impl Readable for Dropping {
+        type Row = SqliteRow;
+
+        async fn dialect(&self, with_text: bool) -> Result<Box<dyn Dialect>, sqlx::Error> {
+            let dialect = self.0.dialect(with_text).await;
+            full_text::arrange(&self.1, false).await.unwrap();
+            dialect
+        }
+
+        async fn select(&self, statement: Statement) -> Result<Vec<SqliteRow>, sqlx::Error> {
+            self.0.select(statement).await
+        }
+
+        fn misses_index(&self, error: &sqlx::Error) -> bool {
+            self.0.misses_index(error)
+        }
+    }
+
+    #[tokio::test]
+    async fn an_index_that_is_dropped_meanwhile_is_done_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.database.url = format!("sqlite://{}", folder.path().join("archive.db").display());
+        let store = SqliteStore::connect(&config.store_settings(), Role::Server).await.unwrap();
+        let outside = SqlitePool::connect(&config.database.url).await.unwrap();
+        let store = Dropping(store, outside);
+        let query = Query::default().and(Condition::Text("tea".to_owned()));
+        let found: Result<Vec<HistoryRow>, StoreError> = store.messages(&query, Page::Newest, 10).await;
+        assert!(found.unwrap().is_empty());
     }
 }
