@@ -396,8 +396,11 @@ async fn what_a_hold_is_about_stays_until_it_is_released(kind: Kind) {
     scene.sql("UPDATE accounts SET retention_days = 50").await;
     assert_eq!(scene.retention(&[])["messages"], 0);
     scene.sql("UPDATE accounts SET retention_days = 0").await;
+    fs::remove_file(scene.folder.path().join("ucwa-relay.seal.key")).unwrap();
     assert!(scene.done(&["retention", "run", "--format", "json"]).contains("\"accounts\":[]"));
     scene.sql("UPDATE accounts SET retention_days = 39").await;
+    scene.refused(&["retention", "run"], &["ucwa-relay.seal.key is missing"]);
+    scene.done(&["seal", "--out", "seal.json"]);
     assert_eq!(scene.retention(&[])["messages"], 1);
 }
 

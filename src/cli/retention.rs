@@ -19,7 +19,7 @@ use crate::{
     evidence::tombstone::public_key,
     identifiers::{AccountId, SipUri},
     relay::wait_for_signal,
-    retention::{AccountReport, Purger, preview, signing_key},
+    retention::{AccountReport, Purger, is_limited, preview, signing_key},
     store::{NewHold, Policy, Store},
 };
 
@@ -108,6 +108,9 @@ pub(super) async fn retention(config: &Config, command: RetentionCommand) -> any
         if options.dry_run {
             let accounts = preview(store, policy).await?;
             return print(&accounts, true, false, options.format);
+        }
+        if !is_limited(store, policy).await? {
+            return print(&[], false, false, options.format);
         }
         let key_file = options.key.unwrap_or_else(|| config.seal_key_file());
         let (key, is_new) = signing_key(store, &key_file).await?;

@@ -91,6 +91,14 @@ async fn limited(
     Ok(limited.collect())
 }
 
+/// Whether a rule says that anything goes at all; without one no key is needed.
+///
+/// # Errors
+/// The database can't be read.
+pub async fn is_limited(store: &dyn Store, policy: Policy) -> Result<bool, StoreError> {
+    Ok(!limited(store, policy).await?.is_empty())
+}
+
 /// What a run would do now; changes nothing.
 ///
 /// # Errors

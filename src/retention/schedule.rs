@@ -9,7 +9,7 @@ use std::{path::PathBuf, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
-use super::{Purger, Report, limited, signing_key};
+use super::{Purger, Report, is_limited, signing_key};
 use crate::store::{Policy, SharedStore, StoreError};
 
 /// How long after the beginning of one run the next is due.
@@ -57,7 +57,7 @@ impl Schedule {
             return Ok(());
         }
         let policy = Policy { default_days: self.default_days, now };
-        if limited(store, policy).await?.is_empty() {
+        if !is_limited(store, policy).await? {
             return Ok(());
         }
         let (key, is_new) = signing_key(store, &self.key_file).await?;
