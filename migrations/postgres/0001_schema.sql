@@ -245,8 +245,6 @@ CREATE INDEX messages_outbox ON messages (outbox_id) WHERE outbox_id IS NOT NULL
 CREATE INDEX messages_open ON messages (account_id, conversation_id)
     WHERE awaiting IS NOT NULL OR (href IS NULL AND source <> 'event');
 CREATE INDEX messages_awaiting ON messages (awaiting, archived_at) WHERE awaiting IS NOT NULL;
--- What retention has still to look at.
-CREATE INDEX messages_kept ON messages (account_id, sent_at) WHERE purged_at IS NULL;
 CREATE INDEX messages_awaiting_in_session ON messages (account_id, session_id) WHERE awaiting IS NOT NULL;
 
 CREATE TABLE invitations (

@@ -279,7 +279,7 @@ fn no_hold_on(sql: &mut Sql<'_>, account: AccountId) {
 /// the others wait for something that makes them what they are.
 fn from_old_messages(sql: &mut Sql<'_>, account: AccountId, before: Timestamp) {
     sql.push(" FROM messages m")
-        .by_index("messages_kept")
+        .by_index("messages_sent")
         .push(" JOIN accounts a ON a.id = m.account_id WHERE m.account_id = ")
         .bind_integer(account.0)
         .push(" AND m.purged_at IS NULL AND m.chain_seq IS NOT NULL AND m.sent_at < ")
@@ -313,6 +313,9 @@ fn from_old_payloads(sql: &mut Sql<'_>, account: AccountId, before: Timestamp) {
         .push(" AND ");
     no_hold_on(sql, account);
 }
+
+/// Messages that a batch looks at for each that it may purge.
+const LOOKED_AT: i64 = 10;
 
 /// A batch at work: the transaction, and what is needed in it.
 struct Work<'c, S: Retaining> {
@@ -355,9 +358,21 @@ impl<S: Retaining> Work<'_, S> {
         after: Option<&(String, MessageId)>,
         signer: &Signer,
     ) -> Result<Stage, sqlx::Error> {
-        let mut sql = Sql::new(&*self.words, "SELECT ");
-        sql.push(CHAINED).push(", ").push(&self.words.time_as_text("m.sent_at")).push(" AS sent_at_key");
-        from_old_messages(&mut sql, self.account, self.before);
+        // Most are purged already where retention has been at work for long, and an index of the others would cost every
+        // message that comes.
+        let looked_at = self.limit.saturating_mul(LOOKED_AT);
+        let mut sql = Sql::new(&*self.words, "SELECT m.id, ");
+        sql.push(&self.words.time_as_text("m.sent_at"))
+            .push(
+                " AS sent_at_key,
+                  CAST(CASE WHEN m.purged_at IS NULL AND m.chain_seq IS NOT NULL THEN 1 ELSE 0 END AS bigint) AS is_due
+                  FROM messages m",
+            )
+            .by_index("messages_sent")
+            .push(" WHERE m.account_id = ")
+            .bind_integer(self.account.0)
+            .push(" AND m.sent_at < ")
+            .bind(Value::Time(self.before));
         if let Some((sent_at, id)) = after {
             sql.push(" AND (m.sent_at, m.id) > (")
                 .bind_time_text(sent_at)
@@ -365,10 +380,23 @@ impl<S: Retaining> Work<'_, S> {
                 .bind_integer(id.0)
                 .push(")");
         }
-        sql.push(" ORDER BY m.sent_at, m.id LIMIT ").bind_integer(self.limit);
+        sql.push(" ORDER BY m.sent_at, m.id LIMIT ").bind_integer(looked_at);
         let statement = sql.finish();
-        let found = self.rows(statement).await?;
-        let messages: Vec<ChainedMessage> = found.iter().map(chained).collect::<Result<_, _>>()?;
+        let looked = self.rows(statement).await?;
+        let (mut due, mut reached) = (Vec::new(), None);
+        for row in &looked {
+            let id = row.integer("id")?;
+            if row.integer("is_due")? == 1 {
+                due.push(id);
+            }
+            reached = Some((row.some_lossy_text("sent_at_key")?, MessageId(id)));
+            if self.is_full(due.len()) {
+                break;
+            }
+        }
+        let is_all =
+            !self.is_full(due.len()) && i64::try_from(looked.len()).is_ok_and(|rows| rows < looked_at);
+        let messages = self.chained(due).await?;
         let held = self.held(messages.iter().map(|message| message.conversation_id).collect()).await?;
         let going: Vec<&ChainedMessage> =
             messages.iter().filter(|message| !held.contains(&message.conversation_id)).collect();
@@ -378,12 +406,23 @@ impl<S: Retaining> Work<'_, S> {
             self.gone.newest = last.sent_at.parse().ok();
             self.bury(&going, signer).await?;
         }
-        match (found.last(), messages.last()) {
-            (Some(row), Some(last)) if self.is_full(found.len()) => {
-                Ok(Stage::Messages(Some((row.some_lossy_text("sent_at_key")?, last.message_id))))
-            }
-            _ => Ok(Stage::Conversations(None)),
+        Ok(if is_all { Stage::Conversations(None) } else { Stage::Messages(reached) })
+    }
+
+    /// Messages of the account by their ids, the oldest first.
+    async fn chained(&mut self, ids: Vec<i64>) -> Result<Vec<ChainedMessage>, sqlx::Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
         }
+        let mut sql = Sql::new(&*self.words, "SELECT ");
+        sql.push(CHAINED)
+            .push(" FROM messages m JOIN accounts a ON a.id = m.account_id WHERE m.account_id = ")
+            .bind_integer(self.account.0)
+            .push(" AND m.id")
+            .is_one_of(ids)
+            .push(" ORDER BY m.sent_at, m.id");
+        let statement = sql.finish();
+        self.rows(statement).await?.iter().map(chained).collect()
     }
 
     /// Removes the texts of messages, also where the queue has them, and puts tombstones in their place.
