@@ -16,6 +16,10 @@ use support::{
     eventually,
     sql::{Kind, Sql},
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+};
 
 const ALICE: &str = "sip:user0001@contoso.example";
 const BOB: &str = "sip:user0002@contoso.example";
@@ -492,8 +496,36 @@ async fn rows_of_the_outbox_are_written_and_changed(kind: Kind) {
     })
     .await;
 
+    a_row_that_waits_is_held_and_released(&scene, &mut sql, &csrf).await;
     forged_forms_do_nothing(&scene, &mut sql, &csrf).await;
     assert!(scene.relay.server().terminate());
+}
+
+/// By the forms that the row's own page shows, one after the other, until it is sent.
+async fn a_row_that_waits_is_held_and_released(scene: &Scene, sql: &mut Sql, csrf: &str) {
+    sql.run(&format!(
+        "INSERT INTO outbox (account, recipients, body, send_after)
+         VALUES ('{ALICE}', 'sip:friend@fabrikam.example', 'later', '2099-01-01T00:00:00Z')"
+    ))
+    .await
+    .expect("a row");
+    let row = sql.rows("SELECT max(id) FROM outbox").await.remove(0);
+    for (word, state, says) in [("hold", "held", "is held until"), ("release", "queued", "is queued again")] {
+        let action = format!("/outbox/{row}/{word}");
+        let page = scene.page(&format!("/outbox/{row}")).await;
+        assert!(page.contains(&format!("action=\"{action}\"")), "{word} in {page}");
+        let done = scene.post(&action, &[("csrf", csrf), ("back", &format!("/outbox/{row}"))]).await;
+        assert_eq!((done.status.as_u16(), done.location()), (303, &*format!("/outbox/{row}?done={word}")));
+        assert_eq!(sql.rows(&format!("SELECT state FROM outbox WHERE id = {row}")).await, [state]);
+        assert!(words(&scene.page(done.location()).await).contains(says), "{word}");
+    }
+    sql.run(&format!("UPDATE outbox SET send_after = '2020-01-01T00:00:00Z' WHERE id = {row}"))
+        .await
+        .expect("brought forward");
+    eventually("what was released is delivered", async || {
+        (sql.count(&format!("outbox WHERE id = {row} AND state = 'delivered'")).await == 1).then_some(())
+    })
+    .await;
 }
 
 /// What another site makes a browser send.
@@ -606,6 +638,79 @@ async fn with_a_token_people_sign_in_by_name() {
     let server = scene.relay.server();
     assert!(server.terminate());
     assert!(!server.stderr().contains(TOKEN));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_proxy_that_speaks_tls_the_cookie_is_for_tls_only() {
+    let mut scene =
+        Scene::new(Kind::Sqlite, "token_file = \"token\"\nnames = [\"relay.contoso.example\"]\n").await;
+    // As a proxy passes on what a browser asks it over TLS.
+    let proxied = |request: reqwest::RequestBuilder| {
+        request
+            .header("host", "relay.contoso.example")
+            .header("x-forwarded-proto", "https")
+            .header("accept", "text/html")
+    };
+    let form = [("token", TOKEN), ("name", "Ann")];
+    let signed_in = proxied(scene.http.post(format!("{}/sign-in", scene.base)).form(&form))
+        .header("origin", "https://relay.contoso.example");
+    let signed_in = scene.send(signed_in).await;
+    assert_eq!(signed_in.status, 303, "{}", signed_in.text);
+    let cookie = signed_in.headers[SET_COOKIE].to_str().expect("a cookie").to_owned();
+    assert!(cookie.starts_with("__Host-") && cookie.ends_with("; Secure"), "{cookie}");
+    let pair = cookie.split(';').next().expect("a pair").to_owned();
+    let page = proxied(scene.http.get(format!("{}/outbox", scene.base))).header("cookie", &pair);
+    assert_eq!(scene.send(page).await.status, 200);
+    // Over plain HTTP it is none: nobody who can only speak that puts one under its name.
+    let plain = scene.http.get(format!("{}/outbox", scene.base)).header("cookie", &pair);
+    assert_eq!(scene.send(plain).await.status, 401);
+    assert!(scene.relay.server().terminate());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_connects_and_says_nothing_leaves_room_for_others_and_is_let_go() {
+    let mut scene = Scene::new(Kind::Sqlite, "token_file = \"token\"\n").await;
+    let address = scene.base.trim_start_matches("http://").to_owned();
+    let mut silent = Vec::new();
+    for _ in 0..150 {
+        silent.push(TcpStream::connect(&address).await.expect("the system takes it"));
+    }
+    // Another address of this machine, as if it were another machine.
+    let elsewhere =
+        reqwest::Client::builder().local_address("127.0.0.2".parse().ok()).build().expect("a client");
+    let healthy = elsewhere.get(format!("{}/healthz", scene.base)).send().await.expect("it answers others");
+    assert_eq!(healthy.status(), 200);
+
+    // What is begun and not ended: the body of a form, by somebody whom nobody knows.
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.3:0".parse().expect("an address")).expect("another address");
+    let mut slow = socket.connect(address.parse().expect("an address")).await.expect("it connects");
+    let begun = "POST /sign-in HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\
+                 content-type: application/x-www-form-urlencoded\r\n\r\ntoken=";
+    slow.write_all(begun.as_bytes()).await.expect("sent");
+    let mut answer = vec![0; 12];
+    tokio::time::timeout(Duration::from_secs(120), slow.read_exact(&mut answer))
+        .await
+        .expect("it is not waited for without an end")
+        .expect("an answer");
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 408");
+
+    let all_closed = async {
+        for connection in &mut silent {
+            // Closed in order, or with a reset where it was never looked at.
+            assert_eq!(connection.read(&mut [0]).await.unwrap_or(0), 0);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), all_closed)
+        .await
+        .expect("nobody is kept who says nothing");
+    eventually("there is room again", async || {
+        scene.http.get(format!("{}/healthz", scene.base)).send().await.ok()
+    })
+    .await;
+    let server = scene.relay.server();
+    assert!(server.terminate());
+    assert_eq!(server.stderr().matches("closes further").count(), 1, "it is said, once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1028,7 +1133,8 @@ async fn programs_queue_messages_and_change_rows(kind: Kind) {
     let foreign = scene.send(foreign).await;
     assert_eq!(problem(&foreign).0, 403);
     let long = json!({ "account": ALICE, "recipients": "a@b.example", "body": "x".repeat(1 << 20) });
-    assert_eq!(problem(&scene.post_json("/outbox", &long).await).0, 413);
+    let (answered, sentence) = problem(&scene.post_json("/outbox", &long).await);
+    assert!(answered == 413 && sentence.contains("longer than 1024 KiB"), "{sentence}");
     assert_eq!(sql.count("outbox").await, 0);
 
     let queued = scene.post_json("/outbox", &good).await;
@@ -1076,4 +1182,12 @@ async fn programs_need_the_token_where_there_is_one() {
     let answer = scene.send(ask(TOKEN)).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     assert_eq!(problem(&scene.post_json("/outbox", &json!({})).await).0, 401);
+
+    // Who guesses has to wait, and learns it in the same form as everything else.
+    for _ in 0..4 {
+        assert_eq!(problem(&scene.send(ask("another-token-of-that-length")).await).0, 401);
+    }
+    let waits = scene.send(ask(TOKEN)).await;
+    assert_eq!(problem(&waits).0, 429);
+    assert!(waits.headers.contains_key(RETRY_AFTER));
 }

@@ -5,7 +5,7 @@
 
 use axum::{
     Extension, Json, Router,
-    body::to_bytes,
+    body::Bytes,
     extract::{FromRequest, FromRequestParts, Path, Request, State},
     http::{StatusCode, header, request::Parts},
     middleware,
@@ -37,8 +37,6 @@ const MOST_ITEMS: usize = 500;
 const MOST_TERMS: usize = 20;
 /// Stays of a conversation that are told.
 const STAYS: i64 = 2000;
-/// Longest body of a request, in bytes.
-const LONGEST_BODY: usize = 1024 * 1024;
 
 /// An error as a program wants it.
 pub(super) struct Problem(pub(super) PageError);
@@ -60,7 +58,8 @@ impl IntoResponse for Problem {
             error => error.to_string(),
         };
         let problem = json!({ "title": self.0.title(), "status": status.as_u16(), "detail": detail });
-        (status, [(header::CONTENT_TYPE, "application/problem+json")], problem.to_string()).into_response()
+        let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+        (status, self.0.headers(), kind, problem.to_string()).into_response()
     }
 }
 
@@ -98,8 +97,11 @@ struct Body<T>(T);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        let body = to_bytes(request.into_body(), LONGEST_BODY).await.map_err(|_| PageError::TooLong)?;
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        // It was read already, up to the longest that is taken, when it was looked at who sends it.
+        let body = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| PageError::Unprocessable(rejection.body_text()))?;
         serde_json::from_slice(&body)
             .map(Self)
             .map_err(|error| PageError::Unprocessable(format!("This can't be read: {error}.")).into())

@@ -1,6 +1,10 @@
 //! `/healthz`, `/readyz`, `/metrics`: for whoever watches the server by program.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json,
@@ -10,7 +14,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::{sync::Mutex, time::timeout};
 
 use super::{AdminState, viewer};
 use crate::{
@@ -20,6 +24,8 @@ use crate::{
 
 /// How long the database may take before it counts as unreachable.
 const DATABASE_WITHIN: Duration = Duration::from_secs(3);
+/// For how long it counts what the last look at the database showed: anybody may ask for it, and each look writes.
+const LOOK_COUNTS_FOR: Duration = Duration::from_secs(1);
 /// How many accounts `/readyz` gives reasons for.
 const REASONS: usize = 100;
 
@@ -63,7 +69,7 @@ pub(super) async fn readyz(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
 ) -> Response {
-    let (reachable, problem) = look_at_database(state.store.as_ref()).await;
+    let Seen { reachable, problem } = state.database.look(state.store.as_ref()).await;
     let states = state.states.all();
     let mut accounts = BTreeMap::new();
     for published in states.values() {
@@ -89,6 +95,32 @@ pub(super) async fn readyz(
     };
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(readiness)).into_response()
+}
+
+/// What a look at the database showed.
+#[derive(Debug, Clone)]
+struct Seen {
+    reachable: bool,
+    problem: Option<String>,
+}
+
+/// The last look at the database. Who asks meanwhile waits for it and makes none of their own.
+#[derive(Debug, Default)]
+pub(super) struct DatabaseLook(Mutex<Option<(Instant, Seen)>>);
+
+impl DatabaseLook {
+    async fn look(&self, store: &dyn Store) -> Seen {
+        let mut last = self.0.lock().await;
+        if let Some((at, seen)) = &*last
+            && at.elapsed() < LOOK_COUNTS_FOR
+        {
+            return seen.clone();
+        }
+        let (reachable, problem) = look_at_database(store).await;
+        let seen = Seen { reachable, problem };
+        *last = Some((Instant::now(), seen.clone()));
+        seen
+    }
 }
 
 /// Whether the database can be read, and what is wrong with it.
@@ -119,7 +151,7 @@ pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
             states.values().filter(|published| published.state == account_state).count(),
         );
     }
-    let (reachable, problem) = look_at_database(state.store.as_ref()).await;
+    let Seen { reachable, problem } = state.database.look(state.store.as_ref()).await;
     set_database_up(problem.is_none());
     let measured = if reachable { measure_outbox(state.store.as_ref()).await } else { Err(None) };
     if let Err(problem) = measured {

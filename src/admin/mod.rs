@@ -7,6 +7,7 @@
 //! here ends no account: the listener is a task of its own, and takes few readers of the database.
 
 mod api;
+mod connections;
 mod guard;
 mod health;
 mod local_user;
@@ -26,7 +27,10 @@ use axum::{
     response::IntoResponse,
     routing::{get, post},
 };
-use axum_server::{Handle, tls_rustls::RustlsConfig};
+use axum_server::{
+    Handle,
+    tls_rustls::{RustlsAcceptor, RustlsConfig},
+};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     sync::{Mutex, Semaphore},
@@ -42,6 +46,12 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 const BIND_AGAIN_EVERY: Duration = Duration::from_secs(5);
 /// How long answers that are under way may take at the end.
 const END_WITHIN: Duration = Duration::from_secs(2);
+/// How long a new connection may take until it asks for something.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(15);
+/// How long a connection may then be silent, or take to say what it asks for.
+const NEXT_REQUEST_WITHIN: Duration = Duration::from_secs(60);
+/// Requests at once of one connection that can have several (HTTP/2).
+const MOST_STREAMS: u32 = 64;
 
 /// Readers of the database that pages take at once, of those that the relay has.
 const READERS: usize = 2;
@@ -57,6 +67,7 @@ struct AdminState {
     tls: bool,
     viewers: Arc<viewer::Viewers>,
     reads: Arc<Semaphore>,
+    database: Arc<health::DatabaseLook>,
     overview: Arc<page::OverviewCache>,
     pulse: Arc<Mutex<page::Pulse>>,
     live: page::live::LivePages,
@@ -101,6 +112,7 @@ impl AdminServer {
             tls: tls.is_some(),
             viewers: Arc::new(viewer::Viewers::new()),
             reads: Arc::new(Semaphore::new(READERS)),
+            database: Arc::default(),
             overview: Arc::default(),
             pulse: Arc::default(),
             live: page::live::LivePages::new(ending.clone()),
@@ -124,11 +136,17 @@ impl AdminServer {
                 let serving = async {
                     let listener = bound(listener, listen).await;
                     let service = router.into_make_service_with_connect_info::<SocketAddr>();
+                    let bounded = connections::Bounded::default();
+                    let plain = axum_server::from_tcp(listener)?.handle(handle).acceptor(bounded.clone());
+                    let mut plain = plain.first_request_timeout(FIRST_REQUEST_WITHIN);
+                    plain.http_builder().http1().header_read_timeout(NEXT_REQUEST_WITHIN);
+                    plain.http_builder().http2().max_concurrent_streams(MOST_STREAMS);
                     match tls {
                         Some(tls) => {
-                            axum_server::from_tcp_rustls(listener, tls)?.handle(handle).serve(service).await
+                            let tls = RustlsAcceptor::new(tls).acceptor(bounded);
+                            plain.acceptor(tls).serve(service).await
                         }
-                        None => axum_server::from_tcp(listener)?.handle(handle).serve(service).await,
+                        None => plain.serve(service).await,
                     }
                 };
                 let served: std::io::Result<()> = tokio::select! {

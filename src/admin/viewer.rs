@@ -14,9 +14,9 @@ use std::{
 };
 
 use axum::{
-    body::{Body, to_bytes},
+    body::{Body, Bytes, to_bytes},
     extract::{ConnectInfo, Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Redirect, Response},
 };
@@ -36,8 +36,12 @@ const MOST_FAILURES: u32 = 5;
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(10 * 60);
 /// Addresses remembered; where there are more, nobody who is not known signs in.
 const MOST_ADDRESSES: usize = 10_000;
-/// Longest form that is read: a long message in percent encoding.
-const LONGEST_FORM: usize = 1024 * 1024;
+/// Most bytes that are read of what somebody sends who is known: a long message in percent encoding.
+const LONGEST_BODY: usize = 1024 * 1024;
+/// Most bytes that are read of the sign-in's form, which anybody may send.
+const LONGEST_SIGN_IN: usize = 16 * 1024;
+/// How long that may take.
+pub(super) const BODY_WITHIN: Duration = Duration::from_secs(15);
 
 /// Who asks, for `access_log` and for the forms of the answer.
 #[derive(Debug, Clone)]
@@ -175,34 +179,46 @@ impl Throttle {
 }
 
 /// Whoever has one IPv6 address has its whole /64.
-fn network(address: IpAddr) -> IpAddr {
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
         address @ IpAddr::V4(_) => address,
     }
 }
 
+/// Whether the browser speaks TLS: with this listener, or with a proxy before it that says so. Whoever says so untruly
+/// gets a cookie that their browser does not take.
+fn is_over_tls(state: &AdminState, headers: &HeaderMap) -> bool {
+    let forwarded = headers
+        .get(HeaderName::from_static("x-forwarded-proto"))
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(',').next())
+        .is_some_and(|scheme| scheme.trim().eq_ignore_ascii_case("https"));
+    state.tls || forwarded
+}
+
 /// The cookie's name. A browser takes `__Host-` only over TLS, and then from nobody else.
-fn cookie_name(state: &AdminState) -> &'static str {
-    if state.tls { "__Host-ucwa-relay" } else { "ucwa-relay" }
+fn cookie_name(secure: bool) -> &'static str {
+    if secure { "__Host-ucwa-relay" } else { "ucwa-relay" }
 }
 
 fn cookie<'h>(state: &AdminState, headers: &'h HeaderMap) -> Option<&'h str> {
+    let wanted = cookie_name(is_over_tls(state, headers));
     headers
         .get_all(header::COOKIE)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
-        .find_map(|(name, value)| (name == cookie_name(state)).then_some(value))
+        .find_map(|(name, value)| (name == wanted).then_some(value))
 }
 
-fn set_cookie(state: &AdminState, value: &str, lasts: Duration) -> HeaderValue {
-    let secure = if state.tls { "; Secure" } else { "" };
+fn set_cookie(secure: bool, value: &str, lasts: Duration) -> HeaderValue {
     let text = format!(
-        "{}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={}{secure}",
-        cookie_name(state),
-        lasts.as_secs()
+        "{}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={}{}",
+        cookie_name(secure),
+        lasts.as_secs(),
+        if secure { "; Secure" } else { "" }
     );
     HeaderValue::try_from(text).expect("made of hexadecimal digits and fixed words")
 }
@@ -211,6 +227,7 @@ fn set_cookie(state: &AdminState, value: &str, lasts: Duration) -> HeaderValue {
 pub(super) fn sign_in(
     state: &AdminState,
     peer: SocketAddr,
+    headers: &HeaderMap,
     name: &str,
     token: &str,
 ) -> Result<HeaderValue, SignInRefused> {
@@ -221,7 +238,7 @@ pub(super) fn sign_in(
         tracing::warn!(peer = %peer.ip(), "a sign-in to the admin page was refused: wrong token");
         return Err(SignInRefused::WrongToken);
     }
-    Ok(set_cookie(state, &state.viewers.sign_in(name, now), SESSION_LASTS))
+    Ok(set_cookie(is_over_tls(state, headers), &state.viewers.sign_in(name, now), SESSION_LASTS))
 }
 
 /// Why somebody could not sign in.
@@ -238,7 +255,7 @@ pub(super) fn sign_out(state: &AdminState, headers: &HeaderMap) -> HeaderValue {
     if let Some(id) = cookie(state, headers) {
         state.viewers.sign_out(id);
     }
-    set_cookie(state, "", Duration::ZERO)
+    set_cookie(is_over_tls(state, headers), "", Duration::ZERO)
 }
 
 /// Whether a request carries the token, or none is needed. Wrong ones count wherever they are tried, so that no address
@@ -271,13 +288,8 @@ pub(super) async fn require_token(
 ) -> Response {
     match carries_token(&state, request.headers(), peer) {
         Ok(true) => next.run(request).await,
-        Ok(false) => (
-            StatusCode::UNAUTHORIZED,
-            [(header::WWW_AUTHENTICATE, "Bearer realm=\"ucwa-relay\"")],
-            "Send the token of admin.token_file: \"Authorization: Bearer TOKEN\".\n",
-        )
-            .into_response(),
-        Err(wait) => too_many(wait),
+        Ok(false) => PageError::Unknown.in_plain_text(),
+        Err(wait) => PageError::Wait(wait).in_plain_text(),
     }
 }
 
@@ -319,7 +331,7 @@ fn viewer(state: &AdminState, headers: &HeaderMap, peer: SocketAddr) -> Result<O
 /// Whether a browser says that another site made it ask.
 fn is_from_elsewhere(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    if text(header::HeaderName::from_static("sec-fetch-site")).is_some_and(|site| site != "same-origin") {
+    if text(HeaderName::from_static("sec-fetch-site")).is_some_and(|site| site != "same-origin") {
         return true;
     }
     let host = text(header::HOST);
@@ -330,44 +342,78 @@ fn is_from_elsewhere(headers: &HeaderMap) -> bool {
     })
 }
 
+/// Whether a request asks for more than to be shown something.
+fn changes_something(method: &Method) -> bool {
+    method != Method::GET && method != Method::HEAD
+}
+
+/// What was sent along, in full. Whoever sends without an end, or never sends the end, is not waited for.
+async fn in_full(body: Body, longest: usize) -> Result<Bytes, PageError> {
+    match tokio::time::timeout(BODY_WITHIN, to_bytes(body, longest)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(_)) => Err(PageError::TooLong(longest)),
+        Err(_) => Err(PageError::TooSlow),
+    }
+}
+
 /// Refuses what changes something and was not asked from our own page. For routes outside the session, like the sign-in.
 pub(super) async fn refuse_foreign(request: Request, next: Next) -> Response {
-    if request.method() != Method::GET && is_from_elsewhere(request.headers()) {
+    if !changes_something(request.method()) {
+        return next.run(request).await;
+    }
+    if is_from_elsewhere(request.headers()) {
         return PageError::Forged.into_response();
     }
-    next.run(request).await
+    let (parts, body) = request.into_parts();
+    match in_full(body, LONGEST_SIGN_IN).await {
+        Ok(body) => next.run(Request::from_parts(parts, Body::from(body))).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Lets only those on who are known, as [`Viewer`]; what changes something has to prove by `proof` that it is meant.
+async fn admitted(
+    state: &AdminState,
+    peer: SocketAddr,
+    request: Request,
+    proof: impl FnOnce(&Parts, &[u8], &Viewer) -> Result<(), PageError>,
+) -> Result<Request, PageError> {
+    let viewer =
+        viewer(state, request.headers(), peer).map_err(PageError::Wait)?.ok_or(PageError::Unknown)?;
+    let mut request = request;
+    if changes_something(request.method()) {
+        if is_from_elsewhere(request.headers()) {
+            return Err(PageError::Forged);
+        }
+        let (parts, body) = request.into_parts();
+        let body = in_full(body, LONGEST_BODY).await?;
+        proof(&parts, &body, &viewer)?;
+        request = Request::from_parts(parts, Body::from(body));
+    }
+    request.extensions_mut().insert(viewer);
+    Ok(request)
 }
 
 /// Lets only those on who may see the page, as [`Viewer`], and only forms that carry their secret.
 pub(super) async fn require_viewer(
     State(state): State<AdminState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
-    let viewer = match viewer(&state, request.headers(), peer) {
-        Ok(Some(viewer)) => viewer,
-        Ok(None) => return ask_to_sign_in(&request),
-        Err(wait) => return too_many(wait),
-    };
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        if is_from_elsewhere(request.headers()) {
-            return PageError::Forged.into_response();
-        }
-        let (parts, body) = request.into_parts();
-        let Ok(form) = to_bytes(body, LONGEST_FORM).await else {
-            return PageError::TooLong.into_response();
-        };
-        let given = url::form_urlencoded::parse(&form)
+    let sign_in = is_for_people(&request).then(|| sign_in_address(request.uri()));
+    let carries_secret = |_: &Parts, form: &[u8], viewer: &Viewer| {
+        let given = url::form_urlencoded::parse(form)
             .find_map(|(name, value)| (name == "csrf").then(|| value.into_owned()))
             .unwrap_or_default();
-        if !bool::from(given.as_bytes().ct_eq(viewer.csrf.as_bytes())) {
-            return PageError::Forged.into_response();
-        }
-        request = Request::from_parts(parts, Body::from(form));
+        if given.as_bytes().ct_eq(viewer.csrf.as_bytes()).into() { Ok(()) } else { Err(PageError::Forged) }
+    };
+    match (admitted(&state, peer, request, carries_secret).await, sign_in) {
+        (Ok(request), _) => next.run(request).await,
+        (Err(PageError::Unknown), Some(address)) => Redirect::to(&address).into_response(),
+        (Err(PageError::Unknown), None) => PageError::Unknown.in_plain_text(),
+        (Err(error), _) => error.into_response(),
     }
-    request.extensions_mut().insert(viewer);
-    next.run(request).await
 }
 
 /// As [`require_viewer`], for programs. What changes something has to come as JSON, which no other site's page can make a
@@ -375,62 +421,34 @@ pub(super) async fn require_viewer(
 pub(super) async fn require_program(
     State(state): State<AdminState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
-    let viewer = match viewer(&state, request.headers(), peer) {
-        Ok(Some(viewer)) => viewer,
-        Ok(None) => {
-            let challenge = [(header::WWW_AUTHENTICATE, "Bearer realm=\"ucwa-relay\"")];
-            return (challenge, Problem(PageError::Unknown)).into_response();
-        }
-        Err(wait) => return too_many(wait),
+    let is_json = |parts: &Parts, _: &[u8], _: &Viewer| {
+        let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        kind.and_then(|kind| kind.split(';').next())
+            .filter(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+            .map(|_| ())
+            .ok_or(PageError::NotJson)
     };
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        if is_from_elsewhere(request.headers()) {
-            return Problem(PageError::Forged).into_response();
-        }
-        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-        let is_json = kind
-            .and_then(|kind| kind.split(';').next())
-            .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
-        if !is_json {
-            return Problem(PageError::NotJson).into_response();
-        }
+    match admitted(&state, peer, request, is_json).await {
+        Ok(request) => next.run(request).await,
+        Err(error) => Problem(error).into_response(),
     }
-    request.extensions_mut().insert(viewer);
-    next.run(request).await
 }
 
-/// Says that an address has to wait.
-pub(super) fn too_many(wait: Duration) -> Response {
-    let seconds = wait.as_secs().max(1).to_string();
-    (
-        StatusCode::TOO_MANY_REQUESTS,
-        [(header::RETRY_AFTER, seconds)],
-        "Too many wrong tokens came from this address. Try again later.\n",
-    )
-        .into_response()
+/// Whether a browser asks for a page that it would show.
+fn is_for_people(request: &Request) -> bool {
+    let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    request.method() == Method::GET && accept.is_some_and(|accept| accept.contains("text/html"))
 }
 
-fn ask_to_sign_in(request: &Request) -> Response {
-    let wants_page = request
-        .headers()
-        .get(header::ACCEPT)
-        .and_then(|accept| accept.to_str().ok())
-        .is_some_and(|accept| accept.contains("text/html"));
-    if request.method() != Method::GET || !wants_page {
-        return (
-            StatusCode::UNAUTHORIZED,
-            [(header::WWW_AUTHENTICATE, "Bearer realm=\"ucwa-relay\"")],
-            "Sign in at /sign-in, or send the token of admin.token_file: \"Authorization: Bearer TOKEN\".\n",
-        )
-            .into_response();
-    }
-    let next = request.uri().path_and_query().map_or("/", |path| path.as_str());
+/// The sign-in that leads back to this address.
+fn sign_in_address(uri: &Uri) -> String {
+    let next = uri.path_and_query().map_or("/", |path| path.as_str());
     let query: String =
         url::form_urlencoded::Serializer::new(String::new()).append_pair("next", next).finish();
-    Redirect::to(&format!("/sign-in?{query}")).into_response()
+    format!("/sign-in?{query}")
 }
 
 #[cfg(test)]

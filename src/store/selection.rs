@@ -7,8 +7,8 @@ use crate::{
     query::{Condition, Person, Query, Term},
 };
 
-/// What is bound to a placeholder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What is bound to a placeholder. Nothing of it is for a log: there may be sealed passwords in it.
+#[derive(Clone, PartialEq, Eq)]
 pub(super) enum Value {
     /// A text.
     Text(String),
@@ -16,6 +16,8 @@ pub(super) enum Value {
     Integer(i64),
     /// An instant, bound as the dialect keeps it.
     Time(Timestamp),
+    /// Bytes.
+    Bytes(Vec<u8>),
 }
 
 /// What differs between databases.
@@ -42,6 +44,8 @@ pub(super) trait Dialect: Send + Sync {
     fn time_as_text(&self, column: &str) -> String;
     /// A placeholder of such a text, as a time.
     fn time_from_text(&self, placeholder: &str) -> String;
+    /// The time at which a statement is done, by the database's clock where it has one.
+    fn now(&self) -> &'static str;
     /// Whether an index tells which messages may have this text in them.
     fn narrows(&self, text: &str) -> bool;
     /// Adds a condition that is true where `m.body` has this text in it, as [`crate::query::fold::find`] does.
@@ -51,7 +55,7 @@ pub(super) trait Dialect: Send + Sync {
 }
 
 /// A finished statement.
-#[derive(Debug)]
+#[derive(Clone)]
 pub(super) struct Statement {
     /// Literals and placeholders only; what people typed is among the values.
     pub(super) text: String,

@@ -8,9 +8,12 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use axum::response::{
-    IntoResponse, Response,
-    sse::{Event, KeepAlive, Sse},
+use axum::{
+    http::HeaderName,
+    response::{
+        IntoResponse, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
 };
 use futures_util::StreamExt as _;
 use serde::Deserialize;
@@ -135,7 +138,9 @@ where
     });
     let begin = futures_util::stream::iter([Ok(Event::default().retry(ASK_AGAIN).comment("follows"))]);
     let stream = begin.chain(events).take_until(over);
-    Ok(Sse::new(stream).keep_alive(KeepAlive::default()).into_response())
+    // Proxies that know this word pass on each piece as it comes (nginx, X-Accel-Buffering).
+    let passed_on = [(HeaderName::from_static("x-accel-buffering"), "no")];
+    Ok((passed_on, Sse::new(stream).keep_alive(KeepAlive::default())).into_response())
 }
 
 /// The page in JSON, so that it has no line ends, if it is another one than the last, of which the digest is known.

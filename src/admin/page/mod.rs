@@ -26,7 +26,7 @@ use std::time::Duration;
 use askama::Template;
 use axum::{
     extract::{FromRequestParts, Path, Query},
-    http::{StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     response::{Html, IntoResponse, Response},
 };
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
@@ -35,7 +35,10 @@ use tokio::time::timeout;
 
 pub(super) use self::{overview::OverviewCache, pulse::Pulse};
 
-use super::{AdminState, viewer::Viewer};
+use super::{
+    AdminState,
+    viewer::{self, Viewer},
+};
 use crate::{
     identifiers::SipUri,
     store::{AccountState, OutboxState, StoreError},
@@ -61,9 +64,12 @@ pub(super) enum PageError {
         "This form did not come from a page of this session, so nothing was done. Open the page again and repeat it."
     )]
     Forged,
-    /// More than is read of a form.
-    #[error("The form is too long, so nothing was done.")]
-    TooLong,
+    /// More bytes were sent than are read.
+    #[error("What was sent is longer than {} KiB, so nothing was done.", .0 / 1024)]
+    TooLong(usize),
+    /// What was sent did not come to its end.
+    #[error("What was sent was not there in full within {} s, so nothing was done.", viewer::BODY_WITHIN.as_secs())]
+    TooSlow,
     /// What is asked for is understood and can't be, in a sentence.
     #[error("{0}")]
     Unprocessable(String),
@@ -71,8 +77,11 @@ pub(super) enum PageError {
     #[error("Send JSON, as \"Content-Type: application/json\".")]
     NotJson,
     /// Nobody is known.
-    #[error("Send the token of admin.token_file: \"Authorization: Bearer TOKEN\".")]
+    #[error("Sign in at /sign-in, or send the token of admin.token_file: \"Authorization: Bearer TOKEN\".")]
     Unknown,
+    /// Too many wrong tokens came from who asks; how long they have to wait.
+    #[error("Too many wrong tokens came from this address. Try again in {} min.", .0.as_secs().div_ceil(60).max(1))]
+    Wait(Duration),
     /// The database could not tell.
     #[error("The database could not tell.")]
     Store(#[from] StoreError),
@@ -94,7 +103,9 @@ impl PageError {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Forged => StatusCode::FORBIDDEN,
-            Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::Wait(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Unknown => StatusCode::UNAUTHORIZED,
@@ -110,11 +121,30 @@ impl PageError {
             Self::Unknown => "Who asks?",
             Self::Conflict(_) => "That can't be done now",
             Self::Forged => "Refused",
-            Self::TooLong => "Too long",
+            Self::TooLong(_) => "Too long",
+            Self::TooSlow => "Too slow",
+            Self::Wait(_) => "Too many attempts",
             Self::Store(_) | Self::Slow => "The database does not answer",
             Self::Busy => "Too many at once",
             Self::Template(_) => "Something is wrong in this program",
         }
+    }
+
+    /// What programs read beside the words.
+    pub(super) fn headers(&self) -> HeaderMap {
+        let header = match self {
+            Self::Unknown => {
+                Some((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ucwa-relay\"")))
+            }
+            Self::Wait(wait) => Some((header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)))),
+            _ => None,
+        };
+        header.into_iter().collect()
+    }
+
+    /// For those who asked for no page.
+    pub(super) fn in_plain_text(&self) -> Response {
+        (self.status(), self.headers(), format!("{self}\n")).into_response()
     }
 }
 
@@ -132,15 +162,15 @@ impl IntoResponse for PageError {
             Self::Store(error) => Some(crate::error_chain(error)),
             _ => None,
         };
-        let status = self.status();
+        let (status, headers) = (self.status(), self.headers());
         if status.is_server_error() {
             tracing::warn!(error = %crate::error_chain(&self), "a page could not be shown");
         }
         let shell = Shell { title: self.title().to_owned(), ..Shell::bare() };
         let page = ErrorPage { shell, sentence: self.to_string(), cause };
         match page.render() {
-            Ok(html) => (status, Html(html)).into_response(),
-            Err(_) => (status, page.sentence).into_response(),
+            Ok(html) => (status, headers, Html(html)).into_response(),
+            Err(_) => (status, headers, page.sentence).into_response(),
         }
     }
 }

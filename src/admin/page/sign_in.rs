@@ -72,6 +72,7 @@ pub(in crate::admin) struct SignIn {
 pub(in crate::admin) async fn sign_in(
     State(state): State<AdminState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
     Form(form): Form<SignIn>,
 ) -> Result<Response, PageError> {
     let next = of_ours(form.next);
@@ -92,14 +93,14 @@ pub(in crate::admin) async fn sign_in(
             name,
         );
     }
-    match viewer::sign_in(&state, peer, &name, &form.token) {
+    match viewer::sign_in(&state, peer, &headers, &name, &form.token) {
         Ok(cookie) => Ok(([(header::SET_COOKIE, cookie)], Redirect::to(&next)).into_response()),
         Err(SignInRefused::WrongToken) => again(
             StatusCode::UNAUTHORIZED,
             "That is not the token. It is in the file that admin.token_file names.",
             name,
         ),
-        Err(SignInRefused::Wait(wait)) => Ok(viewer::too_many(wait)),
+        Err(SignInRefused::Wait(wait)) => Err(PageError::Wait(wait)),
     }
 }
 

@@ -116,6 +116,7 @@ impl Workspace {
             chain_hash: None,
             awaiting: Some(Awaiting::Receipt),
             sender_href: None,
+            is_purged: false,
         })
     }
 

@@ -202,6 +202,7 @@ impl Workspace {
             text.direction == Direction::Incoming
                 && text.source == MessageSource::Invitation
                 && text.href.is_none()
+                && !text.is_purged
                 && crate::archive::text::same_message(&text.body, plain)
                 // Its own time is when it was received: by our clock, or by the server's if we were away in between.
                 && (applying.at.duration_since(text.sent_at) <= PATIENCE

@@ -1,7 +1,11 @@
 //! PostgreSQL's words for reading the archive.
 
 use async_trait::async_trait;
-use sqlx::{AssertSqlSafe, Postgres, postgres::PgRow};
+use sqlx::{
+    AssertSqlSafe, Postgres,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
 
 use super::{PostgresStore, column, column::Time, full_text};
 use crate::{
@@ -13,9 +17,9 @@ use crate::{
 };
 
 /// PostgreSQL's words.
-struct PostgresDialect {
+pub(super) struct PostgresDialect {
     /// There is a full-text index, and it folds as this program does.
-    is_indexed: bool,
+    pub(super) is_indexed: bool,
 }
 
 impl Dialect for PostgresDialect {
@@ -65,6 +69,10 @@ impl Dialect for PostgresDialect {
         format!("{placeholder}::timestamptz")
     }
 
+    fn now(&self) -> &'static str {
+        "date_trunc('milliseconds', clock_timestamp())"
+    }
+
     fn narrows(&self, text: &str) -> bool {
         self.is_indexed && full_text::candidates(text).is_some()
     }
@@ -98,19 +106,22 @@ impl Readable for PostgresStore {
     }
 
     async fn select(&self, statement: Statement) -> Result<Vec<PgRow>, sqlx::Error> {
-        let mut query = sqlx::query::<Postgres>(AssertSqlSafe(statement.text));
-        for value in &statement.values {
-            query = match value {
-                Value::Text(text) => query.bind(column::text(text)),
-                Value::Integer(number) => query.bind(*number),
-                Value::Time(at) => query.bind(Time(*at)),
-            };
-        }
-        query.fetch_all(&self.readers).await
+        bound(&statement).fetch_all(&self.readers).await
     }
 
     /// Its statements ask functions, which stay; whether there is an index is the planner's affair.
     fn misses_index(&self, _: &sqlx::Error) -> bool {
         false
     }
+}
+
+/// A statement with its values.
+pub(super) fn bound(statement: &Statement) -> Query<'_, Postgres, PgArguments> {
+    let query = sqlx::query::<Postgres>(AssertSqlSafe(statement.text.clone()));
+    statement.values.iter().fold(query, |query, value| match value {
+        Value::Text(text) => query.bind(column::text(text)),
+        Value::Integer(number) => query.bind(*number),
+        Value::Time(at) => query.bind(Time(*at)),
+        Value::Bytes(bytes) => query.bind(bytes.as_slice()),
+    })
 }

@@ -1,49 +1,25 @@
-//! Sealed passwords.
+//! What changing sealed passwords takes of this database.
 
 use async_trait::async_trait;
-use sqlx::Row;
 
-use super::SqliteStore;
-use crate::{
-    identifiers::AccountId,
-    store::{Resealed, SealedSecret, SecretStore, StoreError, trouble::failed},
-};
+use super::{SqliteStore, reading::bound};
+use crate::store::{StoreError, secrets::Resealable, selection::Statement, trouble::failed};
 
 #[async_trait]
-impl SecretStore for SqliteStore {
-    async fn sealed_secrets(&self) -> Result<Vec<SealedSecret>, StoreError> {
-        let failed = failed("reading sealed passwords");
-        let rows = sqlx::query(
-            "SELECT id, sip_uri, secret_sealed FROM accounts WHERE secret_sealed IS NOT NULL ORDER BY id",
-        )
-        .fetch_all(&self.readers)
-        .await
-        .map_err(&failed)?;
-        let read = |row: &sqlx::sqlite::SqliteRow| {
-            Ok(SealedSecret {
-                account: AccountId(row.try_get("id")?),
-                sip_uri: row.try_get("sip_uri")?,
-                sealed: row.try_get("secret_sealed")?,
-            })
-        };
-        rows.iter().map(|row| read(row).map_err(&failed)).collect()
-    }
-
-    async fn replace_sealed(&self, resealed: &[Resealed]) -> Result<(), StoreError> {
-        let resealed = resealed.to_vec();
+impl Resealable for SqliteStore {
+    async fn change_together(
+        &self,
+        doing: &'static str,
+        statements: Vec<Statement>,
+    ) -> Result<(), StoreError> {
         self.writer
-            .run("resealing passwords", false, move |connection| {
+            .run(doing, false, move |connection| {
                 Box::pin(async move {
-                    for Resealed { old, new } in resealed {
-                        sqlx::query(
-                            "UPDATE accounts SET secret_sealed = ?3 WHERE id = ?1 AND secret_sealed = ?2",
-                        )
-                        .bind(old.account.0)
-                        .bind(old.sealed)
-                        .bind(new)
-                        .execute(&mut *connection)
-                        .await
-                        .map_err(failed("resealing passwords"))?;
+                    for statement in statements {
+                        bound(&statement.text, &statement.values)
+                            .execute(&mut *connection)
+                            .await
+                            .map_err(failed(doing))?;
                     }
                     Ok(())
                 })
@@ -52,7 +28,7 @@ impl SecretStore for SqliteStore {
     }
 
     /// One server has the file, and its key file with it.
-    async fn other_nodes(&self, _: &str) -> Result<Vec<String>, StoreError> {
+    async fn nodes_besides(&self, _: &str) -> Result<Vec<String>, StoreError> {
         Ok(Vec::new())
     }
 }
