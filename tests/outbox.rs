@@ -1538,7 +1538,7 @@ async fn a_call_that_is_given_up_is_withdrawn(kind: Kind) {
     let silence = Fault::new(FaultKind::Delay { ms: 120_000 }).on(Operation::Events).account(ALICE);
     let silence = scene.simulator.inject(silence).unwrap();
     eventually("the channel is silent", async || (scene.simulator.struck(silence) > 0).then_some(())).await;
-    let soon = format!("'{}'", Timestamp::now() + 2.seconds());
+    let soon = format!("'{}'", Timestamp::now() + 8.seconds());
     let row = scene
         .queue("absent.a@fabrikam.example;absent.b@fabrikam.example", "late", Some(("expires_at", &soon)))
         .await;

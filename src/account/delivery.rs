@@ -305,7 +305,7 @@ impl Delivery {
                 return if called { self.ended_unsaid() } else { Attempt::Release };
             }
             // The queue says of what is given back that it expired.
-            if self.send.expires_at.is_some_and(|expires_at| expires_at <= Timestamp::now()) {
+            if self.time_left() == Some(Duration::ZERO) {
                 if now.gathering == Gathering::Meeting || self.calling.is_some() {
                     self.gave_up = true;
                     self.leave().await;
@@ -357,10 +357,12 @@ impl Delivery {
                 },
                 Move::Wait => {
                     let patience = if asked_messaging { READY_WITHIN } else { ASK_AFTER };
+                    let patience = self.time_left().map_or(patience, |left| left.min(patience));
                     let until = deadline.min(Instant::now() + patience);
                     match tokio::time::timeout_at(until, view.changed()).await {
                         Ok(Ok(())) => {}
                         Ok(Err(_)) => return Attempt::Release,
+                        Err(_) if self.time_left() == Some(Duration::ZERO) => {}
                         Err(_) if Instant::now() >= deadline => return self.not_ready_in_time(&now).await,
                         Err(_) => {
                             asked_messaging = true;
@@ -370,6 +372,12 @@ impl Delivery {
                 }
             }
         }
+    }
+
+    /// How long the row may still be sent; `None` for ever.
+    fn time_left(&self) -> Option<Duration> {
+        let left = self.send.expires_at?.duration_since(Timestamp::now());
+        Some(Duration::try_from(left).unwrap_or(Duration::ZERO))
     }
 
     fn next_move(view: &ConversationView, called: bool, asked_for_messaging: bool) -> Move {
