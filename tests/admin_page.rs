@@ -300,8 +300,25 @@ async fn pages_show_what_is_archived(kind: Kind) {
     assert_eq!(actors.len(), 1);
     assert!(actors[0].starts_with("admin page (") && actors[0].ends_with(", 127.0.0.1)"), "{actors:?}");
 
+    other_sites_read_nothing_in_somebodys_name(&scene, &mut sql, &talk).await;
     what_can_not_be_shown_is_said(&scene, &mut sql, &talk).await;
     assert!(scene.relay.server().terminate());
+}
+
+/// What another site puts into its own page is not read here, so that nobody stands in `access_log` for it.
+async fn other_sites_read_nothing_in_somebodys_name(scene: &Scene, sql: &mut Sql, talk: &str) {
+    let before = accesses(sql).await;
+    for path in [format!("/conversations/{talk}"), format!("/api/v1/conversations/{talk}/messages")] {
+        let picture = scene
+            .http
+            .get(format!("{}{path}", scene.base))
+            .header("sec-fetch-site", "cross-site")
+            .header("sec-fetch-mode", "no-cors")
+            .header("sec-fetch-dest", "image");
+        let refused = scene.send(picture).await;
+        assert_eq!(refused.status, 403, "{}", refused.text);
+    }
+    assert_eq!(accesses(sql).await, before);
 }
 
 /// Without a note of who reads, without a part of the database, and where there is nothing.
