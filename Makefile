@@ -9,7 +9,7 @@ AXE = target/tools/axe
 # Checks alert rules and metrics. Of Debian's package only this program is taken: no server is installed.
 PROMTOOL = target/tools/prometheus
 
-.PHONY: help test tools postgresql browser promtool systemd fmt clippy unit doc docs deny bench growth validate deb trydeb demo
+.PHONY: help test tools postgresql browser promtool systemd fmt clippy unit doc docs deny bench micro growth validate deb trydeb demo
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,7 @@ unit:
 		echo "$(CARGO) test --locked --lib --bins --tests"; $(CARGO) test --locked --lib --bins --tests; \
 	fi
 	$(CARGO) test --locked --doc
+	$(CARGO) test --locked --bench micro
 
 doc:
 	$(CARGO) doc --locked --no-deps --document-private-items
@@ -86,9 +87,12 @@ deny: ## Licences, bans and sources of what we depend on
 	fi
 
 # PostgreSQL is that of BENCH_POSTGRES_URL, or one of the benchmark's own.
-bench: ## What this machine can do, on SQLite and on PostgreSQL: about ten minutes
+bench: ## What this machine can do, on SQLite and on PostgreSQL: about half an hour
 	UCWA_RELAY_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null) $(CARGO) build --locked --release
 	benches/with-postgres sh -c '"$$0" bench $${BENCH_POSTGRES_URL:+--postgres "$$BENCH_POSTGRES_URL"}' target/release/ucwa-relay
+
+micro: ## The parts that every message goes through, each alone
+	$(CARGO) bench --locked --bench micro
 
 # What docs/scaling.md shows: MESSAGES=10000000 takes hours and tens of gigabytes in FOLDER.
 growth: ## How the archive behaves as it grows (MESSAGES, ACCOUNTS, FOLDER)

@@ -40,6 +40,7 @@ pub mod metrics;
 pub mod outbox;
 pub mod query;
 pub mod relay;
+pub mod retention;
 pub mod secrets;
 pub mod simulator;
 pub mod store;

@@ -14,7 +14,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 use crate::{
     archive::{fact::Direction, is_listed_rel},
-    store::{AccountState, OutboxState},
+    store::{AccountState, Due, OutboxState},
     ucwa::{EventBatch, EventKind},
 };
 
@@ -46,6 +46,8 @@ pub const RECONNECTS: &str = "ucwa_relay_reconnects_total";
 pub const RESTARTS: &str = "ucwa_relay_restarts_total";
 /// Counter: payloads put into `event_quarantine`.
 pub const QUARANTINED: &str = "ucwa_relay_quarantined_total";
+/// Counter: what was removed by its age.
+pub const PURGED: &str = "ucwa_relay_purged_total";
 /// Gauge, always 1: which build runs.
 pub const BUILD_INFO: &str = "ucwa_relay_build_info";
 
@@ -179,6 +181,7 @@ fn describe() {
     );
     describe_counter!(RESTARTS, "Actors that ended unexpectedly and were begun anew");
     describe_counter!(QUARANTINED, "Payloads put into the table event_quarantine");
+    describe_counter!(PURGED, "What retention removed; what: messages, conversations, payloads");
     describe_gauge!(BUILD_INFO, "Always 1; the label says which version runs");
 }
 
@@ -194,6 +197,7 @@ fn begin_at_zero() {
     for reason in QuarantineReason::ALL {
         counter!(QUARANTINED, "reason" => reason.as_str()).absolute(0);
     }
+    count_purged(&Due::default());
     for direction in [Direction::Incoming, Direction::Outgoing] {
         for source in ["invitation", "event", "conversation_log"] {
             counter!(MESSAGES_ARCHIVED, "direction" => direction.as_str(), "source" => source).absolute(0);
@@ -291,4 +295,13 @@ pub(crate) fn count_quarantined(reason: QuarantineReason) {
 /// Single events of a response that was committed were quarantined.
 pub(crate) fn count_quarantined_events(count: usize) {
     counter!(QUARANTINED, "reason" => QuarantineReason::Event.as_str()).increment(count as u64);
+}
+
+/// Retention removed something.
+pub(crate) fn count_purged(gone: &Due) {
+    for (what, count) in
+        [("messages", gone.messages), ("conversations", gone.conversations), ("payloads", gone.payloads)]
+    {
+        counter!(PURGED, "what" => what).increment(count.unsigned_abs());
+    }
 }

@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use anyhow::Context as _;
+use futures_util::FutureExt;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,7 @@ use crate::{
         pace::Paces,
         pruning,
     },
+    retention::schedule::Schedule,
     store::{self, Allowances, ClaimSettings, Role, SharedStore, Store},
     systemd,
     ucwa::{EventParameters, HttpClients, HttpSettings},
@@ -50,6 +52,7 @@ pub struct Relay {
     stop: CancellationToken,
     dispatcher: JoinHandle<()>,
     pruning: JoinHandle<()>,
+    retention: JoinHandle<()>,
     states: JoinHandle<()>,
 }
 
@@ -107,6 +110,12 @@ impl Relay {
         );
         let pruning =
             tokio::spawn(pruning::run(Arc::clone(&store), config.outbox.keep_finished_days, stop.clone()));
+        let schedule = Schedule {
+            default_days: config.retention.default_days,
+            node: config.cluster.node_id.clone(),
+            key_file: config.seal_key_file(),
+        };
+        let retention = tokio::spawn(schedule.keep(Arc::clone(&store), stop.clone()));
         tracing::info!(node = %config.cluster.node_id, "ucwa-relay is running");
         Ok(Self {
             store,
@@ -117,6 +126,7 @@ impl Relay {
             stop,
             dispatcher,
             pruning,
+            retention,
             states: writing_states,
         })
     }
@@ -139,6 +149,7 @@ impl Relay {
             stop,
             dispatcher,
             pruning,
+            retention,
             states,
         } = self;
         if let Some(coordinator) = &coordinator {
@@ -149,6 +160,7 @@ impl Relay {
             // It only ends by itself or by this; a panic in it was logged when it happened.
             let _ = dispatcher.await;
             let _ = pruning.await;
+            let _ = retention.await;
             let (stopped, all_stopped) = oneshot::channel();
             if supervisor.send(StopAll(stopped)).await.is_ok() {
                 let _ = all_stopped.await;
@@ -237,6 +249,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     }
     on_actix(async {
         let relay = Relay::start(config).await?;
+        // Whoever hears that it answers may ask it to stop in order.
+        let signal = signals()?;
         let admin = match relay.answer_admin(&config.admin).await {
             Ok(admin) => admin,
             Err(error) => {
@@ -245,7 +259,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
             }
         };
         let watchdog = systemd::ready(Arc::clone(&relay.store));
-        let ended = until_ended(wait_for_signal(), relay.store.broken()).await;
+        let ended = until_ended(signal.map(Ok), relay.store.broken()).await;
         if ended.is_ok() {
             tracing::info!("stopping; a second signal stops at once");
         }
@@ -295,14 +309,21 @@ pub fn on_actix<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::R
 
 /// Waits for SIGINT or SIGTERM.
 pub async fn wait_for_signal() -> anyhow::Result<()> {
+    signals()?.await;
+    Ok(())
+}
+
+/// Listens for SIGINT and SIGTERM from now on; the first one ends the future.
+fn signals() -> anyhow::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be listened for")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be listened for")?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 #[cfg(test)]

@@ -1352,6 +1352,19 @@ async fn whoever_is_invited_while_the_server_is_busy_is_invited_again(kind: Kind
     assert_eq!(scene.told_once("news").len(), 2);
 }
 
+/// Of a meeting that is gone while it is being filled, nobody can say who of its people would come.
+async fn whoever_is_invited_to_a_meeting_that_is_gone_is_invited_again(kind: Kind) {
+    let mut scene = without_growth(kind, Escalation::Absent).await;
+    let gone =
+        Refusal { status: 404, subcode: Some("ConversationNotFound".to_owned()), ..Refusal::default() };
+    let gone = Fault::new(FaultKind::Status(gone)).on(Operation::AddParticipant).times(2);
+    scene.simulator.inject(gone).unwrap();
+    let row = scene.queue("silent.a@fabrikam.example;silent.b@fabrikam.example", "news", None).await;
+    assert_eq!(scene.outcome(row).await, ("delivered".to_owned(), String::new()));
+    assert_eq!(scene.told_once("news").len(), 2);
+    assert_eq!(scene.asked(Operation::StartOnlineMeeting), 2);
+}
+
 impl Scene {
     /// Waits until the archive has it that somebody left the conversation in which this text was said, so many times.
     async fn has_left(&mut self, who: &str, body: &str, times: usize) {
@@ -1783,6 +1796,27 @@ async fn a_conversation_that_cannot_be_read_is_not_given_up_for_a_meeting(kind: 
     assert_eq!((state.as_str(), error.as_str()), ("delivered", ""));
     assert_eq!(scene.told_once("news").len(), 2);
     assert_eq!(scene.asked(Operation::StartOnlineMeeting), 1);
+}
+
+/// Whoever asks for the messaging first, the account for a conference that it hears of or the row for its meeting: it is one.
+async fn meetings_of_which_events_only_link_are_told_once(kind: Kind) {
+    let settings = SimulatorSettings {
+        escalation: Escalation::Absent,
+        link_only_share: 1.0,
+        ..SimulatorSettings::default()
+    };
+    let mut scene = Scene::begin(kind, settings, QUICK).await;
+    let mut rows = Vec::new();
+    for number in 0..6 {
+        let group = format!("silent.{number}@fabrikam.example;silent.x{number}@fabrikam.example");
+        rows.push(scene.queue(&group, &format!("news {number}"), None).await);
+    }
+    for (number, row) in rows.iter().enumerate() {
+        assert_eq!(scene.outcome(*row).await, ("delivered".to_owned(), String::new()), "{number}");
+        assert_eq!(scene.told_once(&format!("news {number}")).len(), 2, "{number}");
+    }
+    assert_eq!(scene.asked(Operation::StartOnlineMeeting), 6);
+    assert_eq!(scene.sql.count("outbox_attempts").await, 6, "each at its first attempt");
 }
 
 async fn a_group_is_told_as_far_as_it_goes_where_meetings_are_refused(kind: Kind) {
@@ -2457,7 +2491,9 @@ on_both_databases!(
     an_answer_into_a_group_whose_messaging_is_closed_is_for_all_of_it,
     a_row_whose_time_passes_while_its_call_rings_is_not_said,
     whoever_is_invited_while_the_server_is_busy_is_invited_again,
+    whoever_is_invited_to_a_meeting_that_is_gone_is_invited_again,
     a_group_is_found_again,
+    meetings_of_which_events_only_link_are_told_once,
     who_did_not_get_a_message_is_named_though_the_report_comes_before_the_answer,
     html_is_said_to_a_group_as_far_as_all_of_it_read_it,
     a_group_that_grows_again_while_the_program_is_killed_is_told_once,

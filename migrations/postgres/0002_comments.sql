@@ -98,6 +98,7 @@ COMMENT ON COLUMN conversations.end_subcode IS 'UCWA''s closer word for it.';
 COMMENT ON COLUMN conversations.awaiting IS 'Own: only a link came; it is still to be fetched.';
 COMMENT ON COLUMN conversations.first_message_href IS 'Own: the first incoming message event, for the text of the invitation.';
 COMMENT ON COLUMN conversations.continued_in IS 'The conversation in which a derived one went on.';
+COMMENT ON COLUMN conversations.purged_at IS 'When subject and names were removed, of it and of who took part.';
 
 COMMENT ON TABLE participants IS 'Somebody''s stay in a conversation: a row per stay.';
 COMMENT ON COLUMN participants.id IS 'Ascends; never used again.';
@@ -147,7 +148,8 @@ COMMENT ON COLUMN messages.href IS 'The server''s address of it within the sessi
 COMMENT ON COLUMN messages.chain_seq IS 'Its number in the account''s chain, from 1 without gaps; NULL: not settled yet.';
 COMMENT ON COLUMN messages.content_hash IS 'SHA-256 of what was said, by whom, when and where; see evidence.md.';
 COMMENT ON COLUMN messages.chain_hash IS 'SHA-256 of content_hash and the message before it in the chain.';
-COMMENT ON COLUMN messages.purged_at IS 'When its text was removed; its hashes stay. Reserved.';
+COMMENT ON COLUMN messages.purged_at IS 'When its text was removed; its hashes stay.';
+COMMENT ON COLUMN messages.tombstone IS 'Own: key and signature of who removed its text; see evidence.md.';
 COMMENT ON COLUMN messages.awaiting IS 'Own: what it waits for before it is chained.';
 COMMENT ON COLUMN messages.sender_href IS 'Own: the participant who sent it.';
 
@@ -193,15 +195,30 @@ COMMENT ON COLUMN event_quarantine.cursor IS 'Own: the link that brought it; wit
 COMMENT ON COLUMN event_quarantine.payload_sha256 IS 'Own: digest of payload.';
 COMMENT ON COLUMN event_quarantine.occurrence IS 'Own: which of several equal payloads of one answer.';
 COMMENT ON COLUMN event_quarantine.sender IS 'Own: whose event it is, as JSON.';
+COMMENT ON COLUMN event_quarantine.purged_at IS 'When payload was removed.';
 
-COMMENT ON TABLE holds IS 'Legal holds: what must not be removed. Reserved.';
+COMMENT ON TABLE holds IS 'Legal holds: what retention must not remove.';
 COMMENT ON COLUMN holds.id IS 'Ascends; never used again.';
 COMMENT ON COLUMN holds.account_id IS 'The account; NULL: all.';
-COMMENT ON COLUMN holds.with_uri IS 'Only conversations with this SIP URI; NULL: all.';
+COMMENT ON COLUMN holds.with_uri IS 'Only conversations with this SIP URI, in lower case; NULL: all.';
 COMMENT ON COLUMN holds.reason IS 'Why.';
 COMMENT ON COLUMN holds.created_by IS 'Who asked for it.';
 COMMENT ON COLUMN holds.created_at IS 'When it was written.';
 COMMENT ON COLUMN holds.released_at IS 'When it ended; NULL: in force.';
+COMMENT ON COLUMN holds.released_by IS 'Own: who ended it.';
+
+COMMENT ON TABLE retention_runs IS 'Who removed messages by their age, when, and how many.';
+COMMENT ON COLUMN retention_runs.id IS 'Ascends; never used again.';
+COMMENT ON COLUMN retention_runs.started_by IS 'Who asked for it: a person, or the server''s schedule.';
+COMMENT ON COLUMN retention_runs.node IS 'The server, or the host''s name for itself, that does it.';
+COMMENT ON COLUMN retention_runs.public_key IS 'The Ed25519 key by which its tombstones are signed, in hexadecimal.';
+COMMENT ON COLUMN retention_runs.started_at IS 'When it began.';
+COMMENT ON COLUMN retention_runs.heartbeat_at IS 'When it last removed or looked at something.';
+COMMENT ON COLUMN retention_runs.finished_at IS 'When it ended; NULL: under way, or interrupted.';
+COMMENT ON COLUMN retention_runs.outcome IS 'How it ended; interrupted: its process was gone.';
+COMMENT ON COLUMN retention_runs.messages IS 'Messages whose text it removed.';
+COMMENT ON COLUMN retention_runs.conversations IS 'Conversations whose subject and names it removed.';
+COMMENT ON COLUMN retention_runs.payloads IS 'Payloads of the quarantine that it removed.';
 
 COMMENT ON TABLE access_log IS 'Who read message content through the page or the tools.';
 COMMENT ON COLUMN access_log.id IS 'Ascends; never used again.';
@@ -282,6 +299,7 @@ COMMENT ON COLUMN message_history.archived_at IS 'When its row was written, by t
 COMMENT ON COLUMN message_history.outbox_id IS 'The row of the queue it was.';
 COMMENT ON COLUMN message_history.correlation IS 'Copied from the queue''s row.';
 COMMENT ON COLUMN message_history.account_id IS 'The account.';
+COMMENT ON COLUMN message_history.purged_at IS 'When its text was removed.';
 
 COMMENT ON VIEW conversation_summary IS 'A row per conversation: who, how much, from when to when.';
 COMMENT ON COLUMN conversation_summary.account IS 'SIP URI of the account.';

@@ -126,11 +126,14 @@ CREATE TABLE conversations (
     end_subcode        TEXT,
     awaiting           TEXT    CHECK (awaiting IN ('fetch')),   -- own: only a link came
     first_message_href TEXT,                                    -- own: first incoming message event, for the invitation's text
-    continued_in       INTEGER REFERENCES conversations (id) DEFERRABLE INITIALLY DEFERRED  -- derived conversation: where the talk went on
+    continued_in       INTEGER REFERENCES conversations (id) DEFERRABLE INITIALLY DEFERRED,  -- derived conversation: where the talk went on
+    purged_at          TEXT
 ) STRICT;
 CREATE UNIQUE INDEX conversations_href ON conversations (account_id, session_id, href);
 CREATE INDEX conversations_open ON conversations (account_id, session_id) WHERE ended_at IS NULL;
 CREATE INDEX conversations_thread ON conversations (account_id, thread_id) WHERE thread_id IS NOT NULL;
+-- What retention has still to look at.
+CREATE INDEX conversations_kept ON conversations (account_id, ended_at) WHERE purged_at IS NULL;
 
 CREATE TABLE participants (
     id              INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -190,6 +193,7 @@ CREATE TABLE messages (
     content_hash      TEXT,
     chain_hash        TEXT,
     purged_at         TEXT,
+    tombstone         TEXT,                                     -- own: what a purge signed instead of the text
     awaiting          TEXT    CHECK (awaiting IN ('fetch', 'sender', 'copy', 'receipt')),  -- own: why not chained yet
     sender_href       TEXT,                                                                -- own: sender's participant
     CHECK (chain_seq IS NULL OR (awaiting IS NULL AND content_hash IS NOT NULL AND chain_hash IS NOT NULL))
@@ -205,6 +209,8 @@ CREATE INDEX messages_outbox ON messages (outbox_id) WHERE outbox_id IS NOT NULL
 CREATE INDEX messages_open ON messages (account_id, conversation_id)
     WHERE awaiting IS NOT NULL OR (href IS NULL AND source <> 'event');
 CREATE INDEX messages_awaiting ON messages (awaiting, archived_at) WHERE awaiting IS NOT NULL;
+-- What retention has still to look at.
+CREATE INDEX messages_kept ON messages (account_id, sent_at) WHERE purged_at IS NULL;
 
 CREATE TABLE invitations (
     id              INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -256,7 +262,8 @@ CREATE TABLE event_quarantine (
     cursor         TEXT,                                        -- own: these three tell a redelivered payload
     payload_sha256 TEXT    NOT NULL,
     occurrence     INTEGER NOT NULL DEFAULT 0,
-    sender         TEXT                                         -- own: whose event the payload is, as JSON
+    sender         TEXT,                                        -- own: whose event the payload is, as JSON
+    purged_at      TEXT
 ) STRICT;
 CREATE UNIQUE INDEX event_quarantine_once ON event_quarantine (account_id, session_id, cursor, payload_sha256, occurrence)
     WHERE cursor IS NOT NULL;
@@ -265,12 +272,30 @@ CREATE INDEX event_quarantine_open ON event_quarantine (account_id, id) WHERE re
 CREATE TABLE holds (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     account_id  INTEGER REFERENCES accounts (id),
-    with_uri    TEXT,
+    with_uri    TEXT    CHECK (with_uri = lower(with_uri) AND (with_uri LIKE 'sip:%@%' OR with_uri LIKE 'sips:%@%')),
     reason      TEXT    NOT NULL,
     created_by  TEXT    NOT NULL,
     created_at  TEXT    NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-    released_at TEXT
+    released_at TEXT,
+    released_by TEXT                                            -- own
 ) STRICT;
+
+-- Who removed what, when. The one that has not finished is under way, or was interrupted; whoever does it says so here
+-- in each of its transactions.
+CREATE TABLE retention_runs (
+    id            INTEGER PRIMARY KEY AUTOINCREMENT,
+    started_by    TEXT    NOT NULL,
+    node          TEXT    NOT NULL,
+    public_key    TEXT    NOT NULL,
+    started_at    TEXT    NOT NULL,
+    heartbeat_at  TEXT    NOT NULL,
+    finished_at   TEXT,
+    outcome       TEXT    CHECK (outcome IN ('done', 'stopped', 'failed', 'interrupted')),
+    messages      INTEGER NOT NULL DEFAULT 0,
+    conversations INTEGER NOT NULL DEFAULT 0,
+    payloads      INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE UNIQUE INDEX retention_runs_one_at_a_time ON retention_runs ((finished_at IS NULL)) WHERE finished_at IS NULL;
 
 CREATE TABLE access_log (
     id      INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -463,7 +488,7 @@ SELECT m.id AS message_id,
        END AS recipients,
        m.conversation_id,
        c.thread_id,
-       c.subject,
+       CASE WHEN m.purged_at IS NULL THEN c.subject END AS subject,
        m.body,
        m.status,
        m.source,
@@ -472,7 +497,8 @@ SELECT m.id AS message_id,
        m.archived_at,
        m.outbox_id,
        m.correlation,
-       m.account_id
+       m.account_id,
+       m.purged_at
   FROM messages m
   JOIN conversations c ON c.id = m.conversation_id
   JOIN accounts a ON a.id = m.account_id;

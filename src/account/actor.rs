@@ -1045,33 +1045,45 @@ impl AccountActor {
 
     /// The server told which conversation an invitation of ours opened.
     fn bind(&mut self, number: u64, href: &str) {
-        match self.by_href.get(href).copied() {
-            Some(same) if same == number => return,
-            Some(other) => {
-                // Events spoke of it before the invitation's own event: the queue's actor goes on with what they told.
-                if let Some(other) = self.conversations.remove(&other) {
-                    let told = other.view.borrow().clone();
-                    if let Some(conversation) = self.conversations.get(&number) {
-                        conversation.view.send_modify(|view| {
-                            view.thread_id = told.thread_id.or(view.thread_id.take());
-                            view.messaging_href = told.messaging_href.or(view.messaging_href.take());
-                            view.messaging = told.messaging.or(view.messaging.take());
-                            view.add_participant = told.add_participant.or(view.add_participant.take());
-                            view.multiparty |= told.multiparty;
-                            view.state = told.state.or(view.state.take());
-                            view.ended = told.ended;
-                        });
-                    }
-                    other.address.do_send(StopConversation);
-                }
-            }
-            None => {}
+        let known = self.by_href.get(href).copied();
+        if known == Some(number) || !self.conversations.contains_key(&number) {
+            return;
+        }
+        // Events spoke of it before the invitation's own event: the queue's actor goes on with what they told.
+        if let Some(told) = known.and_then(|known| self.conversations.remove(&known).zip(Some(known))) {
+            self.go_on_for(told, number);
         }
         self.by_href.insert(href.to_owned(), number);
         if let Some(conversation) = self.conversations.get_mut(&number) {
             conversation.href = Some(href.to_owned());
             conversation.view.send_modify(|view| view.href = Some(href.to_owned()));
         }
+    }
+
+    /// Conversation `number` takes the place of another one, which events had told of under the same address, with all that
+    /// was asked for that.
+    fn go_on_for(&mut self, (other, replaced): (Conversation, u64), number: u64) {
+        let told = other.view.borrow().clone();
+        if let Some(conversation) = self.conversations.get_mut(&number) {
+            conversation.had_messaging |= other.had_messaging;
+            conversation.asked_for_messaging += other.asked_for_messaging;
+            conversation.view.send_modify(|view| {
+                view.thread_id = told.thread_id.or(view.thread_id.take());
+                view.messaging_href = told.messaging_href.or(view.messaging_href.take());
+                view.messaging = told.messaging.or(view.messaging.take());
+                view.add_participant = told.add_participant.or(view.add_participant.take());
+                view.multiparty |= told.multiparty;
+                view.state = told.state.or(view.state.take());
+                view.told.extend(told.told);
+                view.ended = told.ended;
+            });
+        }
+        for known in self.operations.values_mut().chain(self.invitations.values_mut()) {
+            if *known == replaced {
+                *known = number;
+            }
+        }
+        other.address.do_send(StopConversation);
     }
 
     // ------------------------------------------------------------------------------------------ sending
@@ -1921,11 +1933,46 @@ impl Handler<AbandonAccount> for AccountActor {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::ucwa::Link;
 
     /// Makes the account panic in a handler.
     #[derive(Message)]
     #[rtype(result = "()")]
     pub(in crate::account) struct Explode;
+
+    /// Lets the account begin a meeting and hear of it as from events that only link: of the conversation first, for which
+    /// it asks the messaging, then of both invitations at once. Says whether the conversation is still the meeting's.
+    #[derive(Message)]
+    #[rtype(result = "bool")]
+    pub(in crate::account) struct HearOfMeetingLate;
+
+    impl Handler<HearOfMeetingLate> for AccountActor {
+        type Result = bool;
+
+        fn handle(&mut self, _: HearOfMeetingLate, ctx: &mut Self::Context) -> bool {
+            let href = "/conversations/late";
+            let meeting = self.start_conversation(None, Vec::new(), ctx).expect("it is signed in");
+            let heard_of = self.conversation_by_href(href, ctx).expect("it is not over");
+            for (operation, number, kind) in [
+                ("meeting", meeting, InvitationKind::OnlineMeeting),
+                ("messaging", heard_of, InvitationKind::Messaging),
+            ] {
+                self.operations.insert(OperationId(operation.to_owned()), number);
+                let resource = Resource {
+                    properties: vec![("operationId".to_owned(), operation.to_owned())],
+                    links: vec![Link {
+                        rel: "conversation".to_owned(),
+                        href: href.to_owned(),
+                        ..Link::default()
+                    }],
+                    ..Resource::default()
+                };
+                let invitation = format!("/invitations/{operation}");
+                self.see_invitation(kind, &invitation, InvitationProgress::Accepted, &resource, ctx);
+            }
+            self.by_href.get(href) == Some(&meeting) && self.conversations.contains_key(&meeting)
+        }
+    }
 
     impl Handler<Explode> for AccountActor {
         type Result = ();

@@ -180,8 +180,8 @@ pub async fn run(
             continue;
         }
         if logs.is_none() {
-            logs =
-                context.client.application(&application).await.ok().and_then(|read| read.conversation_logs());
+            let read = Box::pin(context.client.application(&application)).await;
+            logs = read.ok().and_then(|read| read.conversation_logs());
         }
         let Some(link) = &logs else {
             say(&context, "the server offers no conversation logs for this account").await;
@@ -192,7 +192,9 @@ pub async fn run(
         let now = Timestamp::now();
         let due: Vec<&Backfill> = wanted.iter().filter(|backfill| backfill.due_at <= now).collect();
         let from = due.iter().map(|backfill| backfill.from).min().unwrap_or(now);
-        match read_logs(&context, link, from.checked_sub(BEFORE_THE_GAP).unwrap_or(from)).await {
+        let from = from.checked_sub(BEFORE_THE_GAP).unwrap_or(from);
+        // Of its own, since this future is as large as its largest part, and it mostly waits.
+        match Box::pin(read_logs(&context, link, from)).await {
             Ok(()) => {
                 soon.reset();
                 later.reset();

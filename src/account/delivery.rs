@@ -505,7 +505,14 @@ impl Delivery {
         let before = Before::now(&self.context, said_in);
         self.view.send_modify(|view| view.invitation = InvitationProgress::Ringing);
         let answer = self.context.client.add_messaging(&link, &operation_id, message.as_deref()).await;
-        self.invitation_answered(answer, problem_of_added_messaging, &operation_id, message.is_some(), before)
+        if let Err(error) = &answer
+            && message.is_none()
+            && error.subcode() == Some("AlreadyExists")
+        {
+            // The account asked for it too, before it knew whose conversation it is.
+            return Ok(None);
+        }
+        self.invitation_answered(answer, problem_in_conversation, &operation_id, message.is_some(), before)
             .await
     }
 
@@ -1011,7 +1018,7 @@ impl Delivery {
                         error = %crate::error_chain(&error),
                         "a recipient could not be invited to the group"
                     );
-                    let healing = match problem_of_invitation(&error) {
+                    let healing = match problem_in_conversation(&error) {
                         Problem::NotOurs => return Some(Attempt::Release),
                         Problem::Refused => Healing::Permanent,
                         Problem::NotAccepted | Problem::LinkGone | Problem::Unknown => Healing::Temporary,
@@ -1472,9 +1479,9 @@ fn problem_of_message(error: &UcwaError) -> Problem {
     }
 }
 
-/// `addMessaging` is asked of a conversation: whatever is not found there is that or its messaging, unless the answer
-/// says that it is the recipient.
-fn problem_of_added_messaging(error: &UcwaError) -> Problem {
+/// `addMessaging` and `addParticipant` are asked of a conversation: whatever is not found there is that or its messaging,
+/// unless the answer says that it is the recipient.
+fn problem_in_conversation(error: &UcwaError) -> Problem {
     match (error.status(), error.subcode().unwrap_or("None")) {
         (Some(404 | 410), subcode)
             if error.reason().is_some()

@@ -132,7 +132,7 @@ impl ChannelHealth {
         self.continuity.load(Ordering::Relaxed)
     }
 
-    /// When the channel last completed a round.
+    /// When the channel last completed a rounds.
     pub fn answered_at(&self) -> Timestamp {
         Timestamp::from_millisecond(self.answered_at_ms.load(Ordering::Relaxed))
             .unwrap_or(Timestamp::UNIX_EPOCH)
@@ -349,108 +349,42 @@ impl Handler<StopChannel> for EventChannel {
 
 type Dispatch = Pin<Box<dyn Future<Output = Result<(), MailboxError>>>>;
 
+/// What is kept from one round to the next.
+struct Rounds {
+    state: ChannelState,
+    /// For the next GET's query.
+    parameters: Option<EventParameters>,
+    /// The account's work on the last batch, done while the next GET is parked.
+    dispatch: Dispatch,
+    /// Until when everything that the server told is stored.
+    followed_until: Timestamp,
+}
+
 async fn run(mut follow: Follow, account: Recipient<EventsCommitted>) -> ChannelEnd {
-    let mut state = ChannelState::default();
-    let mut parameters = Some(follow.parameters.clone());
-    // The account's work on the last batch, done while the next GET is parked.
-    let mut dispatch: Dispatch = Box::pin(std::future::ready(Ok(())));
-    // Until when everything that the server told is stored.
-    let mut followed_until = follow.health.answered_at();
+    let mut rounds = Rounds {
+        state: ChannelState::default(),
+        parameters: Some(follow.parameters.clone()),
+        dispatch: nothing(),
+        followed_until: follow.health.answered_at(),
+    };
     loop {
         let trace = traces::event_round(follow.account);
-        let (polled, dispatched) = futures_util::join!(poll(&follow, parameters.as_ref()), dispatch.as_mut());
-        dispatch = Box::pin(std::future::ready(Ok(())));
+        let (polled, dispatched) =
+            futures_util::join!(poll(&follow, rounds.parameters.as_ref()), rounds.dispatch.as_mut());
+        rounds.dispatch = nothing();
         if dispatched.is_err() {
             return ChannelEnd::Requested;
         }
         let Some(polled) = polled else { continue };
-        let received_at = Instant::now();
-        let step = {
-            let answer = match &polled {
-                Ok(PollAnswer { batch: Ok(batch), .. }) => Answer::Batch(&batch.continuation),
-                Ok(PollAnswer { body, .. }) => Answer::Unreadable(xml::lenient_next_href(body)),
-                Err(error) => Answer::Failed(error),
-            };
-            state.decide(&answer, received_at)
-        };
-        follow.note_answer(&polled, &state, &trace);
-        let answered_at = follow.health.answered_at();
-        tracing::trace!(?step, "event channel");
-        match (step, polled) {
-            (Step::Commit { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
-                match follow.commit(&cursor, &batch, &body, received_at).instrument(trace).await {
-                    Ok(stored) => dispatch = tell(&account, batch, stored, Continuity::Unbroken),
-                    Err(end) => return end,
-                }
-                followed_until = answered_at;
-                parameters = None;
-            }
-            (Step::CommitAndResume { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
-                metrics::count_reconnect(Reconnect::Resume);
-                follow.health.lose_continuity();
-                tracing::warn!(
-                    "the server asked to resume; its link is followed, and what is open is learnt anew"
-                );
-                let storing = follow.store_batch(&cursor, &batch, &body, received_at, Some(followed_until));
-                match storing.instrument(trace).await {
-                    Ok(stored) => dispatch = tell(&account, batch, stored, Continuity::Resumed),
-                    Err(end) => return end,
-                }
-                followed_until = answered_at;
-                follow.backfill.gap_recorded();
-                parameters = Some(follow.parameters.clone());
-            }
-            (Step::Resynchronise { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
-                follow.health.lose_continuity();
-                metrics::count_reconnect(Reconnect::Resync);
-                tracing::warn!("the server asked for resync; its link is taken");
-                match follow.commit(&cursor, &batch, &body, received_at).instrument(trace).await {
-                    Ok(stored) => dispatch = tell(&account, batch, stored, Continuity::Resynchronised),
-                    Err(end) => return end,
-                }
-                followed_until = answered_at;
-            }
-            (Step::QuarantineAndRepeat, Ok(answer)) => {
-                if let Err(end) = follow.quarantine(&answer, None).await {
-                    return end;
-                }
-            }
-            (Step::QuarantineAndCommit { cursor }, Ok(answer)) => {
-                follow.health.lose_continuity();
-                if let Err(end) = follow.note_unread(followed_until).await {
-                    return end;
-                }
-                if let Err(end) = follow.quarantine(&answer, Some(&cursor)).await {
-                    return end;
-                }
-                followed_until = answered_at;
-            }
-            (Step::ReadApplication { delay }, polled) => {
-                if let Ok(answer) = &polled
-                    && let Err(end) = follow.quarantine_if_useless(answer).await
-                {
-                    return end;
-                }
-                tokio::time::sleep(delay).await;
-                match follow.read_application().await {
-                    Ok(()) => {
-                        follow.health.lose_continuity();
-                        parameters = Some(follow.parameters.clone());
-                    }
-                    Err(Some(end)) => return end,
-                    Err(None) => {}
-                }
-            }
-            (Step::Repeat { delay }, _) => tokio::time::sleep(delay).await,
-            (Step::End(end), _) => return end,
-            // `decide` answers each kind of answer with a step that fits it.
-            (step, _) => {
-                return ChannelEnd::Rediscover(format!(
-                    "the event channel took a step that does not fit: {step:?}"
-                ));
-            }
+        // Of its own, since this future is as large as its largest part, and it mostly waits for an answer.
+        if let Err(end) = Box::pin(follow.take(&mut rounds, polled, trace, &account)).await {
+            return end;
         }
     }
+}
+
+fn nothing() -> Dispatch {
+    Box::pin(std::future::ready(Ok(())))
 }
 
 /// What came of storing an answer.
@@ -484,6 +418,90 @@ async fn poll(
 }
 
 impl Follow {
+    /// Does what an answer asks for, up to where the next GET may leave.
+    async fn take(
+        &mut self,
+        rounds: &mut Rounds,
+        polled: Result<PollAnswer, UcwaError>,
+        trace: Span,
+        account: &Recipient<EventsCommitted>,
+    ) -> Result<(), ChannelEnd> {
+        let received_at = Instant::now();
+        let step = {
+            let answer = match &polled {
+                Ok(PollAnswer { batch: Ok(batch), .. }) => Answer::Batch(&batch.continuation),
+                Ok(PollAnswer { body, .. }) => Answer::Unreadable(xml::lenient_next_href(body)),
+                Err(error) => Answer::Failed(error),
+            };
+            rounds.state.decide(&answer, received_at)
+        };
+        self.note_answer(&polled, &rounds.state, &trace);
+        let answered_at = self.health.answered_at();
+        tracing::trace!(?step, "event channel");
+        match (step, polled) {
+            (Step::Commit { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
+                let stored = self.commit(&cursor, &batch, &body, received_at).instrument(trace).await?;
+                rounds.dispatch = tell(account, batch, stored, Continuity::Unbroken);
+                rounds.followed_until = answered_at;
+                rounds.parameters = None;
+            }
+            (Step::CommitAndResume { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
+                metrics::count_reconnect(Reconnect::Resume);
+                self.health.lose_continuity();
+                tracing::warn!(
+                    "the server asked to resume; its link is followed, and what is open is learnt anew"
+                );
+                let storing =
+                    self.store_batch(&cursor, &batch, &body, received_at, Some(rounds.followed_until));
+                let stored = storing.instrument(trace).await?;
+                rounds.dispatch = tell(account, batch, stored, Continuity::Resumed);
+                rounds.followed_until = answered_at;
+                self.backfill.gap_recorded();
+                rounds.parameters = Some(self.parameters.clone());
+            }
+            (Step::Resynchronise { cursor }, Ok(PollAnswer { body, batch: Ok(batch), .. })) => {
+                self.health.lose_continuity();
+                metrics::count_reconnect(Reconnect::Resync);
+                tracing::warn!("the server asked for resync; its link is taken");
+                let stored = self.commit(&cursor, &batch, &body, received_at).instrument(trace).await?;
+                rounds.dispatch = tell(account, batch, stored, Continuity::Resynchronised);
+                rounds.followed_until = answered_at;
+            }
+            (Step::QuarantineAndRepeat, Ok(answer)) => {
+                self.quarantine(&answer, None).await?;
+            }
+            (Step::QuarantineAndCommit { cursor }, Ok(answer)) => {
+                self.health.lose_continuity();
+                self.note_unread(rounds.followed_until).await?;
+                self.quarantine(&answer, Some(&cursor)).await?;
+                rounds.followed_until = answered_at;
+            }
+            (Step::ReadApplication { delay }, polled) => {
+                if let Ok(answer) = &polled {
+                    self.quarantine_if_useless(answer).await?;
+                }
+                tokio::time::sleep(delay).await;
+                match self.read_application().await {
+                    Ok(()) => {
+                        self.health.lose_continuity();
+                        rounds.parameters = Some(self.parameters.clone());
+                    }
+                    Err(Some(end)) => return Err(end),
+                    Err(None) => {}
+                }
+            }
+            (Step::Repeat { delay }, _) => tokio::time::sleep(delay).await,
+            (Step::End(end), _) => return Err(end),
+            // `decide` answers each kind of answer with a step that fits it.
+            (step, _) => {
+                return Err(ChannelEnd::Rediscover(format!(
+                    "the event channel took a step that does not fit: {step:?}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn note_answer(&self, polled: &Result<PollAnswer, UcwaError>, state: &ChannelState, trace: &Span) {
         match polled {
             Ok(PollAnswer { batch: Ok(batch), .. }) => traces::brought(trace, batch),

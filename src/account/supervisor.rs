@@ -568,7 +568,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        account::{AccountSettings, actor::tests::Explode},
+        account::{
+            AccountSettings,
+            actor::tests::{Explode, HearOfMeetingLate},
+        },
         config::{AdminSection, Config},
         relay::{Relay, account_settings},
         secrets::Sealer,
@@ -695,6 +698,21 @@ mod tests {
         let overview = relay.store.account_overview(None).await.unwrap();
         let restarts = |uri: &str| overview.iter().find(|account| account.account == uri).unwrap().restarts;
         assert_eq!((restarts(&victim), restarts(&other)), (1, 0));
+        relay.stop().await;
+        simulator.shutdown().await;
+    }
+
+    #[actix_rt::test]
+    async fn a_meeting_that_is_heard_of_late_keeps_its_conversation() {
+        let folder = tempfile::tempdir().unwrap();
+        let simulator = Simulator::start(SimulatorSettings { accounts: 1, ..SimulatorSettings::default() })
+            .await
+            .unwrap();
+        let relay = relay(folder.path(), &simulator).await;
+        online(relay.store.as_ref(), &simulator.account_uris()[0]).await;
+        let id = relay.store.accounts().await.unwrap().remove(0).id;
+        let account = relay.directory.get(id).unwrap().address;
+        assert!(account.send(HearOfMeetingLate).await.unwrap());
         relay.stop().await;
         simulator.shutdown().await;
     }

@@ -27,7 +27,8 @@
 //!
 //! What may still change afterwards is not hashed: delivery status and its reason, the server's href, the source and
 //! `purged_at`. The head of each chain is kept in `chain_heads`, in the same transaction as the message, so that the
-//! newest messages cannot be removed unnoticed either. A purge empties the texts and keeps the digests.
+//! newest messages cannot be removed unnoticed either. A purge empties the texts, keeps the digests and signs what is left
+//! ([`crate::evidence::tombstone`]).
 //!
 //! A message is settled as soon as the fields above are known: see [`crate::archive::row::Awaiting`].
 
@@ -98,9 +99,14 @@ impl Content<'_> {
 
 /// The canonical form of fields 2 to 13 of the table above.
 pub fn canonical(fields: [Option<&str>; 12]) -> String {
+    canonical_as(VERSION, fields)
+}
+
+/// A canonical form of any fields behind the name of what they are.
+pub(crate) fn canonical_as<const N: usize>(version: &str, fields: [Option<&str>; N]) -> String {
     let length: usize = fields.iter().flatten().map(|text| text.len() + 8).sum();
     let mut canonical = String::with_capacity(length + 32);
-    for field in std::iter::once(Some(VERSION)).chain(fields) {
+    for field in std::iter::once(Some(version)).chain(fields) {
         match field {
             None => canonical.push_str("-;"),
             Some(text) => {

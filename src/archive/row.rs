@@ -81,6 +81,8 @@ pub struct ConversationRow {
     pub continued_in: Option<ConversationId>,
     /// `first_message_href`: the first incoming message event, which may repeat the invitation's text.
     pub first_message_href: Option<String>,
+    /// `purged_at`: when subject and names were removed.
+    pub purged_at: Option<Timestamp>,
 }
 
 /// `participants`: one stay of one person in one conversation.
@@ -291,6 +293,8 @@ pub struct MessageRow {
     pub awaiting: Option<Awaiting>,
     /// `sender_href`.
     pub sender_href: Option<String>,
+    /// `purged_at` is set: the text was removed by its age and must not come back.
+    pub is_purged: bool,
 }
 
 impl MessageRow {

@@ -684,6 +684,7 @@ impl Workspace {
                 }
             }
         }
+        self.keep_purged();
         if let Some(cursor) = &commit.cursor {
             let session = self.sessions.get_mut(session_place);
             session.event_cursor = Some(cursor.clone());

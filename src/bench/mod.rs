@@ -10,11 +10,19 @@
 //! | `queue` | from the insert to the server: latency, a burst beside it, throughput |
 //! | `bare` | the simulated server's own speed |
 //! | `claim` | claiming beside finished rows |
+//! | `archive` | messages into the archive, beside bare inserts |
+//! | `arrival` | from an event to its commit |
+//! | `idle` | accounts that say nothing: memory, processor time, start and restart, growth |
+//! | `parse` | event XML into the typed model, beside bare tokens |
 //! | `report` | figures, goals, the machine |
 
+mod archive;
+mod arrival;
 mod bare;
 mod claim;
+mod idle;
 mod outside;
+mod parse;
 mod process;
 mod queue;
 mod report;
@@ -24,7 +32,12 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
 
-pub use self::report::{Figure, Goal, Machine, Report};
+pub use self::{
+    archive::Archivists,
+    claim::Queue,
+    idle::hang,
+    report::{Figure, Goal, Machine, Report},
+};
 use self::{
     outside::{Database, Place},
     queue::Extent,
@@ -40,6 +53,14 @@ pub enum Measurement {
     Throughput,
     /// Claiming rows beside many finished ones
     Claim,
+    /// Messages into the archive, beside bare inserts
+    Archive,
+    /// From an event's arrival to its commit
+    Arrival,
+    /// Accounts that say nothing: memory, processor time, start and restart, growth
+    Idle,
+    /// Reading event XML, beside its bare tokens
+    Parse,
 }
 
 /// A run.
@@ -85,16 +106,36 @@ async fn measure(
         Extent { timed: 750, burst: 10_000, through: 300, bare: Duration::from_secs(5) }
     };
     let (finished, claims) = if settings.quick { (2_000, 3) } else { (1_000_000, 30) };
+    let archived = if settings.quick {
+        archive::Extent { accounts: 10, messages: 20 }
+    } else {
+        archive::Extent { accounts: 500, messages: 100 }
+    };
+    let (warm_up, counted) = if settings.quick { (1, 2) } else { (10, 30) };
+    let (warm_up, counted) = (Duration::from_secs(warm_up), Duration::from_secs(counted));
+    let idle = idle::Extent {
+        accounts: if settings.quick { [10, 50, 200] } else { [100, 1_000, 10_000] },
+        // Connections that nobody needs any more are closed after half a minute.
+        quiet: if settings.quick { warm_up } else { Duration::from_mins(1) },
+        counted,
+    };
+    let turn = if settings.quick { Duration::from_millis(20) } else { Duration::from_millis(500) };
     for measurement in Measurement::value_variants() {
         if !settings.only.is_empty() && !settings.only.contains(measurement) {
             continue;
         }
-        for database in databases {
+        for database in databases.iter().take(measurement.on_how_many()) {
             tell(&format!("measuring {} on {} ...", measurement.name(), database.name()));
             let figures = match measurement {
                 Measurement::Latency => queue::latency(database, extent).await?,
                 Measurement::Throughput => queue::throughput(database, extent).await?,
                 Measurement::Claim => claim::cost(database, finished, claims).await?,
+                Measurement::Archive => archive::rate(database, archived).await?,
+                Measurement::Arrival => {
+                    arrival::latency(database, arrival::Extent { warm_up, counted }).await?
+                }
+                Measurement::Idle => idle::cost(database, idle).await?,
+                Measurement::Parse => parse::rate(turn)?,
             };
             for figure in &figures {
                 tell(&format!("  {}: {:.2} {}", figure.name, figure.value, figure.unit));
@@ -111,6 +152,18 @@ impl Measurement {
             Self::Latency => "latency",
             Self::Throughput => "throughput",
             Self::Claim => "claims",
+            Self::Archive => "the archive",
+            Self::Arrival => "arrival",
+            Self::Idle => "idle accounts",
+            Self::Parse => "reading",
+        }
+    }
+
+    /// On how many databases it is measured: once, where the database makes no difference.
+    const fn on_how_many(self) -> usize {
+        match self {
+            Self::Idle | Self::Parse => 1,
+            Self::Latency | Self::Throughput | Self::Claim | Self::Archive | Self::Arrival => usize::MAX,
         }
     }
 }

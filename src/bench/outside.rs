@@ -1,6 +1,6 @@
 //! The database as any other program sees it: plain SQL on a connection of its own, in words that both databases speak.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, sqlite::SqliteConnectOptions};
@@ -91,16 +91,7 @@ impl Place {
 
     /// A connection as another program has it.
     pub(super) async fn connect(&self) -> anyhow::Result<Outside> {
-        match self {
-            Self::Sqlite(folder) => {
-                let options = SqliteConnectOptions::new()
-                    .filename(file(folder))
-                    .create_if_missing(true)
-                    .busy_timeout(std::time::Duration::from_secs(60));
-                Ok(Outside::Sqlite(Box::new(SqliteConnection::connect_with(&options).await?)))
-            }
-            Self::Postgres { url, .. } => Ok(Outside::Postgres(Box::new(PgConnection::connect(url).await?))),
-        }
+        Outside::connect(&self.url()).await
     }
 
     /// Takes the database away; a folder goes by itself.
@@ -133,6 +124,16 @@ pub(super) enum Outside {
 }
 
 impl Outside {
+    /// To the database of a `database.url`; waits its turn for a minute.
+    pub(super) async fn connect(url: &str) -> anyhow::Result<Self> {
+        if !url.starts_with("sqlite:") {
+            return Ok(Self::Postgres(Box::new(PgConnection::connect(url).await?)));
+        }
+        let options: SqliteConnectOptions = url.parse()?;
+        let options = options.create_if_missing(true).busy_timeout(Duration::from_secs(60));
+        Ok(Self::Sqlite(Box::new(SqliteConnection::connect_with(&options).await?)))
+    }
+
     /// Does a statement.
     pub(super) async fn run(&mut self, statement: &str) -> anyhow::Result<()> {
         let query = AssertSqlSafe(statement.to_owned());

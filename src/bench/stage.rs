@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Serialize, de::DeserializeOwned};
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -53,13 +54,28 @@ impl Part {
         Ok(Self { child, log })
     }
 
+    /// One that is not listened to.
+    pub(super) fn start_quietly(
+        name: &'static str,
+        folder: &Path,
+        arguments: &[&str],
+    ) -> anyhow::Result<Self> {
+        Self::start(name, folder, arguments, Stdio::null())
+    }
+
     /// Its process id.
     pub(super) fn id(&self) -> u32 {
         self.child.id()
     }
 
+    /// Asks it to stop, as an operator does.
+    fn ask_to_stop(&self) -> anyhow::Result<()> {
+        let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        Ok(kill_process(id.context("it has no process id")?, Signal::TERM)?)
+    }
+
     /// Fails if it has ended, with the last it said.
-    fn check(&mut self) -> anyhow::Result<()> {
+    pub(super) fn check(&mut self) -> anyhow::Result<()> {
         let Some(status) = self.child.try_wait()? else { return Ok(()) };
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let last: Vec<&str> = log.lines().rev().take(5).collect();
@@ -139,6 +155,27 @@ impl SimulatorPart {
         Ok(())
     }
 
+    /// A correspondent calls an account; gives the conversation.
+    pub(super) async fn call(&self, from: &str, account: &str) -> anyhow::Result<String> {
+        let body = serde_json::json!({ "from": from, "to_account": account, "text": "Hello?" });
+        let answer = self.http.post(format!("{}/call", self.control));
+        let answer = answer.header("content-type", "application/json").body(body.to_string()).send().await?;
+        let answer: serde_json::Value = serde_json::from_str(&answer.error_for_status()?.text().await?)?;
+        Ok(answer["conversation"].as_str().context("the simulator named no conversation")?.to_owned())
+    }
+
+    /// The correspondent writes; `false` if nobody has accepted yet.
+    pub(super) async fn say(&self, conversation: &str, text: &str) -> anyhow::Result<bool> {
+        let body = serde_json::json!({ "conversation": conversation, "text": text });
+        let answer = self.http.post(format!("{}/say", self.control));
+        let answer = answer.header("content-type", "application/json").body(body.to_string()).send().await?;
+        if answer.status() == reqwest::StatusCode::CONFLICT {
+            return Ok(false);
+        }
+        answer.error_for_status()?;
+        Ok(true)
+    }
+
     /// Everything that it delivered and accepted.
     pub(super) async fn ledger(&self) -> anyhow::Result<LedgerSnapshot> {
         self.get("/ledger").await
@@ -173,6 +210,9 @@ pub(super) struct Stage {
     pub(super) place: Place,
     folder: TempDir,
     accounts: usize,
+    /// When the relay was started, and how long later every account was online.
+    started: Instant,
+    online_after: Option<Duration>,
 }
 
 impl Stage {
@@ -196,13 +236,23 @@ impl Stage {
         }
         std::fs::write(folder.path().join("ucwa-relay.toml"), text)?;
         std::fs::write(folder.path().join("password"), PASSWORD)?;
-        let mut stage = Self { relay: None, simulator, place, folder, accounts };
+        let mut stage = Self {
+            relay: None,
+            simulator,
+            place,
+            folder,
+            accounts,
+            started: Instant::now(),
+            online_after: None,
+        };
         stage.start_relay()?;
         stage.all_online().await?;
         Ok(stage)
     }
 
-    fn start_relay(&mut self) -> anyhow::Result<()> {
+    /// Starts the relay again, which does not run.
+    pub(super) fn start_relay(&mut self) -> anyhow::Result<()> {
+        (self.started, self.online_after) = (Instant::now(), None);
         let arguments = ["--config", "ucwa-relay.toml", "run"];
         self.relay = Some(Part::start("relay", self.folder.path(), &arguments, Stdio::null())?);
         Ok(())
@@ -221,12 +271,26 @@ impl Stage {
             let online = outside.number("SELECT count(*) FROM account_status WHERE state = 'online'").await;
             Ok(online.is_ok_and(|online| online == wanted))
         })
-        .await
+        .await?;
+        self.online_after = Some(self.started.elapsed());
+        Ok(())
+    }
+
+    /// How long the relay took, the last time that it was started, until every account was online.
+    pub(super) fn online_after(&self) -> Option<Duration> {
+        self.online_after
+    }
+
+    /// Stops the relay in order and waits for its end.
+    pub(super) async fn stop_relay(&mut self) -> anyhow::Result<()> {
+        let Some(mut relay) = self.relay.take() else { return Ok(()) };
+        relay.ask_to_stop()?;
+        self.until("the relay has stopped", async |_| Ok(relay.child.try_wait()?.is_some())).await
     }
 
     /// Ends everything and removes the database.
     pub(super) async fn take_down(self) -> anyhow::Result<()> {
-        let Self { relay, simulator, place, folder, accounts: _ } = self;
+        let Self { relay, simulator, place, folder, .. } = self;
         drop(relay);
         drop(simulator);
         place.remove().await?;

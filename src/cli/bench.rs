@@ -28,10 +28,20 @@ pub struct BenchOptions {
     /// Where the figures are written for programs
     #[arg(long, value_name = "FILE", default_value = "ucwa-relay-bench.json")]
     json: PathBuf,
+    /// Instead of a run: hold GETs on this address that are never answered. What `idle` compares with is such a process
+    #[arg(long, hide = true, value_name = "URL", requires = "gets")]
+    hang: Option<reqwest::Url>,
+    /// How many of them
+    #[arg(long, hide = true, value_name = "N", requires = "hang")]
+    gets: Option<usize>,
 }
 
 /// Measures, prints, writes.
 pub(super) fn bench(options: BenchOptions) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if let Some((url, gets)) = options.hang.zip(options.gets) {
+        return runtime.block_on(bench::hang(url, gets));
+    }
     if cfg!(debug_assertions) {
         eprintln!("this is a debug build: build with --release for figures that say something");
     }
@@ -41,7 +51,6 @@ pub(super) fn bench(options: BenchOptions) -> anyhow::Result<()> {
         only: options.only,
         quick: options.quick,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let report = runtime.block_on(bench::run(&settings, |what| eprintln!("{what}")))?;
     let mut json = serde_json::to_vec_pretty(&report)?;
     json.push(b'\n');

@@ -212,7 +212,7 @@ async fn print(store: &dyn Store, query: &Query, listing: &ListingOptions) -> an
             row.account.clone(),
             arrow(row.direction).into(),
             other_party(&row),
-            highlight.mark(&row.body),
+            highlight.mark(&row.shown_body()),
             row.status,
         ]);
     }
@@ -262,7 +262,7 @@ fn print_line(row: &HistoryRow, format: RowFormat, highlight: &Highlight) -> any
             row.account,
             arrow(row.direction),
             on_one_line(&other_party(row)),
-            on_one_line(&highlight.mark(&row.body))
+            on_one_line(&highlight.mark(&row.shown_body()))
         ))),
     }
 }

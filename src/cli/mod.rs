@@ -25,6 +25,7 @@ mod outbox_shape;
 mod output;
 mod password;
 mod quarantine;
+mod retention;
 mod send;
 mod serve;
 mod verify;
@@ -101,6 +102,12 @@ pub enum Command {
     Verify(verify::VerifyOptions),
     /// Sign the heads of all chains, to be kept elsewhere
     Seal(verify::SealOptions),
+    /// Messages that were kept long enough: remove their text, or say what would go
+    #[command(subcommand)]
+    Retention(retention::RetentionCommand),
+    /// Legal holds: keep messages however old they get
+    #[command(subcommand)]
+    Hold(retention::HoldCommand),
     /// When accounts were followed, and when not
     Coverage(coverage::CoverageOptions),
     /// Payloads that were not understood: list, show, read again
@@ -198,6 +205,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Command::Export(options) => export::export(&config, options).await,
             Command::Verify(options) => verify::verify(&config, options).await,
             Command::Seal(options) => verify::seal(&config, options).await,
+            Command::Retention(command) => retention::retention(&config, command).await,
+            Command::Hold(command) => retention::hold(&config, command).await,
             Command::Coverage(options) => coverage::coverage(&config, options).await,
             Command::Quarantine(command) => quarantine::quarantine(&config, command).await,
             Command::Run

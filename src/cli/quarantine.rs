@@ -93,7 +93,10 @@ async fn list(store: &dyn Store, options: ListOptions) -> anyhow::Result<()> {
             entry.account,
             entry.payload_bytes.to_string(),
             optional_time(entry.resolved_at),
-            entry.reason,
+            match entry.purged_at {
+                Some(at) => format!("{} [purged at {}]", entry.reason, time(at)),
+                None => entry.reason,
+            },
         ]);
     }
     table.print("nothing is in the quarantine")
@@ -124,6 +127,7 @@ async fn show(store: &dyn Store, id: i64, format: Format) -> anyhow::Result<()> 
         ("reason", entry.reason),
         ("sender", sender.map(|sender| format!("{} {}", sender.rel, sender.href)).unwrap_or_default()),
         ("resolved", optional_time(entry.resolved_at)),
+        ("purged", optional_time(entry.purged_at)),
     ] {
         table.property(name, value);
     }
@@ -204,6 +208,10 @@ async fn replay(store: &dyn Store, options: ReplayOptions) -> anyhow::Result<()>
 async fn replay_one(store: &dyn Store, id: i64) -> anyhow::Result<Outcome> {
     let quarantined = existing(store, id).await?;
     let account = quarantined.account;
+    if let Some(at) = quarantined.entry.purged_at {
+        let problem = format!("it was kept long enough and purged at {}", time(at));
+        return Ok(Outcome { id, understood: false, problem: Some(problem), facts: 0 });
+    }
     let facts = match read_again(&quarantined.payload, quarantined.sender.as_ref()) {
         Ok(facts) => facts,
         Err(problem) => return Ok(Outcome { id, understood: false, problem: Some(problem), facts: 0 }),

@@ -1,6 +1,6 @@
 //! `seal` and `verify`: whether the archive is as it was written. Who verified the database is noted in `access_log`.
 
-use std::path::{Path, PathBuf};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use anyhow::bail;
 use clap::Args;
@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     evidence::{
         CheckedChain, Difference, database,
-        seal::{Seal, load_or_create_key},
+        seal::{Seal, known_public_key, load_or_create_key},
     },
     export,
     identifiers::SipUri,
@@ -39,9 +39,10 @@ pub struct VerifyOptions {
     /// Compare with this seal, too
     #[arg(long, value_name = "FILE")]
     seal: Option<PathBuf>,
-    /// The key that must have signed the seal, as `seal` printed it
-    #[arg(long, value_name = "HEX", requires = "seal")]
-    public_key: Option<String>,
+    /// The key that must have signed the seal, and the tombstones of purged messages, as `seal` printed it; may be given
+    /// several times if there were several [default for tombstones: that of ucwa-relay.seal.key, if it is here]
+    #[arg(long, value_name = "HEX")]
+    public_key: Vec<String>,
     /// How to print: table or json
     #[arg(long, value_enum, default_value_t = Format::Table, hide_possible_values = true)]
     format: Format,
@@ -95,15 +96,19 @@ impl Report {
 pub(super) async fn verify(config: &Config, options: VerifyOptions) -> anyhow::Result<()> {
     let VerifyOptions { account, export, seal, public_key, format } = options;
     let noted = seal.as_ref().map(|path| format!("--seal={}", path.display())).unwrap_or_default();
-    let seal = seal.map(|path| Seal::read(&path, public_key.as_deref())).transpose()?;
+    let given: BTreeSet<String> = public_key.iter().map(|key| key.trim().to_ascii_lowercase()).collect();
+    let seal = seal.map(|path| Seal::read(&path, &given)).transpose()?;
+    let own = if given.is_empty() { known_public_key(&config.seal_key_file())? } else { None };
+    let trusted: BTreeSet<String> = given.iter().cloned().chain(own).collect();
     let only = account.clone().map(Person::Address);
     let mut report =
         Report { intact: true, chains: Vec::new(), files: None, differences: Vec::new(), not_listed: 0 };
     match export {
         Some(folder) => {
-            let checked = export::verify::verify(&folder, only.as_ref(), seal.as_ref(), |difference| {
-                report.add(difference, format)
-            })?;
+            let checked =
+                export::verify::verify(&folder, only.as_ref(), seal.as_ref(), &trusted, |difference| {
+                    report.add(difference, format)
+                })?;
             report.files = Some(checked.files);
             report.chains = checked.chains;
         }
@@ -116,16 +121,34 @@ pub(super) async fn verify(config: &Config, options: VerifyOptions) -> anyhow::R
                     bail!("there is no account {uri}; `ucwa-relay account list` shows them");
                 }
                 store.record_access(&actor::name(), "verify", account.as_ref(), &noted).await?;
-                report.chains = database::verify(store, only.as_ref(), seal.as_ref(), |difference| {
-                    report.add(difference, format)
-                })
-                .await?;
+                report.chains =
+                    database::verify(store, only.as_ref(), seal.as_ref(), &trusted, |difference| {
+                        report.add(difference, format)
+                    })
+                    .await?;
                 Ok(())
             })
             .await?;
         }
     }
-    conclude(&report, seal.as_ref(), public_key.is_some(), format)
+    if trusted.is_empty() {
+        tell_of_signers(&report);
+    }
+    conclude(&report, seal.as_ref(), !given.is_empty(), format)
+}
+
+/// Nobody said whose tombstones are to be believed: whoever looks has to know.
+fn tell_of_signers(report: &Report) {
+    let purged: u64 = report.chains.iter().map(|chain| chain.purged).sum();
+    let keys: BTreeSet<&str> =
+        report.chains.iter().flat_map(|chain| &chain.tombstone_keys).map(String::as_str).collect();
+    if !keys.is_empty() {
+        eprintln!(
+            "the tombstones of {purged} purged messages were signed with {}; make sure that this is yours, or give it \
+             with --public-key",
+            keys.into_iter().map(|key| format!("the key {key}")).collect::<Vec<_>>().join(" and ")
+        );
+    }
 }
 
 fn conclude(report: &Report, seal: Option<&Seal>, key_is_known: bool, format: Format) -> anyhow::Result<()> {
@@ -171,10 +194,7 @@ fn conclude(report: &Report, seal: Option<&Seal>, key_is_known: bool, format: Fo
 
 /// Signs the heads of all chains.
 pub(super) async fn seal(config: &Config, options: SealOptions) -> anyhow::Result<()> {
-    let key_file = options.key.unwrap_or_else(|| {
-        let beside = config.key_file();
-        beside.parent().unwrap_or(Path::new("")).join("ucwa-relay.seal.key")
-    });
+    let key_file = options.key.unwrap_or_else(|| config.seal_key_file());
     with_store(config, IfMissing::Refuse, async |store| {
         let (key, new) = load_or_create_key(&key_file)?;
         let seal = Seal::of(store, &key, Timestamp::now()).await?;

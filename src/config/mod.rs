@@ -123,6 +123,13 @@ impl Config {
         beside.as_deref().and_then(Path::parent).unwrap_or(Path::new("")).join("ucwa-relay.key")
     }
 
+    /// The file with the key that signs seals and tombstones: `ucwa-relay.seal.key` beside [`Config::key_file`]. It is
+    /// another one, because who checks passwords has no business signing evidence.
+    pub fn seal_key_file(&self) -> PathBuf {
+        let beside = self.key_file();
+        beside.parent().unwrap_or(Path::new("")).join("ucwa-relay.seal.key")
+    }
+
     /// Tries to read every secret that the configuration refers to, for commands that will need them: passwords of
     /// `[[accounts]]` and `admin.token_file`.
     pub fn verify_secrets(&self) -> Result<(), ConfigError> {
@@ -139,14 +146,11 @@ impl Config {
     /// Keys that were changed although nothing in this version looks at them, each with what it waits for.
     pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
         let default = Self::default();
-        [
-            ("archive.raw", "the raw event stream", self.archive.raw != default.archive.raw),
-            ("retention.default_days", "the retention scheduler", self.retention != default.retention),
-        ]
-        .into_iter()
-        .filter(|(_, _, changed)| *changed)
-        .map(|(key, waits_for, _)| (key, waits_for))
-        .collect()
+        [("archive.raw", "the raw event stream", self.archive.raw != default.archive.raw)]
+            .into_iter()
+            .filter(|(_, _, changed)| *changed)
+            .map(|(key, waits_for, _)| (key, waits_for))
+            .collect()
     }
 
     fn validate(&self, findings: &mut Findings) {

@@ -335,6 +335,8 @@ mod tests {
             kind: MessageKind::Message,
             state,
             package_acknowledged: state == IncomingState::Acknowledged,
+            packaged_at: None,
+            acknowledged_at: None,
         }
     }
 
@@ -371,6 +373,7 @@ mod tests {
             body: body.into(),
             status: "delivered".into(),
             source: "event".into(),
+            purged_at: None,
         }
     }
 

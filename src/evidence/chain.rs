@@ -1,6 +1,8 @@
 //! The check of one account's chain, message by message, in the memory of a few digests.
 
-use super::{CheckedChain, Difference};
+use std::collections::BTreeSet;
+
+use super::{CheckedChain, Difference, tombstone};
 use crate::{
     archive::chain::{GENESIS, link},
     identifiers::MessageId,
@@ -25,6 +27,8 @@ pub struct ChainCheck {
     account: String,
     completeness: Completeness,
     sealed: Option<Head>,
+    /// Whose tombstones are believed; empty: anybody's.
+    trusted: BTreeSet<String>,
     last: Option<Last>,
     broken: Vec<Broken>,
     differences: Vec<Difference>,
@@ -60,6 +64,7 @@ impl ChainCheck {
             account: account.to_owned(),
             messages: 0,
             purged: 0,
+            tombstone_keys: BTreeSet::new(),
             last_seq: 0,
             sealed_to: sealed.as_ref().map(|head| head.seq),
             differences: 0,
@@ -68,10 +73,35 @@ impl ChainCheck {
             account: account.to_owned(),
             completeness,
             sealed,
+            trusted: BTreeSet::new(),
             last: None,
             broken: Vec::new(),
             differences: Vec::new(),
             checked,
+        }
+    }
+
+    /// Believes only tombstones that one of these public keys signed; without any, those of every key, which the report
+    /// names.
+    #[must_use]
+    pub fn trusting(mut self, keys: &BTreeSet<String>) -> Self {
+        self.trusted.clone_from(keys);
+        self
+    }
+
+    /// What is amiss with a message that calls itself purged.
+    fn purged(&mut self, message: &ChainedMessage) -> Option<String> {
+        self.checked.purged += 1;
+        match tombstone::check(message) {
+            Err(problem) => Some(problem.to_string()),
+            Ok(key) => {
+                let is_trusted = self.trusted.is_empty() || self.trusted.contains(&key);
+                let problem = (!is_trusted).then(|| {
+                    format!("its tombstone was signed by the key {key}, which is not the known one")
+                });
+                self.checked.tombstone_keys.insert(key);
+                problem
+            }
         }
     }
 
@@ -103,14 +133,18 @@ impl ChainCheck {
 
         let stored = message.content_hash.clone().unwrap_or_default();
         let chain_hash = message.chain_hash.clone().unwrap_or_default();
-        // A purge empties the texts and keeps the digests: what is left to prove is the place.
+        // A purge empties the texts, keeps the digests and signs them.
         let computed = if message.purged_at.is_some() {
-            self.checked.purged += 1;
-            if !message.body.is_empty() || message.body_html.as_ref().is_some_and(|html| !html.is_empty()) {
-                self.differences.push(differ("purged_at is set, yet there is text".to_owned()));
-            }
+            let problem = self.purged(message);
+            self.differences.extend(problem.map(differ));
             stored.clone()
         } else {
+            if message.tombstone.is_some() {
+                self.differences.push(differ(
+                    "it has a tombstone and is not purged: purged_at was emptied, or its text was put back"
+                        .to_owned(),
+                ));
+            }
             message.computed_hash()
         };
         let before = match &self.last {
@@ -267,6 +301,8 @@ impl ChainCheck {
 
 #[cfg(test)]
 mod tests {
+    use ed25519_dalek::SigningKey;
+
     use super::*;
     use crate::identifiers::ConversationId;
 
@@ -296,6 +332,7 @@ mod tests {
                     content_hash: None,
                     chain_hash: None,
                     purged_at: None,
+                    tombstone: None,
                 };
                 let content = message.computed_hash();
                 before = link(&before, seq, &content);
@@ -410,14 +447,67 @@ mod tests {
         }
     }
 
+    const PURGED_AT: &str = "2026-03-02T00:00:00.000Z";
+
+    fn purge(message: &mut ChainedMessage, key: &SigningKey) {
+        message.body.clear();
+        message.tombstone = Some(tombstone::sign(key, message, PURGED_AT.parse().unwrap()));
+        message.purged_at = Some(PURGED_AT.into());
+    }
+
     #[test]
     fn a_purged_message_keeps_its_place() {
+        let key = SigningKey::from_bytes(&[7; 32]);
         let mut chain = chain(3);
         let head = head(&chain);
-        chain[1].body.clear();
-        chain[1].sender_uri = None;
-        chain[1].purged_at = Some("2026-03-02T00:00:00.000Z".into());
+        purge(&mut chain[1], &key);
         assert_told(&chain, &head, &[]);
+
+        for trusted in [tombstone::public_key(&key), tombstone::public_key(&SigningKey::from_bytes(&[8; 32]))]
+        {
+            let keys = BTreeSet::from([trusted.clone()]);
+            let mut check = ChainCheck::new(ACCOUNT, Completeness::Whole, None).trusting(&keys);
+            for message in &chain {
+                check.message(message, None);
+            }
+            let (differences, checked) = check.finish();
+            assert_eq!(differences.is_empty(), trusted == tombstone::public_key(&key), "{differences:?}");
+            assert_eq!((checked.purged, checked.tombstone_keys.len()), (1, 1));
+        }
+    }
+
+    #[test]
+    fn a_tombstone_is_good_only_for_what_was_purged() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let mut chain = chain(4);
+        let head = head(&chain);
+        purge(&mut chain[1], &key);
+        let cases: [(Change, &str); 9] = [
+            (|chain| chain[1].tombstone = None, "erased by hand"),
+            (|chain| chain[1].tombstone = Some("00".into()), "malformed"),
+            (|chain| chain[1].sender_uri = Some("sip:eve@contoso.com".into()), "does not fit"),
+            (|chain| chain[1].sent_at = "2026-03-01T12:00:06.000Z".into(), "does not fit"),
+            (|chain| chain[1].purged_at = Some("2026-03-03T00:00:00.000Z".into()), "does not fit"),
+            (|chain| chain[1].sender_name = Some("Eve".into()), "yet there is text"),
+            (|chain| chain[1].correlation = Some(String::new()), "yet there is text"),
+            (|chain| chain[1].purged_at = None, "has a tombstone and is not purged"),
+            (
+                |chain| chain[1].tombstone = chain[1].tombstone.as_ref().map(|text| text.replace(':', "")),
+                "malformed",
+            ),
+        ];
+        for (change, words) in cases {
+            let mut changed = chain.clone();
+            change(&mut changed);
+            let told = told(&changed, &head, None);
+            assert!(told.iter().any(|(seq, what)| *seq == 2 && what.contains(words)), "{words}: {told:?}");
+            assert!(told.iter().all(|(seq, _)| *seq == 2), "{told:?}");
+        }
+        // That of another message.
+        chain[2].body.clear();
+        chain[2].purged_at = chain[1].purged_at.clone();
+        chain[2].tombstone = chain[1].tombstone.clone();
+        assert_told(&chain, &head, &[(3, "does not fit")]);
     }
 
     #[test]

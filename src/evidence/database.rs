@@ -1,5 +1,7 @@
 //! The check of a database's chains, page by page, beside a running server.
 
+use std::collections::BTreeSet;
+
 use super::{
     CheckedChain, Difference,
     chain::{ChainCheck, Completeness},
@@ -15,10 +17,12 @@ use crate::{
 const PAGE: i64 = 2000;
 
 /// Checks the chains of all accounts, or of those that `only` names, and gives each difference to `tell` as it is found.
+/// Tombstones are believed if one of `trusted` signed them, or anybody, if there is none.
 pub async fn verify(
     store: &dyn Store,
     only: Option<&Person>,
     seal: Option<&Seal>,
+    trusted: &BTreeSet<String>,
     mut tell: impl FnMut(Difference) -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<CheckedChain>> {
     let accounts: Vec<ArchivedAccount> = store
@@ -29,7 +33,7 @@ pub async fn verify(
         .collect();
     let mut checked = Vec::new();
     for account in &accounts {
-        checked.push(verify_account(store, account, seal, &mut tell).await?);
+        checked.push(verify_account(store, account, seal, trusted, &mut tell).await?);
     }
     // An account that was taken out of the table takes its messages along.
     for head in seal.iter().flat_map(|seal| &seal.heads) {
@@ -52,10 +56,11 @@ async fn verify_account(
     store: &dyn Store,
     account: &ArchivedAccount,
     seal: Option<&Seal>,
+    trusted: &BTreeSet<String>,
     tell: &mut impl FnMut(Difference) -> anyhow::Result<()>,
 ) -> anyhow::Result<CheckedChain> {
     let sealed = seal.and_then(|seal| seal.head(&account.uri));
-    let mut check = ChainCheck::new(&account.uri, Completeness::Whole, sealed);
+    let mut check = ChainCheck::new(&account.uri, Completeness::Whole, sealed).trusting(trusted);
     let mut last = 0;
     let mut head = None;
     loop {

@@ -2,13 +2,14 @@
 //!
 //! [`chain`] checks the messages of one account as they stream by, wherever they come from; [`database`] feeds it from
 //! the store, `export::verify` from an export. [`seal`] signs the heads of all chains, so that a later check
-//! does not have to trust the database for them. The canonical form is documented at [`crate::archive::chain`].
+//! does not have to trust the database for them, and [`tombstone`] signs what a purge leaves. The canonical form is documented at [`crate::archive::chain`].
 
 pub mod chain;
 pub mod database;
 pub mod seal;
+pub mod tombstone;
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use serde::Serialize;
 
@@ -51,6 +52,8 @@ pub struct CheckedChain {
     pub messages: u64,
     /// Those of them whose content was purged, so that only their place in the chain can be proven.
     pub purged: u64,
+    /// The public keys by which their tombstones are signed, in hexadecimal.
+    pub tombstone_keys: BTreeSet<String>,
     /// Number of the last one.
     pub last_seq: i64,
     /// Whether a seal was compared.

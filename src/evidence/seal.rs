@@ -12,6 +12,7 @@
 //! 64 hexadecimal digits and is readable by its owner only.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     fs,
     io::{self, Write},
@@ -96,25 +97,24 @@ impl Seal {
         text
     }
 
-    /// Reads a seal and checks its signature: by `public_key` if it is given, else by the key that it carries.
+    /// Reads a seal and checks its signature: by one of `public_keys` if there are any, else by the key that it carries.
     ///
     /// # Errors
     /// If it can't be read, was changed, or was signed by another key.
-    pub fn read(path: &Path, public_key: Option<&str>) -> anyhow::Result<Self> {
+    pub fn read(path: &Path, public_keys: &BTreeSet<String>) -> anyhow::Result<Self> {
         let text =
             fs::read_to_string(path).with_context(|| format!("cannot read the seal {}", path.display()))?;
         let seal: Self =
             serde_json::from_str(&text).with_context(|| format!("{} is not a seal", path.display()))?;
-        seal.check(public_key).with_context(|| format!("the seal {} is not good", path.display()))?;
+        seal.check(public_keys).with_context(|| format!("the seal {} is not good", path.display()))?;
         Ok(seal)
     }
 
-    fn check(&self, public_key: Option<&str>) -> anyhow::Result<()> {
+    fn check(&self, public_keys: &BTreeSet<String>) -> anyhow::Result<()> {
         ensure!(self.format == FORMAT, "its format is {:?}, this program knows {FORMAT}", self.format);
-        if let Some(expected) = public_key
-            && !expected.trim().eq_ignore_ascii_case(&self.public_key)
-        {
-            bail!("it was signed with the key {}, not with {}", self.public_key, expected.trim());
+        if !public_keys.is_empty() && !public_keys.contains(&self.public_key.to_ascii_lowercase()) {
+            let expected: Vec<&str> = public_keys.iter().map(String::as_str).collect();
+            bail!("it was signed with the key {}, not with {}", self.public_key, expected.join(" or "));
         }
         let key: [u8; 32] = bytes(&self.public_key).context("its public key is malformed")?;
         let key = VerifyingKey::from_bytes(&key).context("its public key is no key")?;
@@ -141,12 +141,12 @@ impl Seal {
     }
 }
 
-fn bytes<const N: usize>(text: &str) -> anyhow::Result<[u8; N]> {
+pub(super) fn bytes<const N: usize>(text: &str) -> anyhow::Result<[u8; N]> {
     let bytes = hex::decode(text)?;
     bytes.try_into().map_err(|bytes: Vec<u8>| anyhow::anyhow!("{} bytes instead of {N}", bytes.len()))
 }
 
-/// The key that signs seals: the one in the file, or a new one where there is no file. Gives whether it is new.
+/// The key that signs seals and tombstones: the one in the file, or a new one where there is no file. Gives whether it is new.
 pub fn load_or_create_key(path: &Path) -> anyhow::Result<(SigningKey, bool)> {
     match fs::read_to_string(path) {
         Ok(text) => {
@@ -162,6 +162,25 @@ pub fn load_or_create_key(path: &Path) -> anyhow::Result<(SigningKey, bool)> {
             create_private(path, Zeroizing::new(hex::encode(*secret) + "\n").as_bytes())
                 .with_context(|| format!("cannot create the key file {}", path.display()))?;
             Ok((SigningKey::from_bytes(&secret), true))
+        }
+        Err(error) => {
+            Err(anyhow::Error::new(error).context(format!("cannot read the key file {}", path.display())))
+        }
+    }
+}
+
+/// The public half of the key in the file, for who checks; none where there is no file, or it is not for this user.
+///
+/// # Errors
+/// It is there and can't be read, or holds no key.
+pub fn known_public_key(path: &Path) -> anyhow::Result<Option<String>> {
+    match fs::metadata(path).and_then(|_| fs::File::open(path)) {
+        Ok(_) => {
+            let (key, _) = load_or_create_key(path)?;
+            Ok(Some(hex::encode(key.verifying_key().as_bytes())))
+        }
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            Ok(None)
         }
         Err(error) => {
             Err(anyhow::Error::new(error).context(format!("cannot read the key file {}", path.display())))
@@ -214,17 +233,21 @@ mod tests {
         let path = folder.path().join("seal.json");
         Seal::signed(heads(), &key, Timestamp::UNIX_EPOCH).write(&path).unwrap();
         let public = hex::encode(key.verifying_key().as_bytes());
-        let seal = Seal::read(&path, Some(&public)).unwrap();
+        let seal = Seal::read(&path, &BTreeSet::from([public])).unwrap();
         assert_eq!(seal.head("sip:alice@contoso.com").unwrap().seq, 7);
         assert!(seal.write(&path).unwrap_err().to_string().contains("never overwritten"));
 
         let other = hex::encode(SigningKey::from_bytes(&[1; 32]).verifying_key().as_bytes());
         assert!(
-            format!("{:#}", Seal::read(&path, Some(&other)).unwrap_err()).contains("signed with the key")
+            format!("{:#}", Seal::read(&path, &BTreeSet::from([other])).unwrap_err())
+                .contains("signed with the key")
         );
         let changed = fs::read_to_string(&path).unwrap().replace("\"seq\": 7", "\"seq\": 6");
         fs::write(&path, changed).unwrap();
-        assert!(format!("{:#}", Seal::read(&path, None).unwrap_err()).contains("changed after it was made"));
+        assert!(
+            format!("{:#}", Seal::read(&path, &BTreeSet::new()).unwrap_err())
+                .contains("changed after it was made")
+        );
     }
 
     #[cfg(unix)]

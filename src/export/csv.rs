@@ -28,6 +28,7 @@ pub const HISTORY: &[&str] = &[
     "body",
     "status",
     "source",
+    "purged_at",
 ];
 
 /// Heading of [`archived`].
@@ -78,6 +79,7 @@ pub fn history(row: &HistoryRow) -> Vec<String> {
         row.body.clone(),
         row.status.clone(),
         row.source.clone(),
+        row.purged_at.map(iso_milliseconds).unwrap_or_default(),
     ]
 }
 

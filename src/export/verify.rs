@@ -1,7 +1,7 @@
 //! The check of an export, without the database: every file by its digest, and in JSON Lines every message.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs::{self, File},
     hash::{DefaultHasher, Hash, Hasher},
     io::{self, BufRead, BufReader, Read},
@@ -40,7 +40,8 @@ pub struct CheckedExport {
 }
 
 /// Checks the export in `folder` and gives each difference to `tell` as it is found. `only` narrows the check of
-/// messages; files are always all checked.
+/// messages; files are always all checked. Tombstones are believed if one of `trusted` signed them, or anybody, if there is
+/// none.
 ///
 /// # Errors
 /// If there is no export or its manifest can't be understood.
@@ -48,6 +49,7 @@ pub fn verify(
     folder: &Path,
     only: Option<&Person>,
     seal: Option<&Seal>,
+    trusted: &BTreeSet<String>,
     mut tell: impl FnMut(Difference) -> anyhow::Result<()>,
 ) -> anyhow::Result<CheckedExport> {
     let Some(manifest) = Manifest::read(folder)? else {
@@ -64,7 +66,7 @@ pub fn verify(
         differences += 1;
         tell(difference)
     };
-    let mut followed = Chains { manifest: &manifest, only, seal, checks: BTreeMap::new() };
+    let mut followed = Chains { manifest: &manifest, only, seal, trusted, checks: BTreeMap::new() };
     let mut files = 0;
     let mut known = HashSet::new();
     manifest::read_files(folder, |entry| {
@@ -84,6 +86,7 @@ struct Chains<'a> {
     manifest: &'a Manifest,
     only: Option<&'a Person>,
     seal: Option<&'a Seal>,
+    trusted: &'a BTreeSet<String>,
     checks: BTreeMap<String, ChainCheck>,
 }
 
@@ -95,6 +98,7 @@ impl Chains<'_> {
         let completeness = if self.manifest.whole_chains { Completeness::Whole } else { Completeness::Part };
         let check = self.checks.entry(file_of.to_owned()).or_insert_with(|| {
             ChainCheck::new(file_of, completeness, self.seal.and_then(|seal| seal.head(file_of)))
+                .trusting(self.trusted)
         });
         check.message(message, Some(place));
         check.take_differences()

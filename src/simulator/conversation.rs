@@ -712,6 +712,8 @@ fn present_call(
             kind: MessageKind::Invitation,
             state: IncomingState::Pending,
             package_acknowledged: false,
+            packaged_at: None,
+            acknowledged_at: None,
         })
     });
     call.callee_invitation = Some(invitation.id.clone());
@@ -1282,6 +1284,8 @@ pub(crate) fn deliver(
                     kind: MessageKind::Message,
                     state: IncomingState::Pending,
                     package_acknowledged: false,
+                    packaged_at: None,
+                    acknowledged_at: None,
                 };
                 let html = application.lock().legs.get(&leg).is_some_and(|leg| leg.html);
                 match deliver_to(server, &application, &leg, &writer, text, entry, receipt) {

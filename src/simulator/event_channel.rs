@@ -533,6 +533,8 @@ pub(crate) async fn get(
                     let (onward, events, strange) = package.map_or(("next", &[][..], false), |package| {
                         (package.onward, package.events.as_slice(), package.strange)
                     });
+                    let messages = events.iter().filter_map(|event| event.delivery.as_ref());
+                    server.ledger.hand_over(messages.map(|delivery| delivery.serial));
                     let onward = Link::new(onward, cursor(application, number + 1));
                     Ok(package_reply(application, exchange, ack, onward, events, strange))
                 }

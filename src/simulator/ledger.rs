@@ -74,6 +74,10 @@ pub struct IncomingEntry {
     pub state: IncomingState,
     /// Whether a package that carried it was ever acknowledged.
     pub package_acknowledged: bool,
+    /// When the first package that carried it was ready to leave.
+    pub packaged_at: Option<Timestamp>,
+    /// When the request came that acknowledged a package that carried it, the first time.
+    pub acknowledged_at: Option<Timestamp>,
 }
 
 /// One message that the server accepted from an account.
@@ -199,10 +203,25 @@ impl Ledger {
         serial
     }
 
-    /// The packages that carried these messages were acknowledged.
-    pub(crate) fn acknowledge(&self, serials: impl IntoIterator<Item = u64>) {
+    /// A package that carries these messages is about to leave.
+    pub(crate) fn hand_over(&self, serials: impl IntoIterator<Item = u64>) {
+        let now = Timestamp::now();
         let mut books = self.books();
         for serial in serials {
+            if let Some(entry) = incoming(&mut books.snapshot, serial) {
+                entry.packaged_at.get_or_insert(now);
+            }
+        }
+    }
+
+    /// The packages that carried these messages were acknowledged.
+    pub(crate) fn acknowledge(&self, serials: impl IntoIterator<Item = u64>) {
+        let now = Timestamp::now();
+        let mut books = self.books();
+        for serial in serials {
+            if let Some(entry) = incoming(&mut books.snapshot, serial) {
+                entry.acknowledged_at.get_or_insert(now);
+            }
             settle_incoming(&mut books.snapshot, serial, IncomingState::Acknowledged);
         }
     }
@@ -240,6 +259,11 @@ impl Ledger {
     }
 }
 
+fn incoming(snapshot: &mut LedgerSnapshot, serial: u64) -> Option<&mut IncomingEntry> {
+    let index = snapshot.incoming.binary_search_by_key(&serial, |entry| entry.serial).ok()?;
+    snapshot.incoming.get_mut(index)
+}
+
 fn settle_incoming(snapshot: &mut LedgerSnapshot, serial: u64, wanted: IncomingState) {
     use IncomingState::{Acknowledged, Expired, Pending, Refused};
     let LedgerSnapshot { incoming, counters, .. } = snapshot;
@@ -275,6 +299,8 @@ mod tests {
             kind: MessageKind::Message,
             state: IncomingState::Pending,
             package_acknowledged: false,
+            packaged_at: None,
+            acknowledged_at: None,
         }
     }
 
@@ -304,6 +330,25 @@ mod tests {
             ),
             (0, 1, 1, 1)
         );
+    }
+
+    #[test]
+    fn only_the_first_package_and_the_first_acknowledgement_count() {
+        let ledger = Ledger::default();
+        let serial = ledger.add_incoming(incoming());
+        ledger.hand_over([serial, serial + 1]);
+        let times = |ledger: &Ledger| {
+            let entry = &ledger.snapshot().incoming[0];
+            (entry.packaged_at, entry.acknowledged_at)
+        };
+        let (packaged, none) = times(&ledger);
+        assert!(packaged.is_some() && none.is_none());
+        ledger.acknowledge([serial]);
+        let (_, acknowledged) = times(&ledger);
+        assert!(acknowledged >= packaged);
+        ledger.hand_over([serial]);
+        ledger.acknowledge([serial]);
+        assert_eq!(times(&ledger), (packaged, acknowledged));
     }
 
     #[test]

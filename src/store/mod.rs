@@ -20,6 +20,7 @@ mod migrations;
 mod postgres;
 mod quarantine;
 mod reading;
+mod retention;
 mod rows;
 mod secrets;
 mod selection;
@@ -27,7 +28,7 @@ mod sqlite;
 mod trouble;
 mod writer;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -55,6 +56,10 @@ pub use self::{
     reading::{
         ArchivedAccount, ArchivedMessage, ChainRange, ChainedMessage, ConversationDetails, DayCount,
         ExportOrder, Head, Page, Place, ReadingStore, Stay,
+    },
+    retention::{
+        Batch, Due, Hold, KeptByHold, NewHold, Policy, PurgeBatch, RetainedAccount, RetentionStore, Signer,
+        Stage,
     },
     secrets::{Resealed, SealedSecret, SecretStore},
 };
@@ -153,6 +158,7 @@ pub trait Store:
     + OutboxStore
     + HistoryStore
     + ReadingStore
+    + RetentionStore
     + LeaseStore
     + SecretStore
 {
@@ -166,6 +172,7 @@ impl<T> Store for T where
         + OutboxStore
         + HistoryStore
         + ReadingStore
+        + RetentionStore
         + LeaseStore
         + SecretStore
 {
@@ -1030,6 +1037,19 @@ pub struct HistoryRow {
     pub status: String,
     /// `invitation`, `event`, `conversation_log`.
     pub source: String,
+    /// When its text was removed by its age.
+    #[serde(serialize_with = "crate::archive::text::serialize_optional_time")]
+    pub purged_at: Option<Timestamp>,
+}
+
+impl HistoryRow {
+    /// The text for people, who are told where it was removed.
+    pub fn shown_body(&self) -> Cow<'_, str> {
+        match self.purged_at {
+            Some(at) => Cow::Owned(format!("[purged at {}]", crate::archive::text::iso_milliseconds(at))),
+            None => Cow::Borrowed(&self.body),
+        }
+    }
 }
 
 /// Who read the archive, and how the store is and ends.

@@ -36,6 +36,8 @@ pub struct QuarantineEntry {
     pub payload_bytes: i64,
     /// `resolved_at`.
     pub resolved_at: Option<Timestamp>,
+    /// `purged_at`: when the payload was removed by its age.
+    pub purged_at: Option<Timestamp>,
 }
 
 /// A row of `event_quarantine` with its payload.

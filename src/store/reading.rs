@@ -95,8 +95,10 @@ pub struct ChainedMessage {
     pub content_hash: Option<String>,
     /// `chain_hash`.
     pub chain_hash: Option<String>,
-    /// `purged_at`.
+    /// `purged_at`, as `sent_at`.
     pub purged_at: Option<String>,
+    /// `tombstone`: who removed its text, and that it was so; see [`crate::evidence::tombstone`].
+    pub tombstone: Option<String>,
 }
 
 impl ChainedMessage {
@@ -292,9 +294,9 @@ pub(super) trait Readable: Send + Sync {
 }
 
 /// What a [`ChainedMessage`] is read from; `m` is `messages`, `a` is `accounts`.
-const CHAINED: &str = "m.id, m.chain_seq, a.sip_uri, m.conversation_id, m.direction, m.sender_uri, m.sender_name, \
+pub(super) const CHAINED: &str = "m.id, m.chain_seq, a.sip_uri, m.conversation_id, m.direction, m.sender_uri, m.sender_name, \
                        m.content_type, m.body, m.body_html, m.sent_at, m.operation_id, m.outbox_id, m.correlation, \
-                       m.content_hash, m.chain_hash, m.purged_at";
+                       m.content_hash, m.chain_hash, m.purged_at, m.tombstone";
 
 /// What is read of the messages whose ids follow: the ids first, from the table, so that the view's sub-queries run for the
 /// chosen rows only; and only the conditions that are given, so that each has its index.
@@ -681,7 +683,7 @@ fn head(row: &impl Columns) -> Result<Head, sqlx::Error> {
 }
 
 /// From a row with the columns of `messages` that are hashed, and `sip_uri`.
-fn chained(row: &impl Columns) -> Result<ChainedMessage, sqlx::Error> {
+pub(super) fn chained(row: &impl Columns) -> Result<ChainedMessage, sqlx::Error> {
     Ok(ChainedMessage {
         message_id: MessageId(row.integer("id")?),
         chain_seq: row.integer("chain_seq")?,
@@ -699,7 +701,8 @@ fn chained(row: &impl Columns) -> Result<ChainedMessage, sqlx::Error> {
         correlation: row.lossy_text("correlation")?,
         content_hash: row.lossy_text("content_hash")?,
         chain_hash: row.lossy_text("chain_hash")?,
-        purged_at: row.shown_time("purged_at")?,
+        purged_at: row.exact_time("purged_at")?,
+        tombstone: row.lossy_text("tombstone")?,
     })
 }
 

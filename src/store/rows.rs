@@ -93,6 +93,7 @@ pub(super) fn conversation(row: &impl Columns) -> Result<ConversationRow, sqlx::
         awaiting_fetch: row.optional_text("awaiting")?.is_some(),
         continued_in: row.optional_integer("continued_in")?.map(ConversationId),
         first_message_href: row.optional_text("first_message_href")?,
+        purged_at: row.optional_user_time("purged_at")?,
     })
 }
 
@@ -183,6 +184,7 @@ pub(super) fn message(row: &impl Columns) -> Result<MessageRow, sqlx::Error> {
                 .find(|known| known.as_str() == text)
         })?,
         sender_href: row.optional_text("sender_href")?,
+        is_purged: row.optional_user_time("purged_at")?.is_some(),
     })
 }
 
@@ -304,6 +306,7 @@ pub(super) fn quarantine_entry(row: &impl Columns) -> Result<QuarantineEntry, sq
         reason: row.text("reason")?,
         payload_bytes: row.integer("payload_bytes")?,
         resolved_at: row.optional_time("resolved_at")?,
+        purged_at: row.optional_user_time("purged_at")?,
     })
 }
 
@@ -338,6 +341,7 @@ pub(super) fn history_row(row: &impl Columns) -> Result<HistoryRow, sqlx::Error>
         body: row.some_lossy_text("body")?,
         status: row.some_lossy_text("status")?,
         source: row.some_lossy_text("source")?,
+        purged_at: row.optional_user_time("purged_at")?,
     })
 }
 

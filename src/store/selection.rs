@@ -44,6 +44,8 @@ pub(super) trait Dialect: Send + Sync {
     fn time_as_text(&self, column: &str) -> String;
     /// A placeholder of such a text, as a time.
     fn time_from_text(&self, placeholder: &str) -> String;
+    /// The time at which a statement is done, by the database's clock where it has one.
+    fn now(&self) -> &'static str;
     /// Whether an index tells which messages may have this text in them.
     fn narrows(&self, text: &str) -> bool;
     /// Adds a condition that is true where `m.body` has this text in it, as [`crate::query::fold::find`] does.

@@ -616,12 +616,14 @@ impl UcwaClient {
         if !reply.refuses_token() {
             return Ok(reply);
         }
-        let renewed = self
-            .token_after_refusal(&call.url, &token, &reply)
-            .await
-            .map_err(UcwaError::before_the_request)?;
-        self.require_permit(call)?;
-        self.inner.execute(call, Some(&renewed.bearer)).await
+        // Seldom, so its memory is not part of every request's.
+        let again = async {
+            let renewed = self.token_after_refusal(&call.url, &token, &reply).await;
+            let renewed = renewed.map_err(UcwaError::before_the_request)?;
+            self.require_permit(call)?;
+            self.inner.execute(call, Some(&renewed.bearer)).await
+        };
+        Box::pin(again).await
     }
 
     fn require_permit(&self, call: &Call<'_>) -> Result<(), UcwaError> {

@@ -186,7 +186,7 @@ impl HttpClients {
         call: &Call<'_>,
         bearer: Option<&HeaderValue>,
     ) -> Result<Reply, UcwaError> {
-        counted(call, self.exchange(call, bearer)).await
+        counted(call, pin!(self.exchange(call, bearer))).await
     }
 
     async fn exchange(&self, call: &Call<'_>, bearer: Option<&HeaderValue>) -> Result<Reply, UcwaError> {
@@ -219,7 +219,7 @@ impl OneConnection {
         call: &Call<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<Reply, UcwaError> {
-        counted(call, exchange(&self.client, self.timeout, call, authorization)).await
+        counted(call, pin!(exchange(&self.client, self.timeout, call, authorization))).await
     }
 }
 

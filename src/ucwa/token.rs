@@ -85,17 +85,19 @@ impl UcwaClient {
         let began = Instant::now();
         let tokens = self.origin_tokens(url);
         let mut state = tokens.state.lock().await;
+        // Every request comes by here and few of them ask the service: that part has memory of its own.
         let Some(token) = state.token.clone() else {
-            return self.obtain(&mut state, url, began).await;
+            return Box::pin(self.obtain(&mut state, url, began)).await;
         };
         let now = Instant::now();
         if state.renew_at.is_none_or(|renew_at| now < renew_at) {
             return Ok(token);
         }
         if now >= token.expires_at {
-            return self.obtain(&mut state, url, began).await;
+            return Box::pin(self.obtain(&mut state, url, began)).await;
         }
-        let renewal = tokio::time::timeout(RENEWAL_PATIENCE, self.obtain(&mut state, url, began)).await;
+        let renewal = Box::pin(self.obtain(&mut state, url, began));
+        let renewal = tokio::time::timeout(RENEWAL_PATIENCE, renewal).await;
         let problem = match renewal {
             Ok(Ok(renewed)) => return Ok(renewed),
             Ok(Err(error)) if error.action() == Action::StopAccount && !error.is_transport() => {

@@ -44,6 +44,7 @@ struct Found {
 impl Found {
     fn new(row: HistoryRow, query: &Query) -> Self {
         let outgoing = row.direction == Direction::Outgoing;
+        let body = row.shown_body().into_owned();
         let other = if outgoing { row.recipients } else { row.sender_name.or(row.sender) };
         Self {
             link: format!("/conversations/{}?at={}#m{}", row.conversation_id, row.message_id, row.message_id),
@@ -53,7 +54,7 @@ impl Found {
             account: row.account.trim_start_matches("sip:").to_owned(),
             subject: row.subject.filter(|subject| !subject.trim().is_empty()),
             at: When::new(row.sent_at),
-            pieces: markup::highlighted(&row.body, query),
+            pieces: markup::highlighted(&body, query),
         }
     }
 }

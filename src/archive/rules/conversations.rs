@@ -51,6 +51,7 @@ impl Workspace {
             awaiting_fetch: false,
             continued_in: None,
             first_message_href: None,
+            purged_at: None,
         })
     }
 

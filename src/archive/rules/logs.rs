@@ -4,6 +4,9 @@
 //! The same message is one of the same thread, direction, sender and normalised text at nearly the same time. Matching
 //! is one to one and keeps the order, so an equal text that stands twice in the log stands twice in the archive. It is
 //! done anew at each reading and against whatever stands there, so reading a log again adds nothing.
+//!
+//! A purged row has no text to compare: it is any message of that direction and sender at that time which no other row
+//! is. What is taken for it wrongly would be as old, and is not to be kept either.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -253,6 +256,9 @@ impl Workspace {
         let keys: Vec<String> =
             archived.iter().map(|&place| comparable(&self.messages.get(place).body)).collect();
         for (&place, key) in archived.iter().zip(&keys) {
+            if self.messages.get(place).is_purged {
+                continue;
+            }
             if let Some((_, rows)) = texts.get_mut(&(self.messages.get(place).direction, key.as_str())) {
                 rows.push(place);
             }
@@ -274,7 +280,25 @@ impl Workspace {
             });
             matched.extend(late.map(|(number, row)| (number, Some(row))));
         }
+        self.match_purged(said, archived, &mut matched);
         matched
+    }
+
+    /// What is left may be what was purged.
+    fn match_purged(&self, said: &[Said], archived: &[usize], matched: &mut BTreeMap<usize, Option<usize>>) {
+        let rows: Vec<usize> =
+            archived.iter().copied().filter(|&place| self.messages.get(place).is_purged).collect();
+        let numbers: Vec<usize> = (0..said.len()).filter(|number| !matched.contains_key(number)).collect();
+        let distance = |one: usize, other: usize| {
+            let (said, row) = (&said[numbers[one]], self.messages.get(rows[other]));
+            let distance = said
+                .distance(row)
+                .or_else(|| said.came_late(row).then(|| row.sent_at.duration_since(said.sent_at)))?;
+            Some(i64::try_from(distance.as_millis()).unwrap_or(i64::MAX))
+        };
+        for (one, other) in align(numbers.len(), rows.len(), distance) {
+            matched.insert(numbers[one], Some(rows[other]));
+        }
     }
 
     /// A text that is still being fetched, and a row of the queue whose outcome is open, may be what the log has: the
@@ -447,7 +471,7 @@ impl Workspace {
                     || sender_uri.is_none()
                     || row.sender_uri.as_deref() == sender_uri)
                 && row.sent_at.duration_since(sent_at).abs() <= tolerance
-                && comparable(&row.body) == key
+                && (row.is_purged || comparable(&row.body) == key)
         })?;
         self.messages.get_mut(place).href = Some(fact.href.clone());
         self.messages.index(place);

@@ -116,6 +116,7 @@ impl Workspace {
             chain_hash: None,
             awaiting: Some(Awaiting::Receipt),
             sender_href: None,
+            is_purged: false,
         })
     }
 
@@ -124,7 +125,7 @@ impl Workspace {
         let known = self.messages.by_resource(applying.session, &fact.href);
         let known_direction = known
             .map(|place| self.messages.get(place))
-            .filter(|message| message.awaiting != Some(Awaiting::Fetch))
+            .filter(|message| message.awaiting != Some(Awaiting::Fetch) || message.outbox.is_some())
             .map(|message| message.direction);
         let ours = fact.operation_id.as_ref().is_some_and(|id| self.send_of(applying.account, id).is_some());
         match fact.direction.or(known_direction) {
@@ -472,12 +473,16 @@ impl Workspace {
             say(row, text);
             let id = row.id;
             self.attach(applying, place, send, operation);
-            if let Some(href) = href {
+            let names_are_read = self.names_are_read(applying, send, place);
+            if let Some(href) = href.filter(|_| !names_are_read) {
                 applying.fetched(FetchedResource::Message, href);
             }
             let row = self.outbox.get_mut(send);
             row.message = Some(id);
             row.conversation = Some(conversation);
+            if names_are_read {
+                return place;
+            }
             // The event has brought the server's time.
             self.release(place);
             return place;
@@ -507,6 +512,14 @@ impl Workspace {
         place
     }
 
+    /// An event has told by a link only that the message failed, and whom of several it did not reach is being read.
+    pub(super) fn names_are_read(&self, applying: &Applying, send: usize, place: usize) -> bool {
+        let message = self.messages.get(place);
+        message.awaiting == Some(Awaiting::Fetch)
+            && message.status == MessageStatus::Failed
+            && self.audience(applying, send, message.conversation).len() != 1
+    }
+
     /// What was reported of a message while only its link was known is of the row that it turned out to be.
     fn take_report(&mut self, place: usize, placeholder: usize) {
         let reported = self.messages.get(placeholder).clone();
@@ -519,6 +532,9 @@ impl Workspace {
             row.code = reported.code;
             row.subcode = reported.subcode;
             row.reason = reported.reason;
+            if reported.awaiting == Some(Awaiting::Fetch) && !row.is_chained() {
+                row.awaiting = Some(Awaiting::Fetch);
+            }
         }
     }
 
@@ -596,22 +612,46 @@ impl Workspace {
             row.failed_recipients = Some(with_recipient(row.failed_recipients.take(), uri));
         }
         let (operation, is_ours) = (row.operation_id.clone(), row.outbox.is_some());
+        let is_failure_by_link = fact.link_only && fact.status == Some(OperationStatus::Failure);
+        if is_failure_by_link && is_ours && row.status == MessageStatus::Delivered {
+            // What the link leads to was read, and says that some have it.
+            self.messages.index(place);
+            return;
+        }
+        // The resource does not say why, the event did.
+        let known_reason = (row.status == MessageStatus::Failed).then(|| FailureReason {
+            code: row.code.clone(),
+            subcode: row.subcode.clone(),
+            message: row.reason.clone(),
+        });
+        let reason = fact.reason.clone().or(known_reason);
         self.messages.index(place);
         if let Some(status) = fact.status {
-            self.report_delivery(place, status, fact.reason.as_ref());
+            self.report_delivery(place, status, reason.as_ref());
+        }
+        let send = operation.as_ref().and_then(|operation| self.send_of(applying.account, operation));
+        if is_failure_by_link
+            && let Some(send) = send.filter(|_| is_ours && !self.messages.get(place).is_chained())
+        {
+            self.messages.get_mut(place).awaiting = Some(Awaiting::Fetch);
+            if self.names_are_read(applying, send, place) {
+                applying.fetch(FetchedResource::Message, &fact.href, Some(&fact.conversation_href));
+                return;
+            }
         }
         if is_ours && (fact.sent_at.is_some() || fact.phase == Phase::Completed) {
             self.release(place);
         }
-        let Some(operation) = operation else {
-            return;
-        };
-        let Some(send) = self.send_of(applying.account, &operation) else {
+        let row = self.messages.get_mut(place);
+        if is_ours && row.awaiting == Some(Awaiting::Fetch) {
+            row.awaiting = Some(Awaiting::Receipt);
+        }
+        let Some((operation, send)) = operation.zip(send) else {
             return;
         };
         match fact.status {
             Some(status) => {
-                let reason = fact.reason.as_ref();
+                let reason = reason.as_ref().filter(|_| status == OperationStatus::Failure);
                 self.message_reported(applying, send, &operation, place, status, reason, failed.as_deref());
             }
             None if self.messages.get(place).status == MessageStatus::Pending => {

@@ -10,6 +10,7 @@ mod invitations;
 mod logs;
 mod messages;
 mod participants;
+mod purged;
 mod quarantine;
 mod sends;
 mod settle;

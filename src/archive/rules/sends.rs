@@ -249,6 +249,9 @@ impl Workspace {
         operation: &OperationId,
         message: usize,
     ) {
+        if self.names_are_read(applying, send, message) {
+            return;
+        }
         let row = self.messages.get(message);
         let (status, reason) = match row.status {
             MessageStatus::Pending => return,
@@ -315,7 +318,12 @@ impl Workspace {
 
     /// Addresses of the people to whom a row was said: whom it names, but for those who could not be brought into the group,
     /// or whoever is in the conversation that it names.
-    fn audience(&self, applying: &Applying, send: usize, conversation: ConversationId) -> Vec<String> {
+    pub(super) fn audience(
+        &self,
+        applying: &Applying,
+        send: usize,
+        conversation: ConversationId,
+    ) -> Vec<String> {
         let destination = &self.outbox.get(send).destination;
         let uris = if destination.starts_with("sip") {
             Some(destination.clone())

@@ -133,7 +133,7 @@ impl Workspace {
             if message.session != Some(session) || message.awaiting.is_none() {
                 continue;
             }
-            if message.awaiting == Some(Awaiting::Fetch) {
+            if message.awaiting == Some(Awaiting::Fetch) && message.outbox.is_none() {
                 message.reason = Some("the session ended before the text could be fetched".to_owned());
             }
             message.awaiting = None;
@@ -150,9 +150,19 @@ impl Workspace {
                     return;
                 };
                 let message = self.messages.get_mut(place);
-                if message.awaiting == Some(Awaiting::Fetch) {
+                if message.awaiting != Some(Awaiting::Fetch) {
+                    return;
+                }
+                if message.outbox.is_none() {
                     message.reason = Some(storable(&fact.why).into_owned());
-                    self.release(place);
+                }
+                let operation = message.operation_id.clone();
+                self.release(place);
+                // Whom of several our message did not reach nobody can tell any more.
+                if let Some(operation) = operation
+                    && let Some(send) = self.send_of(applying.account, &operation)
+                {
+                    self.complete_if_reported(applying, send, &operation, place);
                 }
             }
             FetchedResource::Invitation(_) => {
@@ -192,6 +202,7 @@ impl Workspace {
             text.direction == Direction::Incoming
                 && text.source == MessageSource::Invitation
                 && text.href.is_none()
+                && !text.is_purged
                 && crate::archive::text::same_message(&text.body, plain)
                 // Its own time is when it was received: by our clock, or by the server's if we were away in between.
                 && (applying.at.duration_since(text.sent_at) <= PATIENCE

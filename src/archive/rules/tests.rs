@@ -1258,10 +1258,10 @@ fn two_sends_without_location_are_reported_in_order() {
 
 #[test]
 fn a_report_that_some_of_a_group_did_not_get_the_message_names_them() {
+    // Whom the row is for; the report; the state of row and message, and what the row says.
     type Case = (&'static str, FailureReason, Vec<Person>, OutboxState, MessageStatus, &'static str);
     let carol = || Person { uri: Some("sip:carol@contoso.com".into()), ..Person::default() };
     let timeout = || FailureReason { subcode: Some("Timeout".to_owned()), ..declined() };
-    // Whom the row is for; the report; the state of row and message, and what the row says.
     let group = "sip:bob@contoso.com;sip:carol@contoso.com";
     let cases: [Case; 7] = [
         (
@@ -1347,6 +1347,53 @@ fn a_report_that_some_of_a_group_did_not_get_the_message_names_them() {
             let names = message.failed_recipients.as_deref().map_or(0, |names| names.split(';').count());
             assert_eq!(names, named.len(), "{place}");
         }
+    }
+}
+
+#[test]
+fn whom_a_report_that_only_links_did_not_reach_is_read() {
+    for (report_first, readable) in [(false, true), (true, true), (false, false), (true, false)] {
+        let place = format!("report first: {report_first}, readable: {readable}");
+        let mut ledger = Ledger::new();
+        let operation = ledger.sending(5, "sip:bob@contoso.com;sip:carol@contoso.com", "Done");
+        ledger.sending(6, "sip:bob@contoso.com;sip:carol@contoso.com", "Other");
+        let linked = Fact::Message(MessageFact {
+            direction: None,
+            sent_at: None,
+            status: Some(OperationStatus::Failure),
+            reason: Some(declined()),
+            link_only: true,
+            ..our_message_fact(1)
+        });
+        let answer = send(5, &operation, accepted(Some(1)));
+        if report_first {
+            ledger.events(vec![linked]);
+            ledger.answer(answer);
+        } else {
+            ledger.answer(answer);
+            assert_eq!(ledger.events(vec![linked]).fetches.len(), 1, "{place}");
+        }
+        assert_eq!(ledger.row(5).state, OutboxState::Sent, "{place}: nothing is known of the others yet");
+        if readable {
+            ledger.answer(Fact::Message(MessageFact {
+                status: Some(OperationStatus::Failure),
+                reason: None,
+                failed_recipients: vec![bob()],
+                ..our_message_fact(1)
+            }));
+            let row = ledger.row(5);
+            assert_eq!(row.state, OutboxState::Delivered, "{place}");
+            assert_eq!(row.last_error.as_deref(), Some("not delivered to sip:bob@contoso.com"), "{place}");
+        } else {
+            ledger.answer(unfetchable(1));
+            let row = ledger.row(5);
+            assert_eq!(
+                (row.state, row.last_subcode.as_deref()),
+                (OutboxState::Failed, Some("Declined")),
+                "{place}"
+            );
+        }
+        ledger.check_chain();
     }
 }
 

@@ -170,12 +170,12 @@ async fn conversations(connection: &mut PgConnection, rows: &[&ConversationRow])
     sqlx::query(
         "INSERT INTO conversations (id, account_id, session_id, href, thread_id, subject, importance, direction, state,
               multiparty, online_meeting_uri, started_at, connected_at, ended_at, end_code,
-              end_subcode, awaiting, first_message_href, continued_in)
+              end_subcode, awaiting, first_message_href, continued_in, purged_at)
          SELECT *
            FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[],
                 $7::text[], $8::text[], $9::text[], $10::boolean[], $11::text[], $12::timestamptz[],
                 $13::timestamptz[], $14::timestamptz[], $15::text[], $16::text[], $17::text[],
-                $18::text[], $19::bigint[])
+                $18::text[], $19::bigint[], $20::timestamptz[])
          ON CONFLICT (account_id, id) DO UPDATE
             SET href = excluded.href, thread_id = excluded.thread_id, subject = excluded.subject,
             importance = excluded.importance, direction = excluded.direction, state =
@@ -183,7 +183,7 @@ async fn conversations(connection: &mut PgConnection, rows: &[&ConversationRow])
             excluded.online_meeting_uri, connected_at = excluded.connected_at, ended_at =
             excluded.ended_at, end_code = excluded.end_code, end_subcode = excluded.end_subcode,
             awaiting = excluded.awaiting, first_message_href = excluded.first_message_href,
-            continued_in = excluded.continued_in",
+            continued_in = excluded.continued_in, purged_at = excluded.purged_at",
     )
     .bind(column(rows, |row| row.id.0))
     .bind(column(rows, |row| row.account.0))
@@ -204,6 +204,7 @@ async fn conversations(connection: &mut PgConnection, rows: &[&ConversationRow])
     .bind(column(rows, |row| awaits(row.awaiting_fetch)))
     .bind(column(rows, |row| optional_text(row.first_message_href.as_deref())))
     .bind(column(rows, |row| row.continued_in.map(|id| id.0)))
+    .bind(column(rows, |row| optional_time(row.purged_at)))
     .execute(connection)
     .await
     .map(drop)

@@ -27,6 +27,7 @@ mod load;
 mod outbox;
 mod quarantine;
 mod reading;
+mod retention;
 mod schema;
 mod secrets;
 mod wake_up;

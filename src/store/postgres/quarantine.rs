@@ -21,7 +21,7 @@ impl QuarantineStore for PostgresStore {
         let failed = failed("listing the quarantine");
         sqlx::query(
             "SELECT q.id, a.sip_uri, q.received_at, q.reason, octet_length(q.payload)::bigint AS payload_bytes,
-                    q.resolved_at
+                    q.resolved_at, q.purged_at
                FROM event_quarantine q JOIN accounts a ON a.id = q.account_id
               WHERE ($1::text IS NULL OR a.sip_uri = $1) AND ($2 OR q.resolved_at IS NULL)
               ORDER BY q.id DESC
@@ -42,7 +42,7 @@ impl QuarantineStore for PostgresStore {
         let failed = failed("reading a quarantined payload");
         sqlx::query(
             "SELECT q.id, a.sip_uri, q.account_id, q.session_id, q.received_at, q.reason, q.payload, q.sender,
-                    octet_length(q.payload)::bigint AS payload_bytes, q.resolved_at
+                    octet_length(q.payload)::bigint AS payload_bytes, q.resolved_at, q.purged_at
                FROM event_quarantine q JOIN accounts a ON a.id = q.account_id
               WHERE q.id = $1",
         )

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use sqlx::{
     AssertSqlSafe, Postgres,
     postgres::{PgArguments, PgRow},
+    query::Query,
 };
 
 use super::{PostgresStore, column, column::Time, full_text};
@@ -16,9 +17,9 @@ use crate::{
 };
 
 /// PostgreSQL's words.
-struct PostgresDialect {
+pub(super) struct PostgresDialect {
     /// There is a full-text index, and it folds as this program does.
-    is_indexed: bool,
+    pub(super) is_indexed: bool,
 }
 
 impl Dialect for PostgresDialect {
@@ -68,6 +69,10 @@ impl Dialect for PostgresDialect {
         format!("{placeholder}::timestamptz")
     }
 
+    fn now(&self) -> &'static str {
+        "date_trunc('milliseconds', clock_timestamp())"
+    }
+
     fn narrows(&self, text: &str) -> bool {
         self.is_indexed && full_text::candidates(text).is_some()
     }
@@ -101,7 +106,7 @@ impl Readable for PostgresStore {
     }
 
     async fn select(&self, statement: Statement) -> Result<Vec<PgRow>, sqlx::Error> {
-        prepared(statement).fetch_all(&self.readers).await
+        bound(&statement).fetch_all(&self.readers).await
     }
 
     /// Its statements ask functions, which stay; whether there is an index is the planner's affair.
@@ -110,16 +115,13 @@ impl Readable for PostgresStore {
     }
 }
 
-/// A statement with its values in place.
-pub(super) fn prepared(statement: Statement) -> sqlx::query::Query<'static, Postgres, PgArguments> {
-    let mut query = sqlx::query::<Postgres>(AssertSqlSafe(statement.text));
-    for value in statement.values {
-        query = match value {
-            Value::Text(text) => query.bind(column::text(&text).into_owned()),
-            Value::Integer(number) => query.bind(number),
-            Value::Time(at) => query.bind(Time(at)),
-            Value::Bytes(bytes) => query.bind(bytes),
-        };
-    }
-    query
+/// A statement with its values.
+pub(super) fn bound(statement: &Statement) -> Query<'_, Postgres, PgArguments> {
+    let query = sqlx::query::<Postgres>(AssertSqlSafe(statement.text.clone()));
+    statement.values.iter().fold(query, |query, value| match value {
+        Value::Text(text) => query.bind(column::text(text)),
+        Value::Integer(number) => query.bind(*number),
+        Value::Time(at) => query.bind(Time(*at)),
+        Value::Bytes(bytes) => query.bind(bytes.as_slice()),
+    })
 }

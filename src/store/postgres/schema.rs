@@ -27,7 +27,8 @@ const RIGHTS: &str = "
     REVOKE ALL ON ALL TABLES IN SCHEMA public FROM ucwa_relay_reader, ucwa_relay_sender;
     GRANT USAGE ON SCHEMA public TO ucwa_relay_reader, ucwa_relay_sender;
     GRANT SELECT ON account_status, nodes, account_leases, sessions, gaps, backfills, conversations, participants, typing,
-                    messages, invitations, chain_heads, event_quarantine, holds, access_log, outbox, outbox_attempts,
+                    messages, invitations, chain_heads, event_quarantine, holds, retention_runs, access_log, outbox,
+                    outbox_attempts,
                     message_history, conversation_summary, outbox_status, account_overview, coverage_gaps
        TO ucwa_relay_reader;
     GRANT SELECT (id, sip_uri, username, auth, secret_ref, display_name, enabled, invitations, retention_days, created_at,

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{PostgresStore, reading::prepared};
+use super::{PostgresStore, reading::bound};
 use crate::store::{StoreError, secrets::Resealable, selection::Statement, trouble::failed};
 
 #[async_trait]
@@ -16,7 +16,7 @@ impl Resealable for PostgresStore {
             .run(doing, false, move |connection| {
                 Box::pin(async move {
                     for statement in statements {
-                        prepared(statement).execute(&mut *connection).await.map_err(failed(doing))?;
+                        bound(&statement).execute(&mut *connection).await.map_err(failed(doing))?;
                     }
                     Ok(())
                 })

@@ -174,14 +174,14 @@ async fn conversations(
         rows,
         "INSERT INTO conversations (id, account_id, session_id, href, thread_id, subject, importance, direction, state,
              multiparty, online_meeting_uri, started_at, connected_at, ended_at, end_code, end_subcode, awaiting,
-             first_message_href, continued_in) ",
+             first_message_href, continued_in, purged_at) ",
         " ON CONFLICT (id) DO UPDATE SET href = excluded.href, thread_id = excluded.thread_id,
              subject = excluded.subject, importance = excluded.importance, direction = excluded.direction,
              state = excluded.state, multiparty = excluded.multiparty,
              online_meeting_uri = excluded.online_meeting_uri, connected_at = excluded.connected_at,
              ended_at = excluded.ended_at, end_code = excluded.end_code, end_subcode = excluded.end_subcode,
              awaiting = excluded.awaiting, first_message_href = excluded.first_message_href,
-             continued_in = excluded.continued_in",
+             continued_in = excluded.continued_in, purged_at = excluded.purged_at",
         |values, row| {
             values
                 .put(row.id.0)
@@ -202,7 +202,8 @@ async fn conversations(
                 .put(row.end_subcode.clone())
                 .put(awaits(row.awaiting_fetch))
                 .put(row.first_message_href.clone())
-                .put(row.continued_in.map(|id| id.0));
+                .put(row.continued_in.map(|id| id.0))
+                .put(optional_time_text(row.purged_at));
         },
     )
     .await

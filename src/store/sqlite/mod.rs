@@ -23,6 +23,7 @@ mod migrations;
 mod outbox;
 mod quarantine;
 mod reading;
+mod retention;
 mod secrets;
 
 use std::{

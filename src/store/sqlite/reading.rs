@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use sqlx::{
     AssertSqlSafe, Sqlite,
+    query::Query,
     sqlite::{SqliteArguments, SqliteRow},
 };
 
@@ -16,9 +17,9 @@ use crate::{
 };
 
 /// SQLite's words.
-struct SqliteDialect {
+pub(super) struct SqliteDialect {
     /// There is a full-text index, and it folds as this program does.
-    is_indexed: bool,
+    pub(super) is_indexed: bool,
 }
 
 /// A text that is none makes every expression fail. There is none in a statement, as long as nobody put one into the
@@ -75,6 +76,10 @@ impl Dialect for SqliteDialect {
         placeholder.to_owned()
     }
 
+    fn now(&self) -> &'static str {
+        "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+    }
+
     fn narrows(&self, text: &str) -> bool {
         self.is_indexed && full_text::candidates(text).is_some()
     }
@@ -124,24 +129,19 @@ impl Readable for SqliteStore {
     }
 }
 
-/// A statement with its values in place.
-pub(super) fn prepared(statement: Statement) -> sqlx::query::Query<'static, Sqlite, SqliteArguments> {
-    let mut query = sqlx::query::<Sqlite>(AssertSqlSafe(statement.text));
-    for value in statement.values {
-        query = match value {
-            Value::Text(text) => query.bind(text),
-            Value::Integer(number) => query.bind(number),
-            Value::Time(at) => query.bind(time_text(at)),
-            Value::Bytes(bytes) => query.bind(bytes),
-        };
-    }
-    query
+/// A statement with its values.
+pub(super) fn bound(text: &str, values: &[Value]) -> Query<'static, Sqlite, SqliteArguments> {
+    values.iter().fold(sqlx::query(AssertSqlSafe(text.to_owned())), |statement, value| match value {
+        Value::Text(text) => statement.bind(text.clone()),
+        Value::Integer(number) => statement.bind(*number),
+        Value::Time(at) => statement.bind(time_text(*at)),
+        Value::Bytes(bytes) => statement.bind(bytes.clone()),
+    })
 }
 
 impl SqliteStore {
     async fn rows(&self, text: &str, values: &[Value]) -> Result<Vec<SqliteRow>, sqlx::Error> {
-        let statement = Statement { text: text.to_owned(), values: values.to_vec() };
-        prepared(statement).fetch_all(&self.readers).await
+        bound(text, values).fetch_all(&self.readers).await
     }
 
     /// The statement for an archive in which some texts are none. Looks at every text, a page at a time; `verify` names

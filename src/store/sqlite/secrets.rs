@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{SqliteStore, reading::prepared};
+use super::{SqliteStore, reading::bound};
 use crate::store::{StoreError, secrets::Resealable, selection::Statement, trouble::failed};
 
 #[async_trait]
@@ -16,7 +16,10 @@ impl Resealable for SqliteStore {
             .run(doing, false, move |connection| {
                 Box::pin(async move {
                     for statement in statements {
-                        prepared(statement).execute(&mut *connection).await.map_err(failed(doing))?;
+                        bound(&statement.text, &statement.values)
+                            .execute(&mut *connection)
+                            .await
+                            .map_err(failed(doing))?;
                     }
                     Ok(())
                 })
