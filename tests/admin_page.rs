@@ -300,7 +300,6 @@ async fn pages_show_what_is_archived(kind: Kind) {
     assert_eq!(actors.len(), 1);
     assert!(actors[0].starts_with("admin page (") && actors[0].ends_with(", 127.0.0.1)"), "{actors:?}");
 
-    other_sites_read_nothing_in_somebodys_name(&scene, &mut sql, &talk).await;
     what_can_not_be_shown_is_said(&scene, &mut sql, &talk).await;
     assert!(scene.relay.server().terminate());
 }
@@ -323,6 +322,7 @@ async fn other_sites_read_nothing_in_somebodys_name(scene: &Scene, sql: &mut Sql
 
 /// Without a note of who reads, without a part of the database, and where there is nothing.
 async fn what_can_not_be_shown_is_said(scene: &Scene, sql: &mut Sql, talk: &str) {
+    other_sites_read_nothing_in_somebodys_name(scene, sql, talk).await;
     // Who can't be noted sees nothing.
     sql.run("ALTER TABLE access_log RENAME TO gone").await.expect("renamed");
     let refused = scene.get(&format!("/conversations/{talk}")).await;
