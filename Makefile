@@ -120,7 +120,7 @@ PROFILE = dist
 BUILT = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/ucwa-relay
 PACKAGE = target/package
 
-deb: ## A Debian package of this machine's architecture (PROFILE)
+deb: ## A Debian package of this machine's architecture (PROFILE, MAINTAINER)
 	@$(CARGO) deb --version >/dev/null 2>&1 || { echo "cargo-deb is missing: cargo install --locked cargo-deb" >&2; exit 1; }
 	$(CARGO) build --locked --profile $(PROFILE)
 	@rm -rf $(PACKAGE) && mkdir -p $(PACKAGE)
@@ -128,7 +128,7 @@ deb: ## A Debian package of this machine's architecture (PROFILE)
 	$(BUILT) completions zsh > $(PACKAGE)/_ucwa-relay
 	$(BUILT) completions fish > $(PACKAGE)/ucwa-relay.fish
 	$(BUILT) man --out $(PACKAGE)/man
-	$(CARGO) deb --locked --no-build --profile $(PROFILE) --deb-revision $(or $(REVISION),1)
+	$(CARGO) deb --locked --no-build --profile $(PROFILE) --deb-revision $(or $(REVISION),1) $(if $(MAINTAINER),--maintainer "$(MAINTAINER)")
 
 # Needs root, mmdebstrap and systemd-container (Debian), and a mirror: no part of make test.
 trydeb: ## Install, start, upgrade, remove and purge the package in a Debian of its own (PROFILE)

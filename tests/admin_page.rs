@@ -304,8 +304,25 @@ async fn pages_show_what_is_archived(kind: Kind) {
     assert!(scene.relay.server().terminate());
 }
 
+/// What another site puts into its own page is not read here, so that nobody stands in `access_log` for it.
+async fn other_sites_read_nothing_in_somebodys_name(scene: &Scene, sql: &mut Sql, talk: &str) {
+    let before = accesses(sql).await;
+    for path in [format!("/conversations/{talk}"), format!("/api/v1/conversations/{talk}/messages")] {
+        let picture = scene
+            .http
+            .get(format!("{}{path}", scene.base))
+            .header("sec-fetch-site", "cross-site")
+            .header("sec-fetch-mode", "no-cors")
+            .header("sec-fetch-dest", "image");
+        let refused = scene.send(picture).await;
+        assert_eq!(refused.status, 403, "{}", refused.text);
+    }
+    assert_eq!(accesses(sql).await, before);
+}
+
 /// Without a note of who reads, without a part of the database, and where there is nothing.
 async fn what_can_not_be_shown_is_said(scene: &Scene, sql: &mut Sql, talk: &str) {
+    other_sites_read_nothing_in_somebodys_name(scene, sql, talk).await;
     // Who can't be noted sees nothing.
     sql.run("ALTER TABLE access_log RENAME TO gone").await.expect("renamed");
     let refused = scene.get(&format!("/conversations/{talk}")).await;
@@ -980,6 +997,129 @@ async fn in_a_browser_pages_follow_what_happens_and_forms_work() {
     // The end of the server is told; live pages do not hold it up.
     assert!(scene.relay.server().terminate());
     browser.says("Not up to date").await;
+}
+
+/// What has the focus, in words, and whether it can be seen that it has.
+const FOCUSED: &str = "(() => {
+    const here = document.activeElement;
+    const style = getComputedStyle(here);
+    const box = here.getBoundingClientRect();
+    const seen = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2 && box.width > 0 && box.height > 0
+        && box.top >= parseFloat(style.outlineWidth) && box.bottom <= innerHeight && box.left >= 0 && box.right <= innerWidth;
+    const name = here === document.body ? '' : here.id || here.getAttribute('aria-label') || here.innerText.trim()
+        || here.getAttribute('href') || here.tagName;
+    return [name, seen];
+})()";
+
+/// Goes through the page with the key Tab from its beginning: what gets the focus, in this order, until it comes to its end.
+/// Whoever looks sees each time where they are.
+async fn tabbed(browser: &Browser) -> Vec<String> {
+    let mut names = Vec::new();
+    while names.len() < 100 {
+        browser.press("Tab").await;
+        let focused = browser.ask(FOCUSED).await;
+        let name = focused[0].as_str().expect("a name").to_owned();
+        if name.is_empty() || (names.len() > 1 && names[0] == name) {
+            return names;
+        }
+        assert_eq!(focused[1], true, "{name} has the focus and does not show it");
+        names.push(name);
+    }
+    panic!("the key Tab leads round and round: {names:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_browser_the_keyboard_is_enough() {
+    let mut scene = Scene::new(Kind::Sqlite, "token_file = \"token\"\n").await;
+    let mut sql = scene.relay.connect().await;
+    let browser = Browser::start().await;
+    let base = scene.base.clone();
+
+    // In: name, token, Enter.
+    browser.open(&format!("{base}/outbox")).await;
+    browser.says("Your name").await;
+    let door = tabbed(&browser).await;
+    let of_door: Vec<&str> = door.iter().map(String::as_str).filter(|name| *name != "ucwa-relay").collect();
+    assert_eq!(of_door, ["To the content", "name", "token", "Sign in"]);
+    browser.ask("document.querySelector('#name').focus()").await;
+    browser.types("Ann").await;
+    browser.press("Tab").await;
+    browser.types(TOKEN).await;
+    browser.press("Enter").await;
+    browser.says("Nothing was ever put into the outbox").await;
+
+    // The order of what is read, the skip link first; it leads past the navigation.
+    browser.open(&format!("{base}/outbox")).await;
+    browser.says("Live").await;
+    let order = tabbed(&browser).await;
+    let top = [
+        "To the content",
+        "ucwa-relay",
+        "Overview",
+        "Accounts",
+        "Conversations",
+        "Search",
+        "Outbox",
+        "Sign out",
+    ];
+    assert_eq!(order[..top.len()], top, "{order:?}");
+    browser.open(&format!("{base}/outbox")).await;
+    browser.says("Live").await;
+    browser.press("Tab").await;
+    assert_eq!(browser.ask(FOCUSED).await, json!(["To the content", true]));
+    browser.photograph("keyboard-skip").await;
+    browser.press("Enter").await;
+    assert_eq!(browser.ask("document.activeElement.id").await, "main");
+    browser.press("Tab").await;
+    let first = browser.ask(FOCUSED).await;
+    assert!(
+        order[top.len()..].iter().any(|name| first[0] == **name),
+        "{first} behind the navigation: {order:?}"
+    );
+
+    // A message, written and queued without a hand on the mouse; a mistake leads back to its field.
+    browser.open(&format!("{base}/outbox/new")).await;
+    browser.ask("document.querySelector('#account').focus()").await;
+    browser.types(ALICE).await;
+    for (field, text) in
+        [("recipients", "nonsense"), ("subject", ""), ("importance", ""), ("body", "Written with keys")]
+    {
+        browser.press("Tab").await;
+        assert_eq!(browser.ask("document.activeElement.id").await, field);
+        browser.types(text).await;
+    }
+    browser.press("Tab").await;
+    browser.press("Enter").await;
+    browser.says("recipients:").await;
+    browser.fill("#recipients", "sip:friend@fabrikam.example").await;
+    browser.press("Enter").await;
+    browser.says("delivered").await;
+
+    // A button of a row, in a list that changes meanwhile: the focus stays where it is.
+    sql.run(&format!(
+        "INSERT INTO outbox (account, recipients, body, state) VALUES ('{ALICE}', 'sip:friend@fabrikam.example', 'x', 'held')"
+    ))
+    .await
+    .expect("a row");
+    let row = sql.rows("SELECT max(id) FROM outbox").await.remove(0);
+    browser.open(&format!("{base}/outbox")).await;
+    browser.says("Live").await;
+    browser.ask(&format!("document.querySelector('#release-{row}').focus()")).await;
+    sql.run(&format!(
+        "INSERT INTO outbox (account, recipients, body, state) VALUES ('{ALICE}', 'sip:another@fabrikam.example', 'x', 'held')"
+    ))
+    .await
+    .expect("another row");
+    browser.says("another@fabrikam.example").await;
+    assert_eq!(browser.ask("document.activeElement.id").await, format!("release-{row}"));
+    browser.press("Enter").await;
+    eventually("the row was released by a key and is delivered", async || {
+        (sql.count(&format!("outbox WHERE id = {row} AND state = 'delivered'")).await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(browser.witnessed().await, Vec::<String>::new());
+    drop(browser);
+    assert!(scene.relay.server().terminate());
 }
 
 // ------------------------------------------------------------------------------------------------ /api/v1

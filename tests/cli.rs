@@ -274,6 +274,8 @@ fn init_makes_a_place_to_start_from_and_overwrites_nothing() {
         use std::os::unix::fs::PermissionsExt;
         let mode = std::fs::metadata(place.path("ucwa-relay.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+        let archive = std::fs::metadata(place.path("ucwa-relay.db")).unwrap().permissions().mode();
+        assert_eq!(archive & 0o007, 0, "what people say is not for everybody on the machine");
     }
     place.run(&["init"]).failed(2, &["ucwa-relay.toml is there already"]);
     place.run(&["migrate"]).succeeded();

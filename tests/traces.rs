@@ -164,7 +164,7 @@ async fn a_collector_that_refuses_is_told_of_once_until_it_takes_spans_again() {
 async fn a_collector_that_is_not_there_harms_nothing() {
     let simulator = Simulate::start(&["--accounts", "1"]);
     let closed = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("an address");
-    let mut relay = relay(&simulator, &format!("http://{closed}/"));
+    let mut relay = relay(&simulator, &format!("http://{closed}/key-of-the-collector"));
     relay.account_state(ALICE, "online").await;
     simulator.call("silent.dana@fabrikam.example", ALICE, "comes in").await;
     send(&relay, "goes out");
@@ -175,4 +175,5 @@ async fn a_collector_that_is_not_there_harms_nothing() {
     assert!(relay.server().terminate());
     let log = relay.server().stderr();
     assert_eq!(log.matches(IN_TROUBLE).count(), 1, "{log}");
+    assert!(!log.contains("key-of-the-collector"), "{log}");
 }

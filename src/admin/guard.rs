@@ -9,7 +9,7 @@ use std::{net::IpAddr, sync::Arc};
 use anyhow::Context as _;
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -23,7 +23,7 @@ use crate::config::AdminSection;
 const SHORTEST_TOKEN: usize = 16;
 
 /// Said with every answer.
-const HEADERS: [(HeaderName, &str); 5] = [
+const HEADERS: [(HeaderName, &str); 6] = [
     (
         header::CONTENT_SECURITY_POLICY,
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; \
@@ -34,6 +34,7 @@ const HEADERS: [(HeaderName, &str); 5] = [
     // Not "no-referrer": with it browsers hide from us, too, where a form came from (Fetch, "append a request Origin header").
     (header::REFERRER_POLICY, "same-origin"),
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
 ];
 
 /// What a request is measured against.
@@ -118,14 +119,15 @@ fn host_name(host: &str) -> &str {
     host.rsplit_once(':').map_or(host, |(name, _)| name)
 }
 
+/// By which name, and at which port, a request asks for this listener. HTTP/2 says it in the address.
+pub(super) fn asked_host<'r>(headers: &'r HeaderMap, uri: &'r Uri) -> Option<&'r str> {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    host.or_else(|| uri.authority().map(Authority::as_str))
+}
+
 /// Refuses foreign names and adds the headers that every answer carries.
 pub(super) async fn protect(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    let host = request
-        .headers()
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok())
-        .or_else(|| request.uri().authority().map(axum::http::uri::Authority::as_str))
-        .map(str::to_owned);
+    let host = asked_host(request.headers(), request.uri()).map(str::to_owned);
     let mut response = match host {
         Some(host) if guard.knows_host(&host) => next.run(request).await,
         Some(_) => (

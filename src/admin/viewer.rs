@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio_util::sync::CancellationToken;
 
-use super::{AdminState, api::Problem, local_user, page::PageError};
+use super::{AdminState, api::Problem, guard, local_user, page::PageError};
 
 /// How long a sign-in lasts.
 const SESSION_LASTS: Duration = Duration::from_secs(12 * 3600);
@@ -328,18 +328,31 @@ fn viewer(state: &AdminState, headers: &HeaderMap, peer: SocketAddr) -> Result<O
     }))
 }
 
+/// What a browser says of who made it ask (Fetch Metadata).
+fn said_by_browser<'h>(headers: &'h HeaderMap, name: &'static str) -> Option<&'h str> {
+    headers.get(HeaderName::from_static(name)).map(|value| value.to_str().unwrap_or_default())
+}
+
 /// Whether a browser says that another site made it ask.
-fn is_from_elsewhere(headers: &HeaderMap) -> bool {
-    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    if text(HeaderName::from_static("sec-fetch-site")).is_some_and(|site| site != "same-origin") {
+fn is_from_elsewhere(headers: &HeaderMap, uri: &Uri) -> bool {
+    if said_by_browser(headers, "sec-fetch-site").is_some_and(|site| site != "same-origin") {
         return true;
     }
-    let host = text(header::HOST);
-    text(header::ORIGIN).is_some_and(|origin| {
+    let origin = headers.get(header::ORIGIN).map(|value| value.to_str().unwrap_or_default());
+    origin.is_some_and(|origin| {
         let named = origin.split_once("://").map(|(_, named)| named);
-        named.is_none()
-            || host.is_some_and(|host| named.is_some_and(|named| !named.eq_ignore_ascii_case(host)))
+        let host = guard::asked_host(headers, uri);
+        !named.zip(host).is_some_and(|(named, host)| named.eq_ignore_ascii_case(host))
     })
+}
+
+/// Whether another site makes a browser load this as a part of itself: as a picture, in a frame, by a script. It would see
+/// nothing of it, but `access_log` would have it that somebody here has read it. Whoever follows a link sees what they
+/// opened.
+fn is_part_of_another_site(headers: &HeaderMap) -> bool {
+    let says = |name| said_by_browser(headers, name);
+    says("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none"))
+        && (says("sec-fetch-mode") != Some("navigate") || says("sec-fetch-dest") != Some("document"))
 }
 
 /// Whether a request asks for more than to be shown something.
@@ -361,7 +374,7 @@ pub(super) async fn refuse_foreign(request: Request, next: Next) -> Response {
     if !changes_something(request.method()) {
         return next.run(request).await;
     }
-    if is_from_elsewhere(request.headers()) {
+    if is_from_elsewhere(request.headers(), request.uri()) {
         return PageError::Forged.into_response();
     }
     let (parts, body) = request.into_parts();
@@ -378,11 +391,14 @@ async fn admitted(
     request: Request,
     proof: impl FnOnce(&Parts, &[u8], &Viewer) -> Result<(), PageError>,
 ) -> Result<Request, PageError> {
+    if is_part_of_another_site(request.headers()) && !changes_something(request.method()) {
+        return Err(PageError::Embedded);
+    }
     let viewer =
         viewer(state, request.headers(), peer).map_err(PageError::Wait)?.ok_or(PageError::Unknown)?;
     let mut request = request;
     if changes_something(request.method()) {
-        if is_from_elsewhere(request.headers()) {
+        if is_from_elsewhere(request.headers(), request.uri()) {
             return Err(PageError::Forged);
         }
         let (parts, body) = request.into_parts();
@@ -537,7 +553,24 @@ mod tests {
             (&[("host", "localhost:8470"), ("sec-fetch-site", "cross-site")], true),
             (&[("host", "localhost:8470"), ("sec-fetch-site", "same-site")], true),
         ] {
-            assert_eq!(is_from_elsewhere(&headers(pairs)), elsewhere, "{pairs:?}");
+            assert_eq!(is_from_elsewhere(&headers(pairs), &Uri::from_static("/")), elsewhere, "{pairs:?}");
         }
+        // HTTP/2 has no Host.
+        let asked = Uri::from_static("https://localhost:8470/sign-in");
+        assert!(!is_from_elsewhere(&headers(&[("origin", "https://localhost:8470")]), &asked));
+        assert!(is_from_elsewhere(&headers(&[("origin", "https://evil.example")]), &asked));
+
+        for (site, mode, dest, part) in [
+            ("cross-site", "no-cors", "image", true),
+            ("same-site", "cors", "empty", true),
+            ("cross-site", "navigate", "iframe", true),
+            ("cross-site", "navigate", "document", false),
+            ("none", "navigate", "document", false),
+            ("same-origin", "cors", "empty", false),
+        ] {
+            let said = [("sec-fetch-site", site), ("sec-fetch-mode", mode), ("sec-fetch-dest", dest)];
+            assert_eq!(is_part_of_another_site(&headers(&said)), part, "{said:?}");
+        }
+        assert!(!is_part_of_another_site(&HeaderMap::new()), "programs say nothing of it");
     }
 }

@@ -107,6 +107,7 @@ pub(super) fn simulate(options: SimulateOptions) -> anyhow::Result<()> {
         if let Some(admin) = simulator.admin_address() {
             println!("# ledger and control: http://{admin}/ledger");
         }
+        println!("server.allow_http = true");
         for uri in simulator.account_uris().iter().take(3) {
             println!("# account: {uri}");
         }

@@ -324,6 +324,10 @@ mod tests {
                 "[server]\nallow_http = true\ndiscovery_url = 'http://lync.contoso.com/'",
                 &["server.discovery_url", "loopback"],
             ),
+            (
+                "[server]\ndiscovery_url = 'https://relay:geheim@lync.contoso.com/'",
+                &["server.discovery_url: has a user name or a password in it"],
+            ),
             ("[server]\ndiscovery_url = 'contoso.com'", &["server.discovery_url", "https://"]),
             ("[server]\ntrusted_domains = ['https://x/']", &["server.trusted_domains", "without scheme"]),
             ("[server]\nca_file = '/does/not/exist.pem'", &["server.ca_file", "/does/not/exist.pem"]),

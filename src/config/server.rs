@@ -63,6 +63,14 @@ impl ServerSection {
                 );
             }
         }
+        if let Some(url) = &self.discovery_url
+            && (!url.username().is_empty() || url.password().is_some())
+        {
+            findings.add(
+                "server.discovery_url",
+                "has a user name or a password in it, which logs would show; leave it out, accounts have their own",
+            );
+        }
         if let Some(path) = &self.ca_file {
             check_readable(findings, "server.ca_file", path);
         }

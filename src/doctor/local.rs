@@ -102,8 +102,12 @@ pub(super) fn key_file(config: &Config, subjects: &[Subject]) -> Step {
         );
     }
     if refused.is_empty() {
-        let found =
-            format!("{} is its owner's alone and opens {} sealed passwords", path.display(), sealed.len());
+        let opens = match sealed.len() {
+            0 => "no password is sealed".to_owned(),
+            1 => "opens the one sealed password".to_owned(),
+            all => format!("opens all {all} sealed passwords"),
+        };
+        let found = format!("{} is its owner's alone and {opens}", path.display());
         return Step::new("key file", Outcome::Ok, began.elapsed(), found);
     }
     let found = format!(

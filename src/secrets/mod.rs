@@ -417,7 +417,21 @@ fn create_key_file(path: &Path) -> io::Result<()> {
         }
     });
     let removed = std::fs::remove_file(&new);
-    written.and(removed)
+    // What the key seals is soon in the database, for good.
+    written.and(removed).and_then(|()| keep_name(path))
+}
+
+/// Brings to the disk that a file of this name is there: the name stands in the directory, not in the file.
+#[cfg(unix)]
+fn keep_name(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()
+}
+
+/// Directories can't be opened there.
+#[cfg(not(unix))]
+fn keep_name(_: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 /// Writes a file that is its owner's alone, and on the disk when this returns.

@@ -11,7 +11,7 @@ use std::{io, path::Path};
 use chacha20poly1305::{Key, aead::Generate};
 use zeroize::Zeroizing;
 
-use super::{KeyHold, Sealer, SecretError, read_keys, write_keys};
+use super::{KeyHold, Sealer, SecretError, keep_name, read_keys, write_keys};
 use crate::{
     identifiers::SipUri,
     store::{Resealed, SealedSecret, SecretStore, StoreError},
@@ -155,10 +155,8 @@ fn change(path: &Path, changed: impl FnOnce(Keys) -> Option<Keys>) -> Result<Opt
         keep_owner(&place, &file)?;
         file.lock()?;
         std::fs::rename(&new, &place)?;
-        // The directory has to be on the disk before the database forgets the old keys.
-        let directory =
-            place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::File::open(directory)?.sync_all()?;
+        // Before the database forgets the old keys.
+        keep_name(&place)?;
         Ok(KeyHold { _file: file })
     };
     replace().map(Some).map_err(|source| {

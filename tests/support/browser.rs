@@ -174,6 +174,27 @@ impl Browser {
         post(&self.http, &path, &json!({ "text": text })).await;
     }
 
+    /// Writes where the focus is.
+    pub(crate) async fn types(&self, text: &str) {
+        self.devtools("Input.insertText", json!({ "text": text })).await;
+    }
+
+    /// Presses a key and lets it go: `Tab` or `Enter`.
+    pub(crate) async fn press(&self, key: &str) {
+        let (code, text) = match key {
+            "Tab" => (9, None),
+            "Enter" => (13, Some("\r")),
+            other => panic!("there is no such key: {other}"),
+        };
+        for kind in ["keyDown", "keyUp"] {
+            let mut pressed = json!({ "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code, "nativeVirtualKeyCode": code });
+            if kind == "keyDown" && text.is_some() {
+                pressed["text"] = json!(text);
+            }
+            self.devtools("Input.dispatchKeyEvent", pressed).await;
+        }
+    }
+
     /// Clicks what is there.
     pub(crate) async fn click(&self, selector: &str) {
         let element = self.element(selector).await;

@@ -64,6 +64,9 @@ pub(super) enum PageError {
         "This form did not come from a page of this session, so nothing was done. Open the page again and repeat it."
     )]
     Forged,
+    /// Another site makes a browser load it.
+    #[error("Another site asked for this, so it is not shown. Open it by its address, or by a link.")]
+    Embedded,
     /// More bytes were sent than are read.
     #[error("What was sent is longer than {} KiB, so nothing was done.", .0 / 1024)]
     TooLong(usize),
@@ -102,7 +105,7 @@ impl PageError {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Conflict(_) => StatusCode::CONFLICT,
-            Self::Forged => StatusCode::FORBIDDEN,
+            Self::Forged | Self::Embedded => StatusCode::FORBIDDEN,
             Self::TooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::Wait(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -120,7 +123,7 @@ impl PageError {
             Self::BadRequest(_) | Self::Unprocessable(_) | Self::NotJson => "That can't be asked",
             Self::Unknown => "Who asks?",
             Self::Conflict(_) => "That can't be done now",
-            Self::Forged => "Refused",
+            Self::Forged | Self::Embedded => "Refused",
             Self::TooLong(_) => "Too long",
             Self::TooSlow => "Too slow",
             Self::Wait(_) => "Too many attempts",

@@ -257,6 +257,19 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     }
 }
 
+/// Creates the file, if it is missing, so that users who are neither its owner nor of its group can't read what people
+/// said; what SQLite puts beside it gets the same mode.
+fn create_private(path: &Path) -> std::io::Result<()> {
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o660);
+    match options.open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        created => created.map(drop),
+    }
+}
+
 async fn open(location: &Location, readers: u32) -> Result<(SqlitePool, SqlitePool), StoreError> {
     let unavailable = |source| match failed("opening it")(source) {
         StoreError::Refused { operation, source } => StoreError::Unavailable { operation, source },
@@ -283,6 +296,7 @@ async fn open(location: &Location, readers: u32) -> Result<(SqlitePool, SqlitePo
             Ok((shared.clone(), shared))
         }
         Location::File(path) => {
+            create_private(path).map_err(|error| unavailable(error.into()))?;
             let options = options
                 .filename(path)
                 .create_if_missing(true)
