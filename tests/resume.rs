@@ -203,8 +203,7 @@ async fn a_send_under_way_is_uncertain_until_its_own_answer_comes() {
     })
     .await;
     // No event of the two comes before the server forgets them.
-    let events = json!({ "account": ALICE, "operation": "events", "fault": "delay", "ms": 12000 });
-    inject(&simulator, &events).await;
+    strike(&simulator, json!({ "fault": "delay", "ms": 12000 })).await;
     inject(&simulator, &json!({ "account": ALICE, "operation": "events", "fault": "resume" })).await;
     inject(&simulator, &json!({ "operation": "sendMessage", "fault": "delay_after", "ms": 18000 })).await;
     let late = insert(&pool, "silent.late@fabrikam.example", "late").await;
